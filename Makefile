@@ -1,0 +1,61 @@
+# Everything a contributor runs. Needs Python 3.11 to 3.13 with pip and venv, and make; `make lock` needs uv too.
+# Where packages come from is pip's own configuration; nothing here names an index.
+
+PYTHON ?= python3
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAGE  := .stage/tree
+STAMP  := $(VENV)/.installed
+
+MANIFESTS := pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml devkit/pyproject.toml
+LOCKS     := requirements/dev.txt requirements/protoc.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv stage demo test check protos lock clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Build .venv from the hash-pinned locks, with the five distributions editable
+
+# A lock with hashes cannot list editables: the locks come first, then the distributions without dependencies.
+$(STAMP): $(LOCKS) $(MANIFESTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "Casemate needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	    echo "Name another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "building $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements/protoc.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
+	    $(foreach manifest,$(MANIFESTS),-e ./$(dir $(manifest)))
+	@touch $@
+
+stage: venv ## Build the enclave's staged tree: the one artefact that is measured and run
+	@$(BIN)/python -m casemate_devkit.stage --output $(STAGE)
+
+demo: stage ## Walk through the whole service on this machine (KEEP=1 leaves it running)
+	@$(BIN)/python -m casemate_devkit.demo $(if $(filter 1,$(KEEP)),--keep)
+
+test: stage ## Run every test
+	@$(BIN)/python -m pytest
+
+check: venv ## Lint, format, types, import contracts, drift of generated files
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python tests/vectors/generate.py --check
+
+protos: venv ## Regenerate the committed code from protos/
+	@$(BIN)/python protos/generate.py
+
+lock: ## Regenerate requirements/*.txt (UPGRADE=1 takes newer versions); needs uv
+	@requirements/lock.sh
+
+clean: ## Remove what the other targets made
+	@rm -rf $(VENV) .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Confidential inference: what every party shares, and the client."""

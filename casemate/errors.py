@@ -1,0 +1,114 @@
+"""Reason codes and the exceptions that carry them (SPEC 11).
+
+A failed check raises; nothing returns ``True`` for "valid". ``str(error)`` never contains keys,
+payloads or tensors: whoever raises one writes only names, sizes, indices and codes into it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Stable reason codes; the strings are the wire values."""
+
+    # Outside the seal (SPEC 11.1)
+    MALFORMED = "MALFORMED"
+    UNSUPPORTED_VERSION = "UNSUPPORTED_VERSION"
+    TOO_LARGE = "TOO_LARGE"
+    WRONG_AUDIENCE = "WRONG_AUDIENCE"
+    UNKNOWN_KEY = "UNKNOWN_KEY"
+    UNKNOWN_INSTANCE = "UNKNOWN_INSTANCE"
+    STALE_SESSION = "STALE_SESSION"
+    EXPIRED = "EXPIRED"
+    OPEN_FAILED = "OPEN_FAILED"
+    REPLAYED = "REPLAYED"
+    OVERLOADED = "OVERLOADED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    UNAVAILABLE = "UNAVAILABLE"
+    NOT_CONFIGURED = "NOT_CONFIGURED"
+    ALREADY_CONFIGURED = "ALREADY_CONFIGURED"
+    CLOCK_UNAVAILABLE = "CLOCK_UNAVAILABLE"
+    KEY_RELEASE_DENIED = "KEY_RELEASE_DENIED"
+    KEY_RELEASE_UNAVAILABLE = "KEY_RELEASE_UNAVAILABLE"
+    KEY_RELEASE_INVALID = "KEY_RELEASE_INVALID"
+    INTERNAL = "INTERNAL"
+    # Sealed models (SPEC 8.3)
+    MODEL_MALFORMED = "MODEL_MALFORMED"
+    MODEL_PUBLISHER_UNKNOWN = "MODEL_PUBLISHER_UNKNOWN"
+    MODEL_SIGNATURE_INVALID = "MODEL_SIGNATURE_INVALID"
+    MODEL_VERSION_REVOKED = "MODEL_VERSION_REVOKED"
+    MODEL_OPEN_FAILED = "MODEL_OPEN_FAILED"
+    MODEL_REJECTED = "MODEL_REJECTED"
+    # Inside the seal (SPEC 11.2)
+    OK = "OK"
+    UNKNOWN_MODEL = "UNKNOWN_MODEL"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    CALLER_REFUSED = "CALLER_REFUSED"
+    INVALID_REQUEST = "INVALID_REQUEST"
+    INVALID_INPUT = "INVALID_INPUT"
+    MODEL_FAILED = "MODEL_FAILED"
+    # Verification steps (SPEC 3.8)
+    EVIDENCE_SIZE = "EVIDENCE_SIZE"
+    EVIDENCE_COSE = "EVIDENCE_COSE"
+    EVIDENCE_ALGORITHM = "EVIDENCE_ALGORITHM"
+    EVIDENCE_PAYLOAD = "EVIDENCE_PAYLOAD"
+    EVIDENCE_PLATFORM = "EVIDENCE_PLATFORM"
+    EVIDENCE_ROOT = "EVIDENCE_ROOT"
+    EVIDENCE_CHAIN = "EVIDENCE_CHAIN"
+    EVIDENCE_SIGNATURE = "EVIDENCE_SIGNATURE"
+    EVIDENCE_AGE = "EVIDENCE_AGE"
+    EVIDENCE_NONCE = "EVIDENCE_NONCE"
+    EVIDENCE_DEBUG = "EVIDENCE_DEBUG"
+    EVIDENCE_MEASUREMENTS = "EVIDENCE_MEASUREMENTS"
+    EVIDENCE_CONFIGURATION = "EVIDENCE_CONFIGURATION"
+    EVIDENCE_BINDING = "EVIDENCE_BINDING"
+    EVIDENCE_KEYS = "EVIDENCE_KEYS"
+    EVIDENCE_INSTANCE = "EVIDENCE_INSTANCE"
+    EVIDENCE_AUDIENCE = "EVIDENCE_AUDIENCE"
+    EVIDENCE_MODELS = "EVIDENCE_MODELS"
+    # On the client (SPEC 11.3, 12.2)
+    POLICY_INVALID = "POLICY_INVALID"
+    ANSWER_OPEN_FAILED = "ANSWER_OPEN_FAILED"
+    ANSWER_INSTANCE_UNKNOWN = "ANSWER_INSTANCE_UNKNOWN"
+    KMS_POLICY_TOO_WIDE = "KMS_POLICY_TOO_WIDE"
+    KMS_FAILED = "KMS_FAILED"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    HOST_UNREACHABLE = "HOST_UNREACHABLE"
+
+
+class CasemateError(Exception):
+    """A refusal with a stable reason code; the base of every exception Casemate raises."""
+
+    def __init__(self, code: Code, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class EvidenceError(CasemateError):
+    """Evidence failed a verification step (SPEC 3.8)."""
+
+
+class EnvelopeError(CasemateError):
+    """A sealed message was refused (SPEC 5, 6)."""
+
+
+class ModelError(CasemateError):
+    """A sealed model was refused (SPEC 8.3)."""
+
+
+class KeyReleaseError(CasemateError):
+    """KMS did not release a key, or its answer was refused (SPEC 10.3)."""
+
+
+class PolicyError(CasemateError):
+    """A trust policy or key policy was refused (SPEC 12.2)."""
+
+
+class FrameError(CasemateError):
+    """A frame or an address was refused, or the other side answered with an error (SPEC 9)."""
+
+
+class RequestError(CasemateError):
+    """A request failed: by the service, or by its sealed status."""

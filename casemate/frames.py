@@ -1,0 +1,125 @@
+"""Frames between host and enclave (SPEC 9.2, 9.3)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from casemate import cbor, limits
+from casemate.errors import Code, FrameError
+
+if TYPE_CHECKING:
+    import socket
+
+    from casemate.wire import Buffer
+
+_HEAD = struct.Struct(">IBI")
+_COUNTED = 5  # bytes of the head that the length counts: type and budget
+ANSWER = 0x80
+ERROR = 0xFF
+
+
+class FrameType(IntEnum):
+    """Types of frames sent by the host (SPEC 9.3)."""
+
+    CONFIGURE = 1
+    CREDENTIALS = 2
+    REQUEST = 3
+    EVIDENCE = 5
+    LOAD = 6
+    MODEL_DATA = 7
+    HEALTH = 8
+    COUNTERS = 9
+    UNLOAD = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One received frame; ``budget`` in milliseconds."""
+
+    type: int
+    budget: int
+    payload: memoryview
+
+
+def send_frame(
+    channel: socket.socket, kind: int, payload: Buffer | tuple[Buffer, ...], budget: int = 0
+) -> None:
+    """Send one frame, gathering ``payload`` pieces without joining them."""
+    pieces = payload if isinstance(payload, tuple) else (payload,)
+    length = _COUNTED + sum(len(piece) for piece in pieces)
+    if length > limits.FRAME_MAX:
+        raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limits.FRAME_MAX}")
+    buffers = [memoryview(_HEAD.pack(length, kind, budget))]
+    buffers += [memoryview(piece) for piece in pieces]
+    while buffers:
+        sent = channel.sendmsg(buffers)
+        while buffers and sent >= len(buffers[0]):
+            sent -= len(buffers.pop(0))
+        if sent:
+            buffers[0] = buffers[0][sent:]
+
+
+def receive_frame(channel: socket.socket, limit: int = limits.FRAME_MAX) -> Frame | None:
+    """Receive one frame; None when the peer closed between frames.
+
+    The declared length is checked before memory is taken. Raises FrameError: MALFORMED for a bad
+    or cut frame, TOO_LARGE above ``limit``; OSError and TimeoutError pass through.
+    """
+    head = bytearray(_HEAD.size)
+    got = channel.recv_into(head)
+    if got == 0:
+        return None
+    _fill(channel, memoryview(head)[got:])
+    length, kind, budget = _HEAD.unpack(head)
+    if length < _COUNTED:
+        raise FrameError(Code.MALFORMED, "frame shorter than its head")
+    if length > limit:
+        raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
+    payload = memoryview(bytearray(length - _COUNTED))
+    _fill(channel, payload)
+    return Frame(kind, budget or limits.FRAME_BUDGET_DEFAULT, payload)
+
+
+def _fill(channel: socket.socket, view: memoryview) -> None:
+    while view:
+        got = channel.recv_into(view)
+        if got == 0:
+            raise FrameError(Code.MALFORMED, "connection closed within a frame")
+        view = view[got:]
+
+
+def send_error(channel: socket.socket, code: Code, detail: str) -> None:
+    """Send the error answer of SPEC 9.2; ``detail`` is cut to its bound."""
+    text = detail.encode()[: limits.DETAIL_MAX].decode(errors="ignore")
+    send_frame(channel, ERROR, cbor.encode({"code": str(code), "detail": text}))
+
+
+def expect_answer(channel: socket.socket, kind: int) -> memoryview:
+    """Receive the answer to a frame of type ``kind``; an error answer is raised as FrameError."""
+    frame = receive_frame(channel)
+    if frame is None:
+        raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection")
+    if frame.type == ERROR:
+        raise _remote_error(bytes(frame.payload))
+    if frame.type != kind | ANSWER:
+        raise FrameError(Code.MALFORMED, f"answer of type {frame.type} to a frame of type {kind}")
+    return frame.payload
+
+
+def exchange(
+    channel: socket.socket, kind: int, payload: Buffer | tuple[Buffer, ...] = b"", budget: int = 0
+) -> memoryview:
+    """Send one frame and return its answer's payload."""
+    send_frame(channel, kind, payload, budget)
+    return expect_answer(channel, kind)
+
+
+def _remote_error(payload: bytes) -> FrameError:
+    try:
+        answer = cbor.decode_map(payload, {"code": str, "detail": str})
+        return FrameError(Code(answer["code"]), answer["detail"][: limits.DETAIL_MAX])
+    except (cbor.CborError, ValueError):
+        return FrameError(Code.MALFORMED, "error answer that cannot be read")

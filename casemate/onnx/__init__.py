@@ -1,0 +1,1 @@
+"""The part of ONNX that the client reads: a model's inputs and outputs (generated)."""

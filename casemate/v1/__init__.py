@@ -1,0 +1,1 @@
+"""The outer service: messages between a client and the untrusted host."""

@@ -1,0 +1,1 @@
+"""What only developers and tests run: simulated security module, KMS double, launcher."""

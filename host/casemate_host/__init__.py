@@ -1,0 +1,1 @@
+"""The untrusted host: gRPC front, opaque relay, egress proxy."""
