@@ -94,7 +94,7 @@ def fields(value: Value, keys: Mapping[str, type | tuple[type, ...]]) -> dict[st
         msg = "not a map"
         raise CborError(msg)
     if value.keys() != keys.keys():
-        wrong = sorted(str(key)[:64] for key in value.keys() ^ keys.keys())
+        wrong = sorted(ascii(key)[:64] for key in value.keys() ^ keys.keys())
         msg = f"missing or unknown keys: {', '.join(wrong)[:200]}"
         raise CborError(msg)
     for key, kinds in keys.items():

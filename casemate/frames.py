@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -62,29 +63,46 @@ def send_frame(
             buffers[0] = buffers[0][sent:]
 
 
-def receive_frame(channel: socket.socket, limit: int = limits.FRAME_MAX) -> Frame | None:
+def receive_frame(
+    channel: socket.socket,
+    limit: int = limits.FRAME_MAX,
+    *,
+    idle_s: float | None = None,
+    within_s: float | None = None,
+) -> Frame | None:
     """Receive one frame; None when the peer closed between frames.
 
-    The declared length is checked before memory is taken. Raises FrameError: MALFORMED for a bad
-    or cut frame, TOO_LARGE above ``limit``; OSError and TimeoutError pass through.
+    The declared length is checked before memory is taken. With ``within_s`` the whole frame has
+    that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
+    bounds the wait for that byte; without it the channel's own time-out applies to each read.
+    Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above ``limit``; OSError and
+    TimeoutError pass through.
     """
+    if within_s is not None:
+        channel.settimeout(idle_s)
     head = bytearray(_HEAD.size)
     got = channel.recv_into(head)
     if got == 0:
         return None
-    _fill(channel, memoryview(head)[got:])
+    end = None if within_s is None else time.monotonic() + within_s
+    _fill(channel, memoryview(head)[got:], end)
     length, kind, budget = _HEAD.unpack(head)
     if length < _COUNTED:
         raise FrameError(Code.MALFORMED, "frame shorter than its head")
     if length > limit:
         raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
     payload = memoryview(bytearray(length - _COUNTED))
-    _fill(channel, payload)
+    _fill(channel, payload, end)
     return Frame(kind, budget or limits.FRAME_BUDGET_DEFAULT, payload)
 
 
-def _fill(channel: socket.socket, view: memoryview) -> None:
+def _fill(channel: socket.socket, view: memoryview, end: float | None) -> None:
     while view:
+        if end is not None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the frame takes too long")
+            channel.settimeout(left)
         got = channel.recv_into(view)
         if got == 0:
             raise FrameError(Code.MALFORMED, "connection closed within a frame")
@@ -103,7 +121,7 @@ def expect_answer(channel: socket.socket, kind: int) -> memoryview:
     if frame is None:
         raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection")
     if frame.type == ERROR:
-        raise _remote_error(bytes(frame.payload))
+        raise remote_error(bytes(frame.payload))
     if frame.type != kind | ANSWER:
         raise FrameError(Code.MALFORMED, f"answer of type {frame.type} to a frame of type {kind}")
     return frame.payload
@@ -117,7 +135,8 @@ def exchange(
     return expect_answer(channel, kind)
 
 
-def _remote_error(payload: bytes) -> FrameError:
+def remote_error(payload: bytes) -> FrameError:
+    """Read an error answer's payload; what cannot be read becomes MALFORMED."""
     try:
         answer = cbor.decode_map(payload, {"code": str, "detail": str})
         return FrameError(Code(answer["code"]), answer["detail"][: limits.DETAIL_MAX])

@@ -26,6 +26,14 @@ INSTANCE_CONFIG_MAX: Final = 1 * KIB
 MEASUREMENT_LOG_MAX: Final = 512 * KIB  # 1,024 entries of at most 400 bytes
 MEASUREMENT_LOG_ENTRIES: Final = 1024  # a busy day of model updates; then the enclave must restart
 EVIDENCE_MAX: Final = 1 * MIB  # all of the above in one message
+AUDIENCE_MAX: Final = 255  # bytes of UTF-8: a name for people, not a payload
+PUBLISHERS_MAX: Final = 16  # keys of the model owners one service trusts
+MINIMUM_VERSIONS_MAX: Final = 256  # one for each model that a policy can name
+MODELS_MAX: Final = 64  # loaded side by side; memory runs out earlier
+KMS_REGIONS_MAX: Final = 8
+TLS_ROOTS_MAX: Final = 16  # AWS publishes five
+TLS_ROOT_MAX: Final = 4 * KIB  # an RSA-4096 root takes 1.4 KiB
+KEY_CONFIGS_MAX: Final = 2  # the current key, and during rotation the previous one
 NONCE_MIN: Final = 16  # 128 bits: cannot be guessed
 NONCE_MAX: Final = 64
 CLOCK_SKEW: Final = 60_000  # how far a document may lie in the verifier's future
@@ -48,6 +56,7 @@ HEADER_MAX: Final = 118 + 4 + WRAPPED_KEY_MAX
 REQUEST_MAX: Final = 64 * MIB  # ceiling of limits.request_bytes: one unary message in memory
 PREAMBLE_MAX: Final = 1 * KIB
 TRAILER_MAX: Final = 2 * KIB
+NAME_MAX: Final = 255  # names of models and tensors: a line in an error text
 DETAIL_MAX: Final = 512  # error texts name things; they never quote content
 
 # Sessions (SPEC 6)
@@ -58,6 +67,12 @@ SESSIONS_MAX: Final = 1 << 20
 KEY_CACHE_MAX: Final = 4096  # unwrapped data keys; an unwrap costs 0.1 ms (hpke) to 20 ms (kms)
 CLOCK_REFRESH: Final = 60_000
 CLOCK_SILENCE_MAX: Final = 300_000  # a host that freezes the device cannot stretch time further
+CLOCK_READING_MAX: Final = 5_000  # a reading that took longer says too little about the present
+
+# The Nitro Security Module (linux/nsm.h)
+NSM_REQUEST_MAX: Final = 0x1000
+NSM_RESPONSE_MAX: Final = 0x3000
+NSM_TIMEOUT_S: Final = 10.0  # a document takes some 10 ms; the driver itself would wait two minutes
 
 # Sealed models (SPEC 8)
 MODEL_HEADER_MAX: Final = 64 * KIB
@@ -67,18 +82,57 @@ MODEL_BYTES_MAX: Final = 1 << 40
 ANSWER_BUCKET_MAX: Final = 64 * MIB
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
+TENSOR_DESCRIPTION_MAX: Final = 1 * KIB  # a name, a datatype, eight dimensions of ten bytes, with room
+STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
+ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
 
 # Frames (SPEC 9)
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
 FRAME_BUDGET_DEFAULT: Final = 30_000
+FRAME_BUDGET_MAX: Final = 600_000  # however long the sender says that it waits, a run ends after this
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 CONNECTIONS_MAX: Final = 64  # enclave side: 32 relay connections, control, and room for a reconnect
+STOP_TIMEOUT_S: Final = 5.0  # for what is under way when the enclave is told to end
 EGRESS_NAME_MAX: Final = 259  # a 253-byte host name, colon, port
+
+# Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
+RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
+UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
+UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains
+EVIDENCE_CALLS_MAX: Final = 4  # fresh documents being made; a stalled device must not hold the workers
+EVIDENCE_RATE: Final = 10.0  # fresh documents a second: the device signs some tens
+EVIDENCE_BURST: Final = 20
+STREAMS_MAX: Final = 16  # health watches and reflection; each holds a worker for as long as it is open
+SPARE_WORKERS: Final = 8  # answer health checks and refusals while all others are busy
+RECEIVE_TIMEOUT_S: Final = 30.0  # a caller may take this long to deliver its message
+DRAIN_DEFAULT_S: Final = 10.0
+HEALTH_PERIOD_S: Final = 2.0  # how long the loss of an idle enclave may go unseen
+CONTROL_TIMEOUT_S: Final = 10.0  # health, evidence, configuration: the enclave answers in milliseconds
+LOAD_TIMEOUT_S: Final = 600.0  # gigabytes of model, attested key release and optimisation by the runtime
+BACKOFF_FIRST_S: Final = 0.25
+BACKOFF_MAX_S: Final = 5.0  # a restarted enclave waits no longer than this for its configuration
+RELOAD_MAX_S: Final = 60.0  # between attempts to load a model that failed
+CREDENTIALS_MAX: Final = 16 * KIB  # a session token is below 4 KiB
+CREDENTIALS_WARN_S: Final = 300.0  # tools renew credentials at least this long before their end
+HOST_CONFIG_MAX: Final = 256 * KIB
+EGRESS_CONNECTIONS: Final = 32
+EGRESS_HANDSHAKE_S: Final = 10.0
+EGRESS_CONNECT_S: Final = 5.0
+EGRESS_IDLE_S: Final = 120.0  # above the idle time after which KMS closes a connection
+EGRESS_BUFFER: Final = 64 * KIB  # in each direction of each connection
 
 # Key release (SPEC 10)
 KMS_TIMEOUT_S: Final = 5.0
 KMS_ATTEMPTS: Final = 3
 KMS_ENVELOPE_MAX: Final = 6144  # KMS API limit of CiphertextForRecipient
+KEY_POLICY_MAX: Final = 32 * KIB  # KMS API limit of a key policy
+KMS_ANSWER_MAX: Final = 64 * KIB  # an HTTP body; an envelope in base64 is below 10 KiB
+KMS_BACKOFF_S: Final = 0.1  # before the second attempt; twice that before the third
+KMS_CONCURRENT: Final = 16  # unwraps in flight: a flood must not drain the account's quota
+KMS_IDLE_CONNECTIONS: Final = 4  # kept alive for each region; a handshake is 3 round trips
+KMS_IDLE_S: Final = 20.0  # KMS closes idle connections soon after
+KMS_RECIPIENT_KEY_S: Final = 3600.0  # an RSA key made inside the enclave serves for one hour
+CREDENTIAL_MAX: Final = 8 * KIB  # session tokens reach 4 KiB
 
 # Trust policy (SPEC 12)
 POLICY_MAX: Final = 256 * KIB

@@ -1,5 +1,6 @@
-"""Train the demo's classifier; write `wdbc.onnx`, `heldout.csv` and `ORIGIN.json` beside this file.
+"""Train the demo's classifier; write its files beside this one.
 
+`wdbc.onnx`, `heldout.csv` (with targets), `example.csv` (20 rows without) and `ORIGIN.json`.
 Dev-only: needs `requirements/train.txt`. The committed files are its output; the demo and the tests
 only read them. The data are the Wisconsin diagnostic breast cancer records that scikit-learn ships.
 """
@@ -25,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).parent
 SEED = 20
+EXAMPLE_ROWS = 20
 OPSET = 17
 
 
@@ -53,6 +55,11 @@ def main() -> None:
         writer.writerow([*data.feature_names, "target"])
         rows = zip(test_x.tolist(), test_y.tolist(), strict=True)
         writer.writerows([*map(repr, row), target] for row, target in rows)
+
+    with (HERE / "example.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(data.feature_names)
+        writer.writerows(map(repr, row) for row in test_x[:EXAMPLE_ROWS].tolist())
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     label, _ = session.run(None, {"features": test_x})

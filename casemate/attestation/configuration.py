@@ -1,0 +1,171 @@
+"""The configuration: all that decides trust and is not code (SPEC 3.2)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from casemate import cbor, limits
+from casemate.attestation._checks import (
+    MODEL_NAME,
+    VERSION_MAX,
+    ascending,
+    between,
+    matching,
+    parsed,
+    require,
+    sized,
+)
+from casemate.errors import Code
+from casemate.wire import digest, label, lp
+
+VERSION: Final = 1
+PUBLISHER_BYTES: Final = 32
+PARTITIONS: Final = ("aws", "aws-cn", "aws-us-gov")
+PROVIDERS: Final = ("CPUExecutionProvider",)
+PCR_CONFIGURATION: Final = 16
+
+_CODE: Final = Code.EVIDENCE_CONFIGURATION
+_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]")
+_MINIMUM_KEY: Final = re.compile(rf"[0-9a-f]{{64}}/{MODEL_NAME.pattern}")
+_REGISTER_AT_BOOT: Final = bytes(limits.PCR_BYTES)
+_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
+    "v": int,
+    "audience": str,
+    "publishers": list,
+    "minimum_versions": dict,
+    "kms": (dict, type(None)),
+    "limits": dict,
+    "providers": list,
+}
+_KMS_KEYS: Final = {"partition": str, "regions": list, "tls_roots": list}
+_LIMIT_BOUNDS: Final = {
+    "sessions": limits.SESSIONS_MAX,
+    "models": limits.MODELS_MAX,
+    "model_bytes": limits.MODEL_BYTES_MAX,
+    "request_bytes": limits.REQUEST_MAX,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KmsConfiguration:
+    """Where keys may be released from: ``tls_roots`` are the only roots for TLS to KMS, as DER."""
+
+    partition: str
+    regions: tuple[str, ...]
+    tls_roots: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        require(self.partition in PARTITIONS, _CODE, "unknown KMS partition")
+        between(len(self.regions), 1, limits.KMS_REGIONS_MAX, _CODE, "KMS regions")
+        for region in self.regions:
+            matching(region, _REGION, _CODE, "KMS region")
+        require(len(set(self.regions)) == len(self.regions), _CODE, "a KMS region is listed twice")
+        between(len(self.tls_roots), 1, limits.TLS_ROOTS_MAX, _CODE, "TLS roots")
+        for root in self.tls_roots:
+            sized(root, 1, limits.TLS_ROOT_MAX, _CODE, "TLS root")
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Host name of KMS for each region; the port is always 443."""
+        suffix = "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+        return {region: f"kms.{region}.{suffix}" for region in self.regions}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """Bounds of one enclave: sessions and models held at a time, sizes in bytes."""
+
+    sessions: int
+    models: int
+    model_bytes: int
+    request_bytes: int
+
+    def __post_init__(self) -> None:
+        for name, bound in _LIMIT_BOUNDS.items():
+            between(getattr(self, name), 1, bound, _CODE, f"limits.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The one configuration of an enclave, measured into PCR16.
+
+    ``publishers`` are Ed25519 public keys of 32 bytes, ascending. ``minimum_versions`` maps
+    ``<publisher in hex>/<model name>`` to the lowest version that may be loaded. Without ``kms``
+    there is no attested key release. Construction checks every bound of SPEC 3.2 and raises
+    EvidenceError (EVIDENCE_CONFIGURATION).
+    """
+
+    audience: str
+    publishers: tuple[bytes, ...]
+    minimum_versions: dict[str, int]
+    kms: KmsConfiguration | None
+    limits: ServiceLimits
+    providers: tuple[str, ...] = PROVIDERS
+
+    def __post_init__(self) -> None:
+        between(len(self.audience.encode()), 1, limits.AUDIENCE_MAX, _CODE, "bytes of audience")
+        between(len(self.publishers), 1, limits.PUBLISHERS_MAX, _CODE, "publishers")
+        for publisher in self.publishers:
+            sized(publisher, PUBLISHER_BYTES, PUBLISHER_BYTES, _CODE, "publisher key")
+        require(ascending(self.publishers), _CODE, "publishers are not strictly ascending")
+        self._check_minimum_versions()
+        require(self.providers == PROVIDERS, _CODE, "unknown execution provider")
+
+    def _check_minimum_versions(self) -> None:
+        between(
+            len(self.minimum_versions), 0, limits.MINIMUM_VERSIONS_MAX, _CODE, "minimum versions"
+        )
+        for key, version in self.minimum_versions.items():
+            matching(key, _MINIMUM_KEY, _CODE, "minimum version's <publisher>/<model>")
+            between(version, 1, VERSION_MAX, _CODE, "minimum version")
+
+    def encode(self) -> bytes:
+        """Return the deterministic CBOR of SPEC 3.2."""
+        kms = self.kms
+        return cbor.encode(
+            {
+                "v": VERSION,
+                "audience": self.audience,
+                "publishers": self.publishers,
+                "minimum_versions": self.minimum_versions,
+                "kms": None if kms is None else {name: getattr(kms, name) for name in _KMS_KEYS},
+                "limits": {name: getattr(self.limits, name) for name in _LIMIT_BOUNDS},
+                "providers": self.providers,
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> Configuration:
+        """Parse ``data``; raises EvidenceError (EVIDENCE_CONFIGURATION) if it breaks SPEC 3.2."""
+        with parsed(_CODE):
+            require(len(data) <= limits.CONFIGURATION_MAX, _CODE, "configuration is too large")
+            value = cbor.decode_map(data, _KEYS)
+            require(value["v"] == VERSION, _CODE, "unknown version")
+            bounds = cbor.fields(value["limits"], dict.fromkeys(_LIMIT_BOUNDS, int))
+            return cls(
+                audience=value["audience"],
+                publishers=tuple(value["publishers"]),
+                minimum_versions=value["minimum_versions"],
+                kms=_parse_kms(value["kms"]),
+                limits=ServiceLimits(**bounds),
+                providers=tuple(value["providers"]),
+            )
+
+
+def _parse_kms(value: cbor.Value) -> KmsConfiguration | None:
+    if value is None:
+        return None
+    kms = cbor.fields(value, _KMS_KEYS)
+    return KmsConfiguration(kms["partition"], tuple(kms["regions"]), tuple(kms["tls_roots"]))
+
+
+def configuration_event(configuration: bytes) -> bytes:
+    """Return what the enclave extends PCR16 with, 48 bytes, for encoded configuration."""
+    return digest(label("config"), lp(configuration))
+
+
+def pcr16(configuration: bytes) -> bytes:
+    """Return the value of PCR16 after exactly one ``configuration_event``, 48 bytes."""
+    return digest(_REGISTER_AT_BOOT, configuration_event(configuration))

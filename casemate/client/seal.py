@@ -1,0 +1,71 @@
+"""Seal an ONNX model under the publisher's own KMS key (SPEC 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate import limits
+from casemate.client.kms import generate_data_key, kms_client
+from casemate.client.onnx_signature import read_signature
+from casemate.errors import CasemateError, Code
+from casemate.kms_context import model_context
+from casemate.sealed_model import ModelHeader, seal_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+Callers = Literal["any"] | tuple[bytes, ...]
+
+
+def seal_onnx(
+    model: Path,
+    output: Path,
+    *,
+    name: str,
+    version: int,
+    publisher: Ed25519PrivateKey,
+    kms_key: str,
+    callers: Callers,
+    answer_bucket: int = limits.UNIT_MIN,
+    kms: Any = None,  # noqa: ANN401 - a boto3 KMS client
+) -> ModelHeader:
+    """Seal the ONNX file ``model`` to ``output`` and return the sealed file's header.
+
+    The data key comes from ``kms_key`` under the context of SPEC 8.2, so that only an enclave which
+    the key's policy accepts can open the file. ``output`` appears only when it is complete.
+    """
+    try:
+        inputs, outputs = read_signature(model.read_bytes())
+    except OSError as error:
+        raise CasemateError(Code.INVALID_ARGUMENT, f"{model}: {error.strerror}") from None
+    public_key = publisher.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    data_key = generate_data_key(
+        kms if kms is not None else kms_client(kms_key), kms_key, model_context(public_key, name)
+    )
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            header = seal_model(
+                stream,
+                files={model.name: model},
+                data_key=data_key.key,
+                wrapped_key=data_key.ciphertext_blob,
+                kms_key=kms_key,
+                publisher=publisher,
+                name=name,
+                version=version,
+                inputs=inputs,
+                outputs=outputs,
+                answer_bucket=answer_bucket,
+                callers=callers,
+            )
+        partial.replace(output)
+    except OSError as error:
+        raise CasemateError(Code.INVALID_ARGUMENT, f"{output}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return header

@@ -1,0 +1,1 @@
+"""The sealed envelope (SPEC 5, 6): pure functions over bytes, without I/O and without a clock."""

@@ -1,0 +1,172 @@
+"""What is sealed beside the tensors: preamble, trailer, caller's statement (SPEC 5.6, 5.7)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from casemate import cbor, limits, wire
+from casemate.envelope.failure import answer_open_failed
+from casemate.envelope.header import VERSION
+from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from casemate.envelope.header import RequestHeader
+
+CALLER_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+SEALED_STATUSES: Final = frozenset(
+    {
+        Code.OK,
+        Code.UNKNOWN_MODEL,
+        Code.DIGEST_MISMATCH,
+        Code.CALLER_REFUSED,
+        Code.INVALID_REQUEST,
+        Code.INVALID_INPUT,
+        Code.MODEL_FAILED,
+        Code.DEADLINE_EXCEEDED,
+        Code.OVERLOADED,
+    }
+)  # SPEC 11.2
+
+_U32_MAX: Final = (1 << 32) - 1
+_NONE: Final = type(None)
+_CALLER: Final = struct.Struct(">BBQQ32s16s32s48s")
+
+
+def _require(condition: bool, what: str) -> None:  # noqa: FBT001 - reads as an assertion
+    if not condition:
+        raise cbor.CborError(what)
+
+
+def _check_model(
+    model: str | None, version: int | None, digest: bytes | None, *, named: bool
+) -> None:
+    _require(model is not None or not named, "model is missing")
+    if model is not None:
+        _require(1 <= len(model.encode()) <= limits.NAME_MAX, "model name out of bounds")
+    _require(version is None or 1 <= version <= _U32_MAX, "version out of bounds")
+    _require(digest is None or len(digest) == wire.HASH_BYTES, "digest has a wrong length")
+
+
+@dataclass(frozen=True, slots=True)
+class Preamble:
+    """Which model a request is for, and who asks (SPEC 5.6)."""
+
+    model: str
+    version: int | None = None
+    digest: bytes | None = None
+    caller: bytes | None = None
+    signature: bytes | None = None
+
+    def _check(self) -> None:
+        _check_model(self.model, self.version, self.digest, named=True)
+        _require((self.caller is None) == (self.signature is None), "caller without signature")
+        if self.caller is not None and self.signature is not None:
+            _require(len(self.caller) == CALLER_BYTES, "caller has a wrong length")
+            _require(len(self.signature) == SIGNATURE_BYTES, "signature has a wrong length")
+
+    def encode(self) -> bytes:
+        """Return the CBOR map; raises EnvelopeError (INVALID_ARGUMENT) for values out of bounds."""
+        try:
+            self._check()
+        except cbor.CborError as error:
+            raise EnvelopeError(Code.INVALID_ARGUMENT, str(error)) from None
+        return cbor.encode(
+            {
+                "v": VERSION,
+                "model": self.model,
+                "version": self.version,
+                "digest": self.digest,
+                "caller": self.caller,
+                "signature": self.signature,
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: wire.Buffer) -> Preamble:
+        """Parse the CBOR map; raises EnvelopeError (INVALID_REQUEST), a sealed status."""
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "v": int,
+            "model": str,
+            "version": (int, _NONE),
+            "digest": (bytes, _NONE),
+            "caller": (bytes, _NONE),
+            "signature": (bytes, _NONE),
+        }
+        try:
+            _require(len(data) <= limits.PREAMBLE_MAX, "too long")
+            fields = cbor.decode_map(bytes(data), kinds)
+            _require(fields.pop("v") == VERSION, "unknown version")
+            preamble = cls(**fields)
+            preamble._check()
+        except cbor.CborError as error:
+            raise EnvelopeError(Code.INVALID_REQUEST, f"preamble: {error}") from None
+        return preamble
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """How a request ended; ``status`` is one of ``SEALED_STATUSES`` (SPEC 5.7, 11.2)."""
+
+    status: Code
+    detail: str = ""
+    model: str | None = None
+    version: int | None = None
+    digest: bytes | None = None
+
+    def encode(self) -> bytes:
+        """Return the CBOR map, ``detail`` cut to its bound; raises ValueError if out of bounds."""
+        if self.status not in SEALED_STATUSES:
+            raise ValueError(f"{self.status} is not a sealed status")
+        _check_model(self.model, self.version, self.digest, named=False)
+        return cbor.encode(
+            {
+                "v": VERSION,
+                "status": str(self.status),
+                "detail": self.detail.encode()[: limits.DETAIL_MAX].decode(errors="ignore"),
+                "model": self.model,
+                "version": self.version,
+                "digest": self.digest,
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: wire.Buffer) -> Trailer:
+        """Parse the CBOR map; raises EnvelopeError (ANSWER_OPEN_FAILED)."""
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "v": int,
+            "status": str,
+            "detail": str,
+            "model": (str, _NONE),
+            "version": (int, _NONE),
+            "digest": (bytes, _NONE),
+        }
+        try:
+            _require(len(data) <= limits.TRAILER_MAX, "too long")
+            fields = cbor.decode_map(bytes(data), kinds)
+            _require(fields.pop("v") == VERSION, "unknown version")
+            trailer = cls(Code(fields.pop("status")), **fields)
+            _require(trailer.status in SEALED_STATUSES, "not a sealed status")
+            _require(len(trailer.detail.encode()) <= limits.DETAIL_MAX, "detail out of bounds")
+            _check_model(trailer.model, trailer.version, trailer.digest, named=False)
+        except ValueError:
+            raise answer_open_failed() from None
+        return trailer
+
+
+def caller_statement(header: RequestHeader) -> bytes:
+    """Return what a caller signs once for a session (SPEC 5.6)."""
+    return wire.label("caller") + wire.lp(
+        _CALLER.pack(
+            VERSION,
+            header.key_mode,
+            header.not_before,
+            header.not_after,
+            header.audience,
+            header.instance_id,
+            header.key_commitment,
+            wire.digest(header.wrapped_key),
+        )
+    )

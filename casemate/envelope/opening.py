@@ -1,0 +1,121 @@
+"""The enclave's side: open requests, seal answers (SPEC 5, 6.4). No host may import it."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from functools import cached_property
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from casemate import wire
+from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
+from casemate.envelope.failure import open_failed
+from casemate.envelope.guard import Guarded
+from casemate.envelope.header import RequestHeader, ResponseHeader
+from casemate.envelope.messages import Preamble, Trailer, caller_statement
+from casemate.envelope.sealed_message import encode_sealed, parse_sealed
+from casemate.envelope.units import pack_unit, split_request
+from casemate.errors import Code
+
+__all__ = [
+    "OpenedRequest",
+    "check_commitment",
+    "encode_sealed",
+    "open_request",
+    "parse_sealed",
+    "seal_response",
+    "verify_caller",
+]
+
+_RESPONSE_NONCE_BYTES = 32
+
+
+class OpenedRequest(Guarded):
+    """An authenticated request: it came from a holder of the data key, unchanged.
+
+    Whether it was seen before and who the caller is are separate checks (SPEC 6.4).
+    """
+
+    def __init__(self, preamble: memoryview, message: memoryview, *, prk: bytes, th: bytes) -> None:
+        self.message = message
+        self._preamble = preamble
+        self._prk = prk
+        self._th = th
+
+    @cached_property
+    def preamble(self) -> Preamble:
+        """The preamble; raises EnvelopeError (INVALID_REQUEST), which is a **sealed** status."""
+        return Preamble.parse(self._preamble)
+
+    def response_key(self, rh: bytes) -> bytes:
+        """Return the key of the answer whose header has the hash ``rh`` (SPEC 5.4)."""
+        return wire.expand(self._prk, "response", self._th, rh)
+
+
+def check_commitment(header: RequestHeader, data_key: bytes) -> bytes:
+    """Return ``prk(data_key)`` if the header commits to the key; else EnvelopeError (OPEN_FAILED).
+
+    AES-GCM alone does not commit to its key: without this, one ciphertext could open to two
+    contents under two keys.
+    """
+    if len(data_key) != wire.KEY_BYTES:
+        raise open_failed()
+    prk = wire.extract(data_key)
+    if not hmac.compare_digest(wire.expand(prk, "commit"), header.key_commitment):
+        raise open_failed()
+    return prk
+
+
+def open_request(header: bytes, ciphertext: wire.Buffer, prk: bytes) -> OpenedRequest:
+    """Open a request under the ``prk`` that ``check_commitment`` returned.
+
+    ``header`` is used as received. Raises EnvelopeError (OPEN_FAILED) with one text, whatever
+    failed. Takes memory once, less than ``ciphertext``, whose size the caller has bounded.
+    """
+    th = wire.digest(header)
+    try:
+        unit = open_content(wire.expand(prk, "request", th), th, ciphertext)
+        preamble, message = split_request(unit)
+    except BrokenSealError:
+        raise open_failed() from None
+    return OpenedRequest(preamble, message, prk=prk, th=th)
+
+
+def verify_caller(header: RequestHeader, preamble: Preamble) -> bytes | None:
+    """Return the caller's public key, None for an anonymous one.
+
+    Raises EnvelopeError (OPEN_FAILED) if the signature is not the caller's over this session.
+    """
+    if preamble.caller is None or preamble.signature is None:
+        return None
+    try:
+        key = Ed25519PublicKey.from_public_bytes(preamble.caller)
+        key.verify(preamble.signature, caller_statement(header))
+    except (InvalidSignature, ValueError):
+        raise open_failed() from None
+    return preamble.caller
+
+
+def seal_response(
+    opened: OpenedRequest,
+    *,
+    instance_digest: bytes,
+    message: wire.Buffer | None,
+    trailer: Trailer,
+    floor: int,
+) -> tuple[bytes, memoryview]:
+    """Seal the answer to ``opened``; returns (header, ciphertext).
+
+    Each call draws a response nonce, so that no two answers ever share a key. ``floor`` is the
+    model's answer bucket in bytes, or 0. Raises EnvelopeError (TOO_LARGE), and ValueError if
+    ``message`` is there without the status OK or the reverse.
+    """
+    if (message is not None) != (trailer.status == Code.OK):
+        raise ValueError("a message goes with the status OK, and only with it")
+    parts = (trailer.encode(),) if message is None else (message, trailer.encode())
+    unit = pack_unit(parts, floor)
+    header = ResponseHeader(secrets.token_bytes(_RESPONSE_NONCE_BYTES), instance_digest).encode()
+    rh = wire.digest(header)
+    return header, seal_content(opened.response_key(rh), rh, unit)

@@ -1,0 +1,21 @@
+"""Padding of units (SPEC 5.5): PADME buckets, so that a length tells little about the content."""
+
+from __future__ import annotations
+
+from casemate import limits
+
+
+def padme(length: int) -> int:
+    """Return the smallest PADME bucket (PURBs, PoPETs 2019) that holds ``length`` >= 2 bytes.
+
+    It leaks O(log log length) bits and adds at most 12 %.
+    """
+    exponent = length.bit_length() - 1
+    mantissa_bits = exponent.bit_length()
+    mask = (1 << (exponent - mantissa_bits)) - 1
+    return (length + mask) & ~mask
+
+
+def padded_length(length: int, floor: int = 0) -> int:
+    """Return the length in bytes of a unit whose parts take ``length`` bytes (SPEC 5.5)."""
+    return padme(max(limits.UNIT_MIN, floor, length))

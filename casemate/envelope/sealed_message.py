@@ -1,0 +1,47 @@
+"""``SealedRequest`` and ``SealedResponse`` on the wire: exactly two fields, in order (SPEC 9.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from casemate import limits, protowire
+from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from casemate.wire import Buffer
+
+_HEADER: Final = 1
+_CIPHERTEXT: Final = 2
+
+
+def encode_sealed(header: bytes, ciphertext: Buffer) -> tuple[Buffer, ...]:
+    """Return the protobuf message as buffers to send one after the other; nothing is copied."""
+    return (
+        protowire.bytes_head(_HEADER, len(header)),
+        header,
+        protowire.bytes_head(_CIPHERTEXT, len(ciphertext)),
+        ciphertext,
+    )
+
+
+def parse_sealed(payload: Buffer) -> tuple[bytes, memoryview]:
+    """Return (header, ciphertext) of a message; the ciphertext is a view of ``payload``.
+
+    Raises EnvelopeError (MALFORMED) for anything but fields 1 and 2, once each, in this order, with
+    shortest varints: host and enclave can never read two different messages in the same bytes.
+    """
+    fields = protowire.read_fields(memoryview(payload).toreadonly())
+    try:
+        (first, first_kind, header), (second, second_kind, ciphertext) = fields
+    except ValueError:  # a WireError, or not two fields
+        raise EnvelopeError(Code.MALFORMED, "not a sealed message") from None
+    if (first, first_kind, second, second_kind) != (
+        _HEADER,
+        protowire.BYTES,
+        _CIPHERTEXT,
+        protowire.BYTES,
+    ):
+        raise EnvelopeError(Code.MALFORMED, "not a sealed message")
+    if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:
+        raise EnvelopeError(Code.MALFORMED, "sealed message with an empty or overlong field")
+    return bytes(header), ciphertext

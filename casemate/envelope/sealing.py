@@ -1,0 +1,205 @@
+"""The client's side: seal requests under one data key, open their answers (SPEC 5, 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casemate import limits, wire
+from casemate.attestation.structures import KeyConfig, audience_hash, key_id
+from casemate.envelope import hpke
+from casemate.envelope.chunks import open_content, seal_content
+from casemate.envelope.failure import answer_open_failed
+from casemate.envelope.guard import Guarded
+from casemate.envelope.header import (
+    KEY_MODE_HPKE,
+    KEY_MODE_KMS,
+    RequestHeader,
+    ResponseHeader,
+)
+from casemate.envelope.messages import Preamble, Trailer, caller_statement
+from casemate.envelope.units import pack_unit, split_response
+from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_UNSET = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedAnswer:
+    """An authenticated answer.
+
+    Unless the session was pinned to an instance, the caller compares ``instance_digest`` with
+    evidence that it verified before it releases the message (SPEC 5.7).
+    """
+
+    instance_digest: bytes
+    trailer: Trailer
+    message: memoryview | None
+
+    def __repr__(self) -> str:
+        return f"<OpenedAnswer: {self.trailer.status}>"
+
+
+class SealedCall(Guarded):
+    """One sealed request, and the only thing that opens its answer."""
+
+    __slots__ = ("_instance_digest", "_prk", "_th", "ciphertext", "header")
+
+    def __init__(
+        self, header: bytes, ciphertext: memoryview, prk: bytes, instance_digest: bytes | None
+    ) -> None:
+        self.header = header
+        self.ciphertext = ciphertext
+        self._prk = prk
+        self._th = wire.digest(header)
+        self._instance_digest = instance_digest
+
+    def open(self, header: bytes, ciphertext: wire.Buffer) -> OpenedAnswer:
+        """Open the answer to this very request; ``message`` is None unless the status is OK.
+
+        Raises EnvelopeError: ANSWER_OPEN_FAILED with one text, whatever failed, or
+        ANSWER_INSTANCE_UNKNOWN if another instance answered than the one the session is for.
+        """
+        try:
+            parsed = ResponseHeader.parse(header)
+            rh = wire.digest(header)
+            key = wire.expand(self._prk, "response", self._th, rh)
+            message, trailer_bytes = split_response(open_content(key, rh, ciphertext))
+        except ValueError:
+            raise answer_open_failed() from None
+        trailer = Trailer.parse(trailer_bytes)
+        if (message is not None) != (trailer.status == Code.OK):
+            raise answer_open_failed()
+        if self._instance_digest not in (None, parsed.instance_digest):
+            raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, "another instance answered")
+        return OpenedAnswer(parsed.instance_digest, trailer, message)
+
+
+class DataKeySession(Guarded):
+    """One data key with its time span; seals from any number of threads.
+
+    Its sequence never repeats: that is what the enclave's replay window relies on, so a session
+    can be neither copied nor pickled, and each process makes its own.
+    """
+
+    def __init__(
+        self,
+        template: RequestHeader,
+        prk: bytes,
+        *,
+        instance_digest: bytes | None,
+        caller: Ed25519PrivateKey | None,
+    ) -> None:
+        self._template = template
+        self._prk = prk
+        self._instance_digest = instance_digest
+        self._caller: tuple[bytes, bytes] | None = None
+        if caller is not None:
+            self._caller = (
+                caller.public_key().public_bytes_raw(),
+                caller.sign(caller_statement(template)),
+            )
+        self._sequence = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def hpke(  # noqa: PLR0917 - the parts of a session, each from another source
+        cls,
+        evidence_key_config: bytes,
+        instance_id: bytes,
+        instance_digest: bytes,
+        audience: str,
+        not_before: int,
+        not_after: int,
+        caller: Ed25519PrivateKey | None = None,
+    ) -> DataKeySession:
+        """Start a session with a fresh data key, sealed to a **verified** key configuration.
+
+        Answers of any instance but the one with ``instance_digest`` are refused.
+        """
+        data_key = secrets.token_bytes(wire.KEY_BYTES)
+        public_key = KeyConfig.parse(evidence_key_config).public_key
+        wrapped = hpke.wrap(public_key, data_key, evidence_key_config)
+        prk = wire.extract(data_key)
+        template = RequestHeader(
+            key_mode=KEY_MODE_HPKE,
+            request_id=_UNSET,
+            sequence=0,
+            not_before=not_before,
+            not_after=not_after,
+            audience=audience_hash(audience),
+            instance_id=instance_id,
+            key_commitment=wire.expand(prk, "commit"),
+            wrapped_key=key_id(evidence_key_config) + wrapped,
+        )
+        return cls(template, prk, instance_digest=instance_digest, caller=caller)
+
+    @classmethod
+    def kms(  # noqa: PLR0917 - as above
+        cls,
+        key_arn: str,
+        ciphertext_blob: bytes,
+        data_key: bytes,
+        instance_id: bytes,
+        audience: str,
+        not_before: int,
+        not_after: int,
+        caller: Ed25519PrivateKey | None = None,
+    ) -> DataKeySession:
+        """Start a session with a data key made by KMS under the data owner's own key.
+
+        ``instance_id`` of zeros lets any replica answer. The caller compares each answer's
+        ``instance_digest`` with evidence that it verified.
+        """
+        prk = wire.extract(data_key)
+        template = RequestHeader(
+            key_mode=KEY_MODE_KMS,
+            request_id=_UNSET,
+            sequence=0,
+            not_before=not_before,
+            not_after=not_after,
+            audience=audience_hash(audience),
+            instance_id=instance_id,
+            key_commitment=wire.expand(prk, "commit"),
+            wrapped_key=wire.lp(key_arn.encode("ascii")) + ciphertext_blob,
+        )
+        return cls(template, prk, instance_digest=None, caller=caller)
+
+    @property
+    def not_after(self) -> int:
+        """The end of the session, in milliseconds of attested time."""
+        return self._template.not_after
+
+    def _next_header(self) -> bytes:
+        with self._lock:
+            sequence = self._sequence
+            if sequence >= limits.SEQUENCE_MAX:
+                raise EnvelopeError(Code.EXPIRED, "the session has sealed all it may seal")
+            self._sequence += 1
+        return dataclasses.replace(
+            self._template, request_id=secrets.token_bytes(16), sequence=sequence
+        ).encode()
+
+    def seal(
+        self, *, model: str, version: int | None, digest: bytes | None, message: wire.Buffer
+    ) -> SealedCall:
+        """Seal one ``ModelInferRequest`` under a header of its own.
+
+        Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
+        TOO_LARGE, or EXPIRED when the sequence is exhausted.
+        """
+        caller, signature = self._caller or (None, None)
+        preamble = Preamble(model, version, digest, caller, signature).encode()
+        if not message:
+            raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
+        unit = pack_unit((preamble, message))
+        header = self._next_header()
+        th = wire.digest(header)
+        ciphertext = seal_content(wire.expand(self._prk, "request", th), th, unit)
+        return SealedCall(header, ciphertext, self._prk, self._instance_digest)

@@ -1,0 +1,19 @@
+"""Sealed models (SPEC 8): the publisher seals and signs, the enclave opens after attestation."""
+
+from casemate.sealed_model.header import (
+    ANY_CALLER,
+    ModelEntry,
+    ModelHeader,
+    model_digest,
+)
+from casemate.sealed_model.reader import ModelReader
+from casemate.sealed_model.sealing import seal_model
+
+__all__ = [
+    "ANY_CALLER",
+    "ModelEntry",
+    "ModelHeader",
+    "ModelReader",
+    "model_digest",
+    "seal_model",
+]

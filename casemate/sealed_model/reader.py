@@ -1,0 +1,223 @@
+"""Opening a sealed model as it arrives, in bounded memory (SPEC 8.1, 8.3)."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from casemate import limits, wire
+from casemate.envelope.chunks import SEALED_CHUNK, TAG_BYTES, BrokenSealError, ChunkCipher
+from casemate.envelope.guard import Guarded
+from casemate.errors import Code, ModelError
+from casemate.sealed_model.contents import Contents, open_failed
+from casemate.sealed_model.header import MAGIC, SIGNATURE_BYTES, ModelHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_LENGTH: Final = struct.Struct(">I")
+_HEADER_AT: Final = len(MAGIC) + _LENGTH.size
+
+
+class _State(Enum):
+    HEAD = auto()  # header and signature are arriving
+    PARSED = auto()  # nothing of the header is trusted
+    VERIFIED = auto()  # the publisher said it
+    OPEN = auto()  # chunks are opened as they arrive
+    ENDED = auto()  # released or refused: nothing more is taken
+
+
+class ModelReader(Guarded):
+    """Takes a sealed model in pieces and releases it whole, or not at all.
+
+    In this order: ``feed`` until ``header`` is there, ``verify_publisher``, ``unlock``, ``feed``
+    the rest, ``finish``. Any other order raises RuntimeError. Bad input raises ModelError with the
+    code of its step, after which the reader is of no use. Memory: the contents once, and one chunk.
+    """
+
+    def __init__(self, max_bytes: int = limits.MODEL_BYTES_MAX) -> None:
+        """Bound the sum of the contents to ``max_bytes``."""
+        self._max_bytes = max_bytes
+        self._state = _State.HEAD
+        self._buffer = bytearray()
+        self._signed = b""
+        self._signature = b""
+        self._header: ModelHeader | None = None
+        self._contents: Contents | None = None
+        self._cipher: ChunkCipher | None = None
+        self._scratch = memoryview(b"")
+        self._remaining = 0
+
+    @property
+    def header(self) -> ModelHeader | None:
+        """The header once it has arrived; UNTRUSTED until ``verify_publisher`` returned."""
+        return self._header
+
+    def _expect(self, *states: _State) -> None:
+        if self._state not in states:
+            raise RuntimeError(f"not possible when the reader is {self._state.name}")
+
+    def feed(self, data: wire.Buffer) -> None:
+        """Take the next bytes of the file, at most 1 MiB at a time before ``unlock``."""
+        self._expect(_State.HEAD, _State.PARSED, _State.VERIFIED, _State.OPEN)
+        view = memoryview(data)
+        try:
+            if self._state is _State.OPEN:
+                self._take(view)
+                return
+            # Chunks of a model that nobody vouched for are not collected.
+            if len(self._buffer) + len(view) > limits.MODEL_HEADER_MAX + 2 * limits.MIB:
+                raise RuntimeError("more than one chunk before unlock")
+            self._buffer += view
+            if self._state is _State.HEAD:
+                self._take_head()
+        except ModelError:
+            self._end()
+            raise
+
+    def _take_head(self) -> None:
+        buffer = self._buffer
+        if buffer[: len(MAGIC)] != MAGIC[: len(buffer)]:
+            raise ModelError(Code.MODEL_MALFORMED, "not a sealed model")
+        if len(buffer) < _HEADER_AT:
+            return
+        (length,) = _LENGTH.unpack_from(buffer, len(MAGIC))
+        if not 0 < length <= limits.MODEL_HEADER_MAX:
+            raise ModelError(Code.MODEL_MALFORMED, "model header: length out of bounds")
+        signature_at = _HEADER_AT + length + _LENGTH.size
+        end = signature_at + SIGNATURE_BYTES
+        if len(buffer) < end:
+            return
+        if _LENGTH.unpack_from(buffer, _HEADER_AT + length)[0] != SIGNATURE_BYTES:
+            raise ModelError(Code.MODEL_MALFORMED, "signature has a wrong length")
+        self._signed = bytes(buffer[: _HEADER_AT + length])
+        self._signature = bytes(buffer[signature_at:end])
+        self._header = ModelHeader.parse(self._signed[_HEADER_AT:])
+        del buffer[:end]
+        self._state = _State.PARSED
+
+    def verify_publisher(
+        self, publishers: Collection[bytes], minimum_versions: Mapping[str, int]
+    ) -> ModelHeader:
+        """Return the header, signed by one of ``publishers`` (Ed25519 keys of 32 bytes).
+
+        ``minimum_versions`` is keyed ``<publisher hex>/<name>`` (SPEC 3.2). Raises ModelError, in
+        this order: MODEL_PUBLISHER_UNKNOWN, MODEL_SIGNATURE_INVALID, MODEL_VERSION_REVOKED,
+        TOO_LARGE.
+        """
+        self._expect(_State.PARSED)
+        header = self._header
+        if header is None:
+            raise RuntimeError("no header")
+        try:
+            self._verify(header, publishers, minimum_versions)
+        except ModelError:
+            self._end()
+            raise
+        self._state = _State.VERIFIED
+        return header
+
+    def _verify(
+        self,
+        header: ModelHeader,
+        publishers: Collection[bytes],
+        minimum_versions: Mapping[str, int],
+    ) -> None:
+        if header.publisher not in publishers:
+            raise ModelError(Code.MODEL_PUBLISHER_UNKNOWN, "the publisher is not in configuration")
+        try:
+            Ed25519PublicKey.from_public_bytes(header.publisher).verify(
+                self._signature, wire.label("model") + wire.digest(self._signed)
+            )
+        except (InvalidSignature, ValueError):
+            raise ModelError(
+                Code.MODEL_SIGNATURE_INVALID, "the signature is not the publisher's"
+            ) from None
+        minimum = minimum_versions.get(f"{header.publisher.hex()}/{header.name}", 1)
+        if header.version < minimum:
+            raise ModelError(
+                Code.MODEL_VERSION_REVOKED, f"version {header.version}, minimum {minimum}"
+            )
+        if header.total_bytes > self._max_bytes:
+            raise ModelError(
+                Code.TOO_LARGE, f"model of {header.total_bytes} bytes, limit {self._max_bytes}"
+            )
+
+    def unlock(self, data_key: bytes) -> None:
+        """Start opening with the unwrapped data key; raises ModelError (MODEL_OPEN_FAILED)."""
+        self._expect(_State.VERIFIED)
+        header = self._header
+        if header is None:
+            raise RuntimeError("no header")
+        try:
+            prk = _committed(header, data_key)
+            file_hash = wire.digest(self._signed)
+            self._cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
+            self._remaining = header.total_bytes
+            self._contents = Contents(header.entries)
+            self._scratch = memoryview(bytearray(min(limits.CHUNK, self._remaining)))
+            self._state = _State.OPEN
+            early, self._buffer = self._buffer, bytearray()
+            self._take(memoryview(early))
+        except ModelError:
+            self._end()
+            raise
+
+    def _take(self, data: memoryview) -> None:
+        while data:
+            wanted = min(limits.CHUNK, self._remaining) + TAG_BYTES - len(self._buffer)
+            if not self._remaining:
+                raise open_failed()  # the file ends with the last chunk
+            self._buffer += data[:wanted]
+            data = data[wanted:]
+            if len(self._buffer) == min(SEALED_CHUNK, self._remaining + TAG_BYTES):
+                self._open_chunk()
+
+    def _open_chunk(self) -> None:
+        if self._cipher is None or self._contents is None:
+            raise RuntimeError("locked")
+        plain = self._scratch[: len(self._buffer) - TAG_BYTES]
+        last = self._remaining == len(plain)
+        try:
+            self._cipher.open_into(self._buffer, plain, last=last)
+        except BrokenSealError:
+            raise open_failed() from None
+        self._contents.write(plain)
+        self._remaining -= len(plain)
+        self._buffer.clear()
+
+    def finish(self) -> dict[str, bytes]:
+        """Return path -> content, the ONNX model first.
+
+        Only now is anything released: the last chunk and every digest have been verified. Raises
+        ModelError: MODEL_MALFORMED for a file that ends within its header, else MODEL_OPEN_FAILED.
+        """
+        self._expect(_State.HEAD, _State.OPEN)
+        contents, remaining = self._contents, self._remaining
+        head = self._state is _State.HEAD
+        self._end()
+        if head:
+            raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
+        if contents is None or remaining:
+            raise open_failed()
+        return contents.release()
+
+    def _end(self) -> None:
+        self._state = _State.ENDED
+        self._contents = self._cipher = None
+        self._buffer = bytearray()
+        self._scratch = memoryview(b"")
+
+
+def _committed(header: ModelHeader, data_key: bytes) -> bytes:
+    if len(data_key) != wire.KEY_BYTES:
+        raise open_failed()
+    prk = wire.extract(data_key)
+    if not hmac.compare_digest(wire.expand(prk, "commit"), header.key_commitment):
+        raise open_failed()
+    return prk

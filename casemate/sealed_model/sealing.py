@@ -1,0 +1,124 @@
+"""Sealing a model for publication, in bounded memory (SPEC 8)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from cryptography.hazmat.primitives import hashes
+
+from casemate import limits, wire
+from casemate.envelope.chunks import TAG_BYTES, ChunkCipher
+from casemate.errors import Code, ModelError
+from casemate.sealed_model.header import (
+    FILE_ID_BYTES,
+    MAGIC,
+    RUNTIME,
+    Callers,
+    ModelEntry,
+    ModelHeader,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from casemate.tensors import TensorSpec
+
+_BLOCK: Final = limits.MIB
+
+
+def seal_model(
+    output: BinaryIO,
+    *,
+    files: Mapping[str, Path],
+    data_key: bytes,
+    wrapped_key: bytes,
+    kms_key: str,
+    publisher: Ed25519PrivateKey,
+    name: str,
+    version: int,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    answer_bucket: int,
+    callers: Callers,
+) -> ModelHeader:
+    """Write the sealed model of ``files`` (path in the model -> file, the ONNX model first).
+
+    ``wrapped_key`` is the 32-byte ``data_key`` under ``kms_key``, with the encryption context of
+    SPEC 8.2; a data key seals one file. The files are read twice, the second time to seal them.
+    Raises ModelError: MODEL_MALFORMED for a statement that SPEC 8.2 does not allow,
+    INVALID_ARGUMENT if a file changed meanwhile; then what was written is of no use. OSError
+    passes through.
+    """
+    prk = wire.extract(data_key)
+    header = ModelHeader(
+        file_id=secrets.token_bytes(FILE_ID_BYTES),
+        key_commitment=wire.expand(prk, "commit"),
+        publisher=publisher.public_key().public_bytes_raw(),
+        name=name,
+        version=version,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        answer_bucket=answer_bucket,
+        callers=callers,
+        runtime=RUNTIME,
+        kms_key=kms_key,
+        wrapped_key=wrapped_key,
+        entries=tuple(_entry(path, file) for path, file in files.items()),
+    )
+    signed = MAGIC + wire.lp(header.encode())
+    file_hash = wire.digest(signed)
+    output.write(signed + wire.lp(publisher.sign(wire.label("model") + file_hash)))
+    cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
+    _write_chunks(output, cipher, files, header)
+    return header
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            yield block
+
+
+def _entry(path: str, file: Path) -> ModelEntry:
+    state = hashes.Hash(hashes.SHA384())
+    length = 0
+    for block in _blocks(file):
+        state.update(block)
+        length += len(block)
+    return ModelEntry(path, length, state.finalize())
+
+
+def _contents(files: Mapping[str, Path], header: ModelHeader) -> Iterator[bytes]:
+    """Yield all contents in order; what differs from the first reading is refused."""
+    for entry in header.entries:
+        state = hashes.Hash(hashes.SHA384())
+        left = entry.length
+        for block in _blocks(files[entry.path]):
+            left -= len(block)
+            if left < 0:
+                break
+            state.update(block)
+            yield block
+        if left or state.finalize() != entry.digest:
+            raise ModelError(Code.INVALID_ARGUMENT, f"{entry.path} changed while it was sealed")
+
+
+def _write_chunks(
+    output: BinaryIO, cipher: ChunkCipher, files: Mapping[str, Path], header: ModelHeader
+) -> None:
+    remaining = header.total_bytes
+    pending = bytearray()
+    sealed = memoryview(bytearray(limits.CHUNK + TAG_BYTES))
+    for block in _contents(files, header):
+        pending += block
+        while pending and len(pending) >= min(limits.CHUNK, remaining):
+            size = min(limits.CHUNK, remaining)
+            remaining -= size
+            out = sealed[: size + TAG_BYTES]
+            cipher.seal_into(bytes(pending[:size]), out, last=not remaining)
+            output.write(out)
+            del pending[:size]

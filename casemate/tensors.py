@@ -1,0 +1,275 @@
+"""Open Inference Protocol v2 tensors and numpy arrays; the only place where one becomes the other.
+
+Requests are read strictly and completely before an array is made: a refusal has cost no memory.
+Errors name tensors, datatypes and shapes, never values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from casemate import limits, protowire
+from casemate.errors import Code, RequestError
+from casemate.oip import strings
+from casemate.oip.messages import (
+    REQUEST_RAW,
+    RESPONSE_RAW,
+    Message,
+    invalid_request,
+    read_request_message,
+    read_response_message,
+)
+from casemate.oip.v2 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from casemate.wire import Buffer
+
+    Array = npt.NDArray[Any]
+
+BYTES: Final = "BYTES"
+NUMERIC: Final[Mapping[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype(np.bool_),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+DATATYPES: Final = frozenset(NUMERIC) | {BYTES}
+
+_NAMES: Final = {dtype: name for name, dtype in NUMERIC.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as a model declares it (SPEC 8.2): 0 in ``shape`` stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of a message whose raw contents are known to fit its datatype and shape."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: memoryview
+
+
+def _invalid_input(name: str, detail: str) -> RequestError:
+    return RequestError(Code.INVALID_INPUT, f"tensor {name[:64]!r}: {detail}")
+
+
+# Writing
+
+
+def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> bytes:
+    """Return a ``ModelInferRequest`` of ``inputs``; no ``outputs`` asks for all of them.
+
+    Strings may be ``str``, which is sent as UTF-8, or ``bytes``. Raises RequestError
+    (INVALID_INPUT) for a dtype that the protocol does not have.
+    """
+    message = pb.ModelInferRequest()
+    raws = [_describe(message.inputs.add(), name, array) for name, array in inputs.items()]
+    for name in outputs:
+        message.outputs.add(name=name)
+    return _join(message.SerializeToString(), REQUEST_RAW, raws)
+
+
+def to_response(outputs: Mapping[str, Array], model: str, version: int) -> bytes:
+    """Return a ``ModelInferResponse`` of ``outputs``; raises as ``to_request``."""
+    message = pb.ModelInferResponse(model_name=model, model_version=str(version))
+    raws = [_describe(message.outputs.add(), name, array) for name, array in outputs.items()]
+    return _join(message.SerializeToString(), RESPONSE_RAW, raws)
+
+
+def _join(described: bytes, number: int, raws: Iterable[Buffer]) -> bytes:
+    # Raw contents have the highest field number: appended, each tensor is copied once, not thrice.
+    pieces: list[Buffer] = [described]
+    for raw in raws:
+        pieces += (protowire.bytes_head(number, len(raw)), raw)
+    return b"".join(pieces)
+
+
+def _describe(
+    tensor: pb.ModelInferRequest.InferInputTensor | pb.ModelInferResponse.InferOutputTensor,
+    name: str,
+    array: Array,
+) -> Buffer:
+    tensor.name = name
+    tensor.shape.extend(array.shape)
+    if array.dtype.kind in "OSU":
+        tensor.datatype = BYTES
+        try:
+            return strings.pack(array.reshape(-1).tolist())
+        except TypeError:
+            raise _invalid_input(name, "an element is neither text nor bytes") from None
+    dtype = array.dtype.newbyteorder("<")
+    datatype = _NAMES.get(dtype)
+    if datatype is None:
+        raise _invalid_input(name, f"dtype {array.dtype} is not one of the protocol's")
+    tensor.datatype = datatype
+    flat = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else b""
+
+
+# Reading
+
+
+def read_request(
+    message: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[dict[str, Array], list[str]]:
+    """Return the arrays of a ``ModelInferRequest`` and the outputs it asks for.
+
+    Every input of the model is there, with its datatype and a shape that it allows. Arrays are
+    read-only, and views of ``message`` where its alignment permits; strings are ``str``. No
+    requested output means all of ``outputs``. Raises RequestError: INVALID_REQUEST for the
+    message, INVALID_INPUT for what it says about tensors.
+    """
+    parsed = read_request_message(memoryview(message))
+    specs = {spec.name: spec for spec in inputs}
+    _check_names([tensor.name for tensor in parsed.tensors], specs)
+    tensors = _fitting(parsed)
+    for tensor in tensors:
+        _check_spec(tensor, specs[tensor.name])
+    requested = _check_requested(parsed.requested, [spec.name for spec in outputs])
+    return {tensor.name: _array(tensor, text=True) for tensor in tensors}, requested
+
+
+def from_response(message: Buffer) -> dict[str, Array]:
+    """Return the arrays of a ``ModelInferResponse``, read-only; strings are ``bytes``.
+
+    Raises RequestError as ``read_request``.
+    """
+    tensors = _fitting(read_response_message(memoryview(message)))
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise invalid_request("an output is named twice")
+    return {tensor.name: _array(tensor, text=False) for tensor in tensors}
+
+
+def _check_names(names: list[str], specs: Mapping[str, TensorSpec]) -> None:
+    for name in names:
+        if name not in specs:
+            raise _invalid_input(name, f"no such input; the model has {', '.join(specs)[:200]}")
+        if names.count(name) > 1:
+            raise _invalid_input(name, "given more than once")
+    for name in specs:
+        if name not in names:
+            raise _invalid_input(name, "missing")
+
+
+def _check_requested(requested: list[str], known: list[str]) -> list[str]:
+    for name in requested:
+        if name not in known:
+            raise _invalid_input(name, f"no such output; the model has {', '.join(known)[:200]}")
+        if requested.count(name) > 1:
+            raise _invalid_input(name, "requested more than once")
+    return requested or known
+
+
+def _check_spec(tensor: _Tensor, spec: TensorSpec) -> None:
+    if tensor.datatype != spec.datatype:
+        raise _invalid_input(
+            tensor.name, f"datatype {tensor.datatype}, the model takes {spec.datatype}"
+        )
+    fits = len(tensor.shape) == len(spec.shape) and all(
+        want in (0, got) for got, want in zip(tensor.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        takes = ", ".join("any" if want == 0 else str(want) for want in spec.shape)
+        raise _invalid_input(tensor.name, f"shape {list(tensor.shape)}, the model takes [{takes}]")
+
+
+def _fitting(parsed: Message) -> list[_Tensor]:
+    """Pair tensors with their raw contents; every length is that of datatype and shape."""
+    if len(parsed.tensors) != len(parsed.raws):
+        raise invalid_request(f"{len(parsed.tensors)} tensors and {len(parsed.raws)} raw contents")
+    tensors = []
+    texts = 0
+    for described, raw in zip(parsed.tensors, parsed.raws, strict=True):
+        tensor = _Tensor(described.name, described.datatype, tuple(described.shape), raw)
+        texts += _check_fit(tensor)
+        tensors.append(tensor)
+        if texts > limits.STRINGS_MAX:
+            raise _invalid_input(
+                tensor.name, f"more than {limits.STRINGS_MAX} strings in one message"
+            )
+    return tensors
+
+
+def _check_fit(tensor: _Tensor) -> int:
+    """Refuse raw contents that are not those of datatype and shape; return the strings in them."""
+    if len(tensor.shape) > limits.RANK_MAX:
+        raise _invalid_input(tensor.name, f"rank {len(tensor.shape)}, limit {limits.RANK_MAX}")
+    # Counting an empty dimension as one keeps an empty tensor from naming absurd lengths.
+    if min(tensor.shape, default=0) < 0 or (
+        math.prod(length or 1 for length in tensor.shape) > limits.REQUEST_MAX
+    ):
+        raise _invalid_input(tensor.name, f"shape {list(tensor.shape)} is out of bounds")
+    count = math.prod(tensor.shape)
+    if tensor.datatype == BYTES:
+        _check_strings(tensor, count)
+        return count
+    dtype = NUMERIC.get(tensor.datatype)
+    if dtype is None:
+        raise _invalid_input(tensor.name, f"unknown datatype {tensor.datatype[:16]!r}")
+    if len(tensor.raw) != count * dtype.itemsize:
+        raise _invalid_input(
+            tensor.name,
+            f"{len(tensor.raw)} bytes, {count * dtype.itemsize} for {tensor.datatype} "
+            f"of shape {list(tensor.shape)}",
+        )
+    if dtype.kind == "b" and count and np.frombuffer(tensor.raw, np.uint8).max() > 1:
+        raise _invalid_input(tensor.name, "a BOOL byte is neither 0 nor 1")
+    return 0
+
+
+def _check_strings(tensor: _Tensor, count: int) -> None:
+    if count > limits.STRINGS_MAX:
+        raise _invalid_input(tensor.name, f"{count} strings, limit {limits.STRINGS_MAX}")
+    if not strings.fit(tensor.raw, count):
+        raise _invalid_input(
+            tensor.name, f"raw contents are not {count} strings with their lengths before them"
+        )
+
+
+def _array(tensor: _Tensor, *, text: bool) -> Array:
+    if tensor.datatype == BYTES:
+        array: Array = np.empty(tensor.shape, np.object_)
+        array.reshape(-1)[:] = _strings(tensor, text=text)
+    else:
+        dtype = NUMERIC[tensor.datatype]
+        array = (np.frombuffer(tensor.raw, dtype) if tensor.raw else np.empty(0, dtype)).reshape(
+            tensor.shape
+        )
+        if not array.flags.aligned:
+            array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def _strings(tensor: _Tensor, *, text: bool) -> list[str] | list[bytes]:
+    items = strings.unpack(tensor.raw)
+    if not text:
+        return items
+    try:
+        return [item.decode() for item in items]
+    except UnicodeDecodeError:
+        raise _invalid_input(tensor.name, "an element is not UTF-8") from None

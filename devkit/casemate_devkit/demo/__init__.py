@@ -1,0 +1,1 @@
+"""The demonstration: the whole promise, on real data, with real processes."""

@@ -1,0 +1,129 @@
+"""Isolation of the enclave process: what stands in for the hypervisor's walls (process form).
+
+Each function is one step and runs in a process of its own that has one thread and is about to exec.
+Order matters: namespaces, file system, privileges last, since each step needs what the next gives up.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from casemate_devkit import syscalls
+from casemate_devkit.cmdline import NSM, RUN
+
+ENCLAVE_ID: Final = 65534  # user and group inside: nobody, who owns nothing
+_HOSTNAME: Final = "enclave"
+_SETTINGS: Final = Path("/proc/sys")
+
+# What the enclave sees of this machine, read-only; onnxruntime picks its kernels by the processor, and the
+# process may look at itself. No other process, no device, no setting of the kernel.
+_VIEWS: Final = ("/proc/cpuinfo", "/proc/meminfo", "/proc/self", "/sys/devices/system/cpu")
+
+# Empty in the staged tree: `_VIEWS` and the two directories are mounted over them. Files end without a slash.
+MOUNT_POINTS: Final = (
+    "dev/",
+    "proc/cpuinfo",
+    "proc/meminfo",
+    "proc/self/",
+    f"{RUN[1:]}/",
+    f"{NSM[1:]}/",
+    "sys/devices/system/cpu/",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walls:
+    """The directories that the enclave gets, and how it is separated from the user who starts it."""
+
+    tree: str
+    run: str
+    nsm: str
+    user_namespace: bool
+
+
+def enter(walls: Walls) -> None:
+    """Leave the user's, mounts', processes', network's, IPC and host name's namespaces.
+
+    The pid namespace takes effect for the next child, which becomes its process 1.
+    """
+    user, group = os.geteuid(), os.getegid()
+    flags = (
+        syscalls.CLONE_NEWNS
+        | syscalls.CLONE_NEWPID
+        | syscalls.CLONE_NEWNET
+        | syscalls.CLONE_NEWIPC
+        | syscalls.CLONE_NEWUTS
+    )
+    syscalls.unshare(flags | (syscalls.CLONE_NEWUSER if walls.user_namespace else 0))
+    if walls.user_namespace:
+        # The kernel lets a user map nobody but himself, and only after he gave up setgroups.
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{ENCLAVE_ID} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{ENCLAVE_ID} {group} 1")
+    syscalls.set_hostname(_HOSTNAME)
+
+
+def confine_files(walls: Walls) -> None:
+    """Make the staged tree the root: read-only but for the run directory, and nothing else in reach."""
+    syscalls.mount(None, "/", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    _bind(walls.tree, walls.tree, syscalls.MS_RDONLY)
+    _bind(walls.run, walls.tree + RUN, syscalls.MS_NOEXEC)
+    for source, target in ((walls.nsm, NSM), *zip(_VIEWS, _VIEWS, strict=True)):
+        _bind(source, walls.tree + target, syscalls.MS_RDONLY | syscalls.MS_NOEXEC)
+    os.chdir(walls.tree)
+    syscalls.pivot_root(".", ".")
+    syscalls.detach(".")  # the old root lies over the new one, as pivot_root(2) describes
+    os.chdir("/")
+
+
+def _bind(source: str, target: str, flags: int) -> None:
+    syscalls.mount(source, target, syscalls.MS_BIND)
+    # Within a user namespace, what the machine's owner restricted must stay restricted.
+    flags |= syscalls.MS_NOEXEC if os.statvfs(target).f_flag & os.ST_NOEXEC else 0
+    flags |= syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount(None, target, syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
+
+
+def drop_privileges(walls: Walls) -> None:
+    """Become nobody, without capabilities and without a way back."""
+    syscalls.drop_capability_bounds()
+    if not walls.user_namespace:
+        os.setgroups([])
+        os.setresgid(ENCLAVE_ID, ENCLAVE_ID, ENCLAVE_ID)
+        os.setresuid(ENCLAVE_ID, ENCLAVE_ID, ENCLAVE_ID)
+    syscalls.drop_capabilities()
+
+
+def restrict_process() -> None:
+    """What holds with namespaces and without: no core files, no new privileges, private files."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    syscalls.no_new_privileges()
+    syscalls.die_with_parent(signal.SIGKILL)
+
+
+def missing_support() -> list[str]:
+    """What on this machine is known to forbid namespaces, in words; empty where nothing is known."""
+    reasons = {
+        ("user/max_user_namespaces", "0"): "user namespaces are off (user.max_user_namespaces = 0)",
+        ("kernel/unprivileged_userns_clone", "0"): (
+            "user namespaces are for root only (kernel.unprivileged_userns_clone = 0)"
+        ),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"): (
+            "AppArmor takes the capabilities of user namespaces "
+            "(kernel.apparmor_restrict_unprivileged_userns = 1)"
+        ),
+    }
+    return [text for (name, value), text in reasons.items() if _setting(name) == value]
+
+
+def _setting(name: str) -> str | None:
+    try:
+        return (_SETTINGS / name).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,92 @@
+"""A process of the local deployment: started, ready when it says so, stopped by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from casemate_devkit.errors import DevkitError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 30.0
+
+
+class Service:
+    """``python -m module arguments``, which prints one JSON line when it is ready.
+
+    It runs in a session of its own, so that an interrupt at the terminal reaches it through its
+    owner; its environment holds nothing of ours but the search path. Its standard error is ``log``.
+    """
+
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+        self.log = log
+        with log.open("a") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env={"PATH": os.defpath, "PYTHONUTF8": "1"},
+                start_new_session=True,
+                text=True,
+            )
+        try:
+            self.ready = self._await_ready(module)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await_ready(self, module: str) -> dict[str, Any]:
+        timer = threading.Timer(_START_TIMEOUT_S, self._process.kill)
+        timer.start()
+        try:
+            line = self._process.stdout.readline() if self._process.stdout else ""
+        finally:
+            timer.cancel()
+        if not line:
+            raise DevkitError(f"{module} did not start:\n{self.log.read_text()[-2000:]}")
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to stop, insist after a while; idempotent."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()

@@ -1,0 +1,152 @@
+"""``python -m casemate_devkit.stage --output DIR``: build the staged tree (SPEC 4.1) that is measured and run.
+
+A build is deterministic: the same lock, sources, interpreter and system libraries give the same
+manifest. It is skipped when none of them changed and the tree still measures as it did; parts that
+did not change are taken over from the tree before. The stamp that remembers this lies beside the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from casemate.attestation.measurement import measure_tree
+from casemate.errors import CasemateError
+from casemate_devkit import cmdline
+from casemate_devkit.errors import DevkitError
+from casemate_devkit.staging import application, packages, runtime
+from casemate_devkit.staging.files import fingerprint, link_tree, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_PACKAGES: Final = "packages"
+_APPLICATION: Final = "app"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a tree was made of: digests of the inputs, and PCR0 and PCR1 of the result."""
+
+    dependencies: str  # inputs of packages and runtime
+    application: str
+    pcr0: str = ""
+    pcr1: str = ""
+
+
+def current_inputs() -> Stamp:
+    """Describe this machine's inputs; registers are empty."""
+    lock = application.checkout() / "requirements" / "enclave.txt"
+    rules = sorted(Path(packages.__file__).parent.glob("*.py")) + [Path(__file__)]
+    dependencies = [lock.read_text(), *runtime.identity(), *(rule.read_text() for rule in rules)]
+    return Stamp(_hash(dependencies), _hash(fingerprint(application.sources())))
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _stamped(output: Path) -> Stamp | None:
+    try:
+        return Stamp(**json.loads(_stamp_path(output).read_text()))
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _stamp_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.stamp")
+
+
+def _measured(tree: Path, inputs: Stamp) -> Stamp:
+    registers = measure_tree(tree, cmdline.enclave_cmdline(cmdline.PROCESS))
+    return Stamp(
+        inputs.dependencies, inputs.application, registers.pcr0.hex(), registers.pcr1.hex()
+    )
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep a second build of the same tree waiting."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_name(f"{output.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def stage(output: Path, *, force: bool = False) -> bool:
+    """Build the tree at ``output`` unless it is current; return whether it was built.
+
+    Raises DevkitError where it cannot be built; a tree that was there before then stays as it was.
+    """
+    runtime.check_platform()
+    output = output.absolute()
+    with _alone(output):
+        inputs = current_inputs()
+        before = None if force else _intact(output)
+        if before and (before.dependencies, before.application) == (inputs.dependencies, inputs.application):
+            return False
+        reusable = before is not None and before.dependencies == inputs.dependencies
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            tree = Path(scratch) / "new"
+            _build(tree, output if reusable else None)
+            stamp = _measured(tree, inputs)
+            if output.exists():
+                output.rename(Path(scratch) / "old")
+            tree.rename(output)
+        _stamp_path(output).write_text(json.dumps(asdict(stamp)))
+    return True
+
+
+def _intact(output: Path) -> Stamp | None:
+    """The stamp of a tree that still measures as stamped; its packages and runtime may be taken over."""
+    stamp = _stamped(output)
+    if stamp is None or not output.is_dir():
+        return None
+    with contextlib.suppress(CasemateError):
+        now = _measured(output, stamp)
+        if now == stamp:
+            return stamp
+        if now.pcr1 == stamp.pcr1:
+            return Stamp(stamp.dependencies, "changed")
+    return None
+
+
+def _build(tree: Path, before: Path | None) -> None:
+    tree.mkdir()
+    if before is None:
+        packages.install(application.checkout() / "requirements" / "enclave.txt", tree / _PACKAGES)
+        runtime.stage(tree)
+    else:
+        for part in sorted(before.iterdir()):
+            if part.name != _APPLICATION:
+                link_tree(part, tree / part.name)
+    application.stage(tree / _APPLICATION)
+    normalise(tree)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m casemate_devkit.stage")
+    parser.add_argument("--output", type=Path, required=True, help="the tree; its parent must be writable")
+    parser.add_argument("--force", action="store_true", help="build even if nothing changed")
+    options = parser.parse_args(arguments)
+    try:
+        built = stage(options.output, force=options.force)
+    except (DevkitError, CasemateError) as error:
+        print(f"stage: {error}", file=sys.stderr)
+        return 1
+    print(f"{'staged' if built else 'unchanged:'} {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

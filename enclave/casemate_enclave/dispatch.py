@@ -1,0 +1,177 @@
+"""What each frame does in each state: a table, and what is not in it is refused (SPEC 9.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from casemate import cbor, limits
+from casemate.errors import CasemateError, Code, KeyReleaseError
+from casemate.frames import FrameType
+from casemate_enclave.enclave import State
+from casemate_enclave.events import Counter, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casemate.wire import Buffer
+    from casemate_enclave.enclave import Enclave
+    from casemate_enclave.events import Journal
+
+    Answer = Buffer | tuple[Buffer, ...]
+
+_FRAME_HEAD = 5  # type and budget: what the length counts before the payload
+_SEALED_OVERHEAD = (
+    limits.HEADER_MAX + 64
+)  # beside the ciphertext: the header and protobuf's own bytes
+_NONE = type(None)
+
+
+class Exchange(Protocol):
+    """One frame and the connection that it came on."""
+
+    payload: memoryview
+    deadline: float
+
+    def model_data(self, size: int) -> Iterator[memoryview]:
+        """Yield the frames of type 7 that follow, ``size`` bytes in all; raises StreamBrokenError."""
+        ...
+
+
+class ConnectionEndError(CasemateError):
+    """Answered as an error, and then the connection is closed: its framing cannot be trusted."""
+
+
+class Dispatcher:
+    """Answers frames; thread-safe."""
+
+    def __init__(self, enclave: Enclave, journal: Journal) -> None:
+        self._enclave = enclave
+        self._journal = journal
+        ready: dict[FrameType, Callable[[Exchange], Answer]] = {
+            FrameType.CREDENTIALS: self._credentials,
+            FrameType.REQUEST: self._request,
+            FrameType.EVIDENCE: self._evidence,
+            FrameType.LOAD: self._load,
+            FrameType.HEALTH: self._health,
+            FrameType.COUNTERS: self._counters,
+            FrameType.UNLOAD: self._unload,
+        }
+        self._table = {
+            State.UNCONFIGURED: {
+                FrameType.CONFIGURE: self._configure,
+                FrameType.HEALTH: self._health,
+            },
+            State.READY: ready,
+            State.FAILED: {FrameType.HEALTH: self._health},
+        }
+
+    @property
+    def frame_limit(self) -> int:
+        """The longest frame that makes sense in the present state, by the count of SPEC 9.2."""
+        if self._enclave.state is not State.READY:
+            return _FRAME_HEAD + limits.CONFIGURATION_MAX
+        request_bytes = self._enclave.parts.configuration.limits.request_bytes
+        return _FRAME_HEAD + max(request_bytes + _SEALED_OVERHEAD, limits.CONFIGURATION_MAX)
+
+    def answer(self, kind: int, exchange: Exchange) -> Answer:
+        """Return the answer's payload; raises CasemateError, ConnectionEndError to hang up."""
+        state = self._enclave.state
+        frame_type = _frame_type(kind)
+        handler = self._table[state].get(frame_type)
+        if handler is None:
+            raise _refusal(state)
+        return handler(exchange)
+
+    def _configure(self, exchange: Exchange) -> Answer:
+        try:
+            register = self._enclave.configure(bytes(exchange.payload))
+        except CasemateError as error:
+            self._journal.emit(Event.CONFIGURE_REFUSED, code=error.code)
+            raise
+        return cbor.encode({"pcr16": register})
+
+    def _credentials(self, exchange: Exchange) -> Answer:
+        keys = {
+            "access_key_id": str,
+            "secret_access_key": str,
+            "session_token": (str, _NONE),
+            "expires": (int, _NONE),
+        }
+        fields = _fields(exchange.payload, keys)
+        kms = self._enclave.parts.kms
+        if kms is None:
+            raise KeyReleaseError(Code.KEY_RELEASE_UNAVAILABLE, "no key release is configured")
+        kms.set_credentials(**fields)
+        return b""
+
+    def _request(self, exchange: Exchange) -> Answer:
+        self._journal.count(Counter.REQUESTS)
+        try:
+            return self._enclave.parts.service.answer(exchange.payload, exchange.deadline)
+        except CasemateError:
+            self._journal.count(Counter.REQUESTS_REFUSED)
+            raise
+
+    def _evidence(self, exchange: Exchange) -> Answer:
+        nonce = bytes(exchange.payload)
+        if nonce and not limits.NONCE_MIN <= len(nonce) <= limits.NONCE_MAX:
+            raise CasemateError(Code.MALFORMED, "a nonce has 16 to 64 bytes")
+        self._journal.count(Counter.EVIDENCE)
+        return self._enclave.parts.identity.evidence(nonce or None)
+
+    def _load(self, exchange: Exchange) -> Answer:
+        size = _fields(exchange.payload, {"size": int})["size"]
+        try:
+            header, digest = self._enclave.parts.loader.load(size, exchange)
+        except CasemateError as error:
+            self._journal.count(Counter.MODELS_REFUSED)
+            self._journal.emit(Event.MODEL_REFUSED, code=error.code)
+            raise
+        self._journal.count(Counter.MODELS_LOADED)
+        self._journal.emit(Event.MODEL_LOADED)
+        return cbor.encode({"name": header.name, "version": header.version, "digest": digest})
+
+    def _unload(self, exchange: Exchange) -> Answer:
+        fields = _fields(exchange.payload, {"name": str, "version": int})
+        self._enclave.parts.models.remove(fields["name"], fields["version"])
+        self._journal.emit(Event.MODEL_UNLOADED)
+        return b""
+
+    def _health(self, exchange: Exchange) -> Answer:
+        _empty(exchange.payload)
+        return self._enclave.health()
+
+    def _counters(self, exchange: Exchange) -> Answer:
+        _empty(exchange.payload)
+        return cbor.encode(self._journal.counters())
+
+
+def _frame_type(kind: int) -> FrameType:
+    try:
+        frame_type = FrameType(kind)
+    except ValueError:
+        raise ConnectionEndError(Code.MALFORMED, "unknown type of frame") from None
+    if frame_type is FrameType.MODEL_DATA:
+        raise ConnectionEndError(Code.MALFORMED, "model data without a load")
+    return frame_type
+
+
+def _refusal(state: State) -> CasemateError:
+    if state is State.UNCONFIGURED:
+        return CasemateError(Code.NOT_CONFIGURED, "the enclave is not configured")
+    if state is State.READY:
+        return CasemateError(Code.ALREADY_CONFIGURED, "the enclave has its configuration")
+    return CasemateError(Code.UNAVAILABLE, "the enclave has failed: restart it")
+
+
+def _fields(payload: memoryview, keys: dict[str, type | tuple[type, ...]]) -> dict[str, cbor.Value]:
+    try:
+        return cbor.decode_map(bytes(payload), keys)
+    except cbor.CborError:
+        # Without its reason: it may quote keys of the map, and one frame carries credentials.
+        raise CasemateError(Code.MALFORMED, "not the map of this frame") from None
+
+
+def _empty(payload: memoryview) -> None:
+    if payload:
+        raise CasemateError(Code.MALFORMED, "this frame has no payload")

@@ -1,0 +1,83 @@
+"""What the enclave says in the clear: enumerated events on stderr and a closed set of counters.
+
+Nothing here takes a text. What happens after a request is opened is neither an event nor counted:
+with one request at a time a counter of sealed statuses would tell the host each status (SPEC 11.2).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from enum import StrEnum, unique
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from casemate.errors import Code
+
+
+@unique
+class Event(StrEnum):
+    """Everything that can be printed."""
+
+    STARTED = "STARTED"
+    CONFIGURED = "CONFIGURED"
+    CONFIGURE_REFUSED = "CONFIGURE_REFUSED"
+    FAILED = "FAILED"
+    MODEL_LOADED = "MODEL_LOADED"
+    MODEL_REFUSED = "MODEL_REFUSED"
+    MODEL_UNLOADED = "MODEL_UNLOADED"
+    RUNTIME_MESSAGE = "RUNTIME_MESSAGE"
+    KEY_ROTATED = "KEY_ROTATED"
+    DEVICE_SILENT = "DEVICE_SILENT"
+    CONNECTION_REFUSED = "CONNECTION_REFUSED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+    STOPPED = "STOPPED"
+
+
+@unique
+class Counter(StrEnum):
+    """Everything that frame type 9 reports (SPEC 9.3)."""
+
+    CONNECTIONS_ACCEPTED = "connections_accepted"
+    CONNECTIONS_REFUSED = "connections_refused"
+    FRAMES_REFUSED = "frames_refused"
+    REQUESTS = "requests"
+    REQUESTS_REFUSED = "requests_refused"
+    EVIDENCE = "evidence"
+    MODELS_LOADED = "models_loaded"
+    MODELS_REFUSED = "models_refused"
+    DEVICE_FAILURES = "device_failures"
+    INTERNAL_ERRORS = "internal_errors"
+
+
+class Journal:
+    """Counts and prints; thread-safe, and never the reason why something else fails."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(Counter, 0)
+
+    def emit(self, event: Event, *, code: Code | None = None, count: int | None = None) -> None:
+        """Print one JSON line made of enumerated names, a code and a number."""
+        line: dict[str, str | int] = {"event": event.value}
+        if code is not None:
+            line["code"] = code.value
+        if count is not None:
+            line["count"] = count
+        try:
+            with self._lock:
+                print(json.dumps(line), file=self._stream or sys.stderr, flush=True)
+        except (OSError, ValueError):
+            return  # a full or closed pipe on the host's side
+
+    def count(self, counter: Counter) -> None:
+        """Add one to ``counter``."""
+        with self._lock:
+            self._counts[counter] += 1
+
+    def counters(self) -> dict[str, int]:
+        """Every counter by name, zero included."""
+        with self._lock:
+            return {counter.value: count for counter, count in self._counts.items()}

@@ -1,0 +1,49 @@
+"""What a process can do for itself, in every form: no cores, no ptrace, no tracebacks.
+
+Namespaces, Landlock and seccomp are set up around the process by whoever starts it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import resource
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from casemate_enclave.events import Counter, Event
+
+if TYPE_CHECKING:
+    from casemate_enclave.events import Journal
+
+# linux/prctl.h
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def harden_process() -> None:
+    """Refuse core dumps, other processes' eyes and new privileges; raises OSError where the kernel does."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    faulthandler.disable()
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
+    if libc.prctl(ctypes.c_int(option), *arguments) != 0:
+        raise OSError(ctypes.get_errno(), "prctl refused")
+
+
+def silence_tracebacks(journal: Journal) -> None:
+    """Replace every hook that would print an exception: its text may quote a tensor or a key."""
+
+    def report(*_: object) -> None:
+        journal.count(Counter.INTERNAL_ERRORS)
+        journal.emit(Event.INTERNAL_ERROR)
+
+    sys.excepthook = report
+    sys.unraisablehook = report
+    threading.excepthook = report

@@ -1,0 +1,131 @@
+"""The enclave's KEM keys and their rotation (SPEC 3.3), and the cache of opened data keys (SPEC 6.6)."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Self, final
+
+from casemate import limits
+from casemate.attestation.structures import KeyConfig, key_id
+from casemate.envelope.guard import Guarded
+from casemate.envelope.hpke import KemKey
+from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from casemate_enclave.clock import AttestedClock
+
+# Half the lifetime: clients that hold evidence always have hours left on the key that it names.
+_ROTATE_AFTER = limits.KEM_LIFETIME_MAX // 2
+
+
+@final
+class RingKey(Guarded):
+    """One KEM key with the encoded configuration that publishes it."""
+
+    __slots__ = ("_private", "config", "encoded")
+
+    def __init__(self, private: KemKey, config: KeyConfig) -> None:
+        self._private = private
+        self.config = config
+        self.encoded = config.encode()
+
+    @classmethod
+    def generate(cls, not_before: int) -> Self:
+        """Make a key that lives for ``KEM_LIFETIME_MAX`` from ``not_before``."""
+        private = KemKey.generate()
+        config = KeyConfig(private.public_bytes, not_before, not_before + limits.KEM_LIFETIME_MAX)
+        return cls(private, config)
+
+    def unwrap(self, wrapped: bytes) -> bytes:
+        """Open an HPKE-wrapped data key; raises EnvelopeError(OPEN_FAILED)."""
+        return self._private.unwrap(wrapped, self.encoded)
+
+
+class KeyRing:
+    """The current key, and earlier ones for as long as a session may still use them; thread-safe."""
+
+    def __init__(self, clock: AttestedClock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        # From the device's own latest statement, not from the carried time: a document made in the
+        # next moment must not be older than the key that it publishes (SPEC 3.8, step 15).
+        self._keys = [RingKey.generate(clock.stated)]
+
+    def published(self) -> tuple[bytes, ...]:
+        """The one or two key configurations for evidence, the current one last."""
+        now = self._clock.now()
+        with self._lock:
+            live = [key.encoded for key in self._keys if now < key.config.not_after]
+            return tuple(live[-limits.KEY_CONFIGS_MAX :])
+
+    def find(self, identifier: bytes) -> RingKey:
+        """Return the key with exactly this key_id; raises EnvelopeError(UNKNOWN_KEY)."""
+        now = self._clock.now()
+        with self._lock:
+            for key in self._keys:
+                if key_id(key.encoded) == identifier and now < _kept_until(key):
+                    return key
+        raise EnvelopeError(Code.UNKNOWN_KEY, "this enclave has no such key")
+
+    def rotate_if_due(self) -> bool:
+        """Drop keys that are over, and make a new one at half the current one's lifetime."""
+        now = self._clock.now()
+        with self._lock:
+            self._keys = [key for key in self._keys if now < _kept_until(key)]
+            due = not self._keys or now >= self._keys[-1].config.not_before + _ROTATE_AFTER
+            if due:
+                self._keys.append(RingKey.generate(self._clock.stated))
+            return due
+
+
+def _kept_until(key: RingKey) -> int:
+    return key.config.not_after + limits.KEM_KEEP_AFTER
+
+
+class _CachedKey(Guarded):
+    __slots__ = ("not_after", "prk")
+
+    def __init__(self, prk: bytes, not_after: int) -> None:
+        self.prk = prk
+        self.not_after = not_after
+
+
+class KeyCache:
+    """Session secrets by (H(wrapped_key), key_commitment); thread-safe.
+
+    Only what opened an authenticated request is put in, so nobody can place a wrong entry; the
+    longest unused one makes room, which costs its owner one unwrap.
+    """
+
+    def __init__(self, capacity: int = limits.KEY_CACHE_MAX) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[bytes, bytes], _CachedKey] = OrderedDict()
+
+    def get(self, wrapped_digest: bytes, commitment: bytes, now: int) -> bytes | None:
+        """Return the session's pseudorandom key, unless it is unknown or over."""
+        with self._lock:
+            entry = self._entries.get((wrapped_digest, commitment))
+            if entry is None:
+                return None
+            if now >= entry.not_after:
+                del self._entries[wrapped_digest, commitment]
+                return None
+            self._entries.move_to_end((wrapped_digest, commitment))
+            return entry.prk
+
+    def put(self, wrapped_digest: bytes, commitment: bytes, prk: bytes, not_after: int) -> None:
+        """Keep ``prk`` until ``not_after`` at the latest."""
+        with self._lock:
+            self._entries[wrapped_digest, commitment] = _CachedKey(prk, not_after)
+            self._entries.move_to_end((wrapped_digest, commitment))
+            while len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
+
+    def expire(self, now: int) -> None:
+        """Forget what is over."""
+        with self._lock:
+            over = [key for key, entry in self._entries.items() if now >= entry.not_after]
+            for key in over:
+                del self._entries[key]

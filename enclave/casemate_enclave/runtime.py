@@ -1,0 +1,173 @@
+"""Running a model: the seam, and onnxruntime behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from casemate.errors import CasemateError, Code, ModelError, RequestError
+from casemate_enclave.onnx_scan import external_locations
+from casemate_enclave.watchdog import Watchdog
+
+# It starts its telemetry when it is imported (SANDBOX.md), so the switch has to be set before.
+if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
+    raise ImportError("ORT_DISABLE_TELEMETRY=1 must be set before onnxruntime is imported")
+
+import onnxruntime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from casemate.sealed_model import ModelHeader
+    from casemate.tensors import TensorSpec
+
+    Tensors = Mapping[str, np.ndarray[Any, Any]]
+
+# Requests already run side by side, one on each connection. More threads for one run would compete with those and
+# spin while they wait; with one, onnxruntime starts none, and a run's time depends on no other run's.
+_THREADS = 1
+_SILENT = 4  # fatal only: messages name tensors and quote shapes
+# A path in a sealed file may be any text; onnxruntime gives some names a meaning ("*/_ORT_MEM_ADDR_/*" is memory).
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
+
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class LoadedModel(Protocol):
+    """A model that can run; safe to use from several threads."""
+
+    def run(self, inputs: Tensors, outputs: Sequence[str], deadline: float) -> Tensors:
+        """Return the named outputs; ``deadline`` in seconds of ``time.monotonic``.
+
+        Raises RequestError: DEADLINE_EXCEEDED, or MODEL_FAILED with a text that quotes nothing.
+        """
+        ...
+
+
+class ModelRuntime(Protocol):
+    """Makes models runnable."""
+
+    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
+        """Load verified contents; raises ModelError(MODEL_REJECTED) unless they are what ``header`` says."""
+        ...
+
+
+class OnnxRuntime:
+    """onnxruntime with the configured providers, from bytes only: no path, no custom operators."""
+
+    def __init__(self, providers: Sequence[str]) -> None:
+        onnxruntime.set_default_logger_severity(_SILENT)
+        self._providers = list(providers)
+        self._watchdog = Watchdog()
+
+    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
+        """Load the first entry as the model, the others as its external data."""
+        (_, model), *others = entries.items()
+        _check_locations(external_locations(model), dict(others))
+        try:
+            session = onnxruntime.InferenceSession(
+                model, _session_options(others), providers=self._providers
+            )
+            session.disable_fallback()
+        except Exception:  # noqa: BLE001 - its exceptions share no base and quote the model
+            raise _rejected("onnxruntime refuses it") from None
+        if session.get_providers() != self._providers:
+            raise _rejected("it does not run on the configured providers")
+        _check_signature("input", header.inputs, session.get_inputs(), complete=True)
+        _check_signature("output", header.outputs, session.get_outputs(), complete=False)
+        return _OnnxModel(session, self._watchdog)
+
+
+class _OnnxModel:
+    def __init__(self, session: onnxruntime.InferenceSession, watchdog: Watchdog) -> None:
+        self._session = session
+        self._watchdog = watchdog
+
+    def run(self, inputs: Tensors, outputs: Sequence[str], deadline: float) -> Tensors:
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        try:
+            with self._watchdog.until(deadline, options):
+                values = self._session.run(list(outputs), dict(inputs), options)
+        except Exception:  # noqa: BLE001 - as in load
+            if options.terminate or time.monotonic() >= deadline:
+                raise RequestError(
+                    Code.DEADLINE_EXCEEDED, "the model was stopped at the deadline"
+                ) from None
+            raise RequestError(Code.MODEL_FAILED, "the model failed on these inputs") from None
+        return dict(zip(outputs, values, strict=True))
+
+
+def _session_options(others: Sequence[tuple[str, bytes]]) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = _THREADS
+    options.inter_op_num_threads = _THREADS
+    # The arena would keep the memory of the largest request ever seen; without it no run was slower.
+    options.enable_cpu_mem_arena = False
+    # The other format, flatbuffers, would pass by the scan for external data.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if others:
+        names, contents = zip(*others, strict=True)
+        options.add_external_initializers_from_files_in_memory(
+            names, contents, [len(c) for c in contents]
+        )
+    return options
+
+
+def _check_locations(locations: set[str], files: Mapping[str, bytes]) -> None:
+    for location in locations:
+        if location not in files or not _PLAIN_PATH.fullmatch(location):
+            raise _rejected("it refers to data outside the sealed file")
+
+
+def _check_signature(
+    kind: str,
+    declared: Sequence[TensorSpec],
+    actual: Sequence[onnxruntime.NodeArg],
+    *,
+    complete: bool,
+) -> None:
+    """Outputs may be fewer than the model has: what is not declared is never computed for anyone."""
+    found = {node.name: node for node in actual}
+    names = [spec.name for spec in declared]
+    if len(set(names)) != len(names) or not found.keys() >= set(names):
+        raise _rejected(f"it has not every declared {kind}")
+    if complete and len(found) != len(names):
+        raise _rejected(f"it has an {kind} that is not declared")
+    for index, spec in enumerate(declared):
+        node = found[spec.name]
+        if _DATATYPES.get(node.type) != spec.datatype or not _compatible(spec.shape, node.shape):
+            raise _rejected(f"{kind} {index} differs from the declared one")
+
+
+def _compatible(declared: Sequence[int], actual: Sequence[int | str | None]) -> bool:
+    """Whether some shape satisfies both; onnxruntime gives no dimensions for an unknown rank."""
+    if not actual:
+        return True
+    pairs = zip(declared, actual, strict=False)
+    return len(declared) == len(actual) and all(
+        dimension in {0, other} or not isinstance(other, int) for dimension, other in pairs
+    )
+
+
+def _rejected(reason: str) -> CasemateError:
+    return ModelError(Code.MODEL_REJECTED, f"the model: {reason}")

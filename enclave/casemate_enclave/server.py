@@ -1,0 +1,194 @@
+"""Connections from the host: one thread each, bounded in number, time and memory (SPEC 9, THREATS H11)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate.errors import CasemateError, Code, FrameError
+from casemate.frames import ANSWER, FrameType, receive_frame, send_error, send_frame
+from casemate_enclave.dispatch import ConnectionEndError
+from casemate_enclave.events import Counter, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casemate.frames import Frame
+    from casemate_enclave.dispatch import Dispatcher
+    from casemate_enclave.events import Journal
+
+_PARENT_CID = 3  # linux/vm_sockets.h on Nitro: the instance that started the enclave
+_FRAME_HEAD = 5
+_ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
+
+# What may be said in the clear (SPEC 11.1); UNKNOWN_MODEL answers an unload.
+_OUTSIDE = frozenset(
+    {
+        *(Code.MALFORMED, Code.UNSUPPORTED_VERSION, Code.TOO_LARGE, Code.WRONG_AUDIENCE),
+        *(Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE, Code.STALE_SESSION, Code.EXPIRED),
+        *(Code.OPEN_FAILED, Code.REPLAYED, Code.OVERLOADED, Code.DEADLINE_EXCEEDED),
+        *(Code.UNAVAILABLE, Code.NOT_CONFIGURED, Code.ALREADY_CONFIGURED, Code.CLOCK_UNAVAILABLE),
+        *(Code.KEY_RELEASE_DENIED, Code.KEY_RELEASE_UNAVAILABLE, Code.KEY_RELEASE_INVALID),
+        *(Code.MODEL_MALFORMED, Code.MODEL_PUBLISHER_UNKNOWN, Code.MODEL_SIGNATURE_INVALID),
+        *(Code.MODEL_VERSION_REVOKED, Code.MODEL_OPEN_FAILED, Code.MODEL_REJECTED),
+        *(Code.UNKNOWN_MODEL, Code.INTERNAL),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """One received frame on its connection; an ``Exchange`` of the dispatcher."""
+
+    payload: memoryview
+    deadline: float
+    channel: socket.socket
+
+    def model_data(self, size: int) -> Iterator[memoryview]:
+        left = size
+        while left:
+            frame = self._next(min(left, limits.CHUNK))
+            left -= len(frame.payload)
+            yield frame.payload
+
+    def _next(self, most: int) -> Frame:
+        within_s = limits.FRAME_HEAD_TIMEOUT_S
+        try:
+            frame = receive_frame(
+                self.channel, _FRAME_HEAD + most, idle_s=within_s, within_s=within_s
+            )
+        except FrameError as error:
+            raise ConnectionEndError(error.code, error.detail) from None
+        except OSError:
+            frame = None
+        if frame is None or frame.type != FrameType.MODEL_DATA or not frame.payload:
+            raise ConnectionEndError(Code.MALFORMED, "the model's data ended early")
+        return frame
+
+
+class Server:
+    """Accepts connections and answers their frames until it is stopped.
+
+    A connection's failure ends that connection and nothing else.
+    """
+
+    def __init__(self, listener: socket.socket, dispatcher: Dispatcher, journal: Journal) -> None:
+        self._listener = listener
+        self._dispatcher = dispatcher
+        self._journal = journal
+        self._changed = threading.Condition()
+        self._connections: set[socket.socket] = set()
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Accept until ``stop``."""
+        while not self._stopping:
+            try:
+                channel, peer = self._listener.accept()
+            except OSError:
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
+            self._admit(channel, peer)
+
+    def stop(self) -> None:
+        """Take no more connections, end the present ones and wait a little for them."""
+        self._stopping = True
+        _hang_up(self._listener)
+        with self._changed:
+            for channel in self._connections:
+                _hang_up(channel)
+            self._changed.wait_for(lambda: not self._connections, limits.STOP_TIMEOUT_S)
+
+    def _admit(self, channel: socket.socket, peer: object) -> None:
+        channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
+        if channel.family != socket.AF_UNIX and not _is_parent(peer):
+            self._refuse(channel, Code.UNAVAILABLE, "only the parent is served")
+            return
+        with self._changed:
+            full = len(self._connections) >= limits.CONNECTIONS_MAX
+            if not full:
+                self._connections.add(channel)
+        if full:
+            self._refuse(channel, Code.OVERLOADED, "too many connections")
+            return
+        self._journal.count(Counter.CONNECTIONS_ACCEPTED)
+        try:
+            threading.Thread(
+                target=self._serve, args=(channel,), name="connection", daemon=True
+            ).start()
+        except RuntimeError:  # no thread to be had
+            self._forget(channel)
+            self._refuse(channel, Code.OVERLOADED, "too many connections")
+
+    def _refuse(self, channel: socket.socket, code: Code, detail: str) -> None:
+        self._journal.count(Counter.CONNECTIONS_REFUSED)
+        self._journal.emit(Event.CONNECTION_REFUSED, code=code)
+        with channel, contextlib.suppress(OSError):
+            channel.settimeout(0)  # never wait here: an error fits any socket's buffer
+            send_error(channel, code, detail)
+
+    def _serve(self, channel: socket.socket) -> None:
+        try:
+            with contextlib.suppress(OSError):  # the peer is gone, or too slow
+                while not self._stopping and self._exchange(channel):
+                    pass
+        finally:
+            self._forget(channel)
+            channel.close()
+
+    def _forget(self, channel: socket.socket) -> None:
+        with self._changed:
+            self._connections.discard(channel)
+            self._changed.notify_all()
+
+    def _exchange(self, channel: socket.socket) -> bool:
+        """Answer one frame; False when the connection is over."""
+        try:
+            frame = receive_frame(
+                channel, self._dispatcher.frame_limit, within_s=limits.FRAME_HEAD_TIMEOUT_S
+            )
+        except FrameError as error:
+            self._send_error(channel, error)
+            return False
+        if frame is None:
+            return False
+        try:
+            answer = self._dispatcher.answer(frame.type, _exchange_of(frame, channel))
+        except CasemateError as error:
+            self._send_error(channel, error)
+            return not isinstance(error, ConnectionEndError)
+        except Exception:  # noqa: BLE001 - a fault of this code must not end the enclave, nor be quoted
+            self._journal.count(Counter.INTERNAL_ERRORS)
+            self._journal.emit(Event.INTERNAL_ERROR)
+            self._send_error(channel, CasemateError(Code.INTERNAL, "internal error"))
+            return False
+        channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
+        send_frame(channel, frame.type | ANSWER, answer)
+        return True
+
+    def _send_error(self, channel: socket.socket, error: CasemateError) -> None:
+        self._journal.count(Counter.FRAMES_REFUSED)
+        channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
+        if error.code in _OUTSIDE:
+            send_error(channel, error.code, error.detail)
+        else:
+            send_error(channel, Code.INTERNAL, "internal error")
+
+
+def _exchange_of(frame: Frame, channel: socket.socket) -> _Exchange:
+    budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
+    return _Exchange(frame.payload, time.monotonic() + budget / 1000, channel)
+
+
+def _is_parent(peer: object) -> bool:
+    return isinstance(peer, tuple) and peer[0] == _PARENT_CID
+
+
+def _hang_up(channel: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,228 @@
+"""One sealed request from bytes to sealed answer, in the order of SPEC 6.4.
+
+Until the replay window has accepted a request, a failure raises and is answered in the clear by
+its code. From then on every outcome, this code's own faults included, is sealed to the caller.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from casemate import wire
+from casemate.attestation.structures import audience_hash
+from casemate.envelope.header import (
+    ANY_INSTANCE,
+    KEY_MODE_HPKE,
+    RequestHeader,
+    parse_request_header,
+)
+from casemate.envelope.messages import SEALED_STATUSES, Preamble, Trailer
+from casemate.envelope.opening import (
+    OpenedRequest,
+    check_commitment,
+    encode_sealed,
+    open_request,
+    parse_sealed,
+    seal_response,
+    verify_caller,
+)
+from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
+from casemate.kms_context import data_context
+from casemate.tensors import read_request, to_response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from casemate.envelope.replay import ReplayTable
+    from casemate_enclave.clock import AttestedClock
+    from casemate_enclave.identity import Identity
+    from casemate_enclave.keys import KeyCache, KeyRing
+    from casemate_enclave.registry import ModelRegistry, ServedModel
+
+
+class KeyReleaser(Protocol):
+    """Unwraps a data key by attested Decrypt (casemate_kms.client.AttestedKms)."""
+
+    def decrypt(
+        self, *, key_arn: str, ciphertext_blob: bytes, context: Mapping[str, str], deadline: float
+    ) -> bytes:
+        """Return a candidate for the data key; raises KeyReleaseError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the configuration says about requests (SPEC 3.2)."""
+
+    audience: str
+    request_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    status: Code
+    detail: str = ""
+    model: ServedModel | None = None
+    message: bytes | None = None
+
+    @property
+    def trailer(self) -> Trailer:
+        if self.model is None:
+            return Trailer(self.status, self.detail)
+        header = self.model.header
+        return Trailer(self.status, self.detail, header.name, header.version, self.model.digest)
+
+    @property
+    def floor(self) -> int:
+        return self.model.header.answer_bucket if self.model else 0
+
+
+class RequestService:
+    """Answers sealed requests; thread-safe."""
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        *,
+        identity: Identity,
+        clock: AttestedClock,
+        keys: KeyRing,
+        cache: KeyCache,
+        replay: ReplayTable,
+        kms: KeyReleaser | None,
+        models: ModelRegistry,
+    ) -> None:
+        self._bounds = bounds
+        self._audience = audience_hash(bounds.audience)
+        self._identity = identity
+        self._clock = clock
+        self._keys = keys
+        self._cache = cache
+        self._replay = replay
+        self._kms = kms
+        self._models = models
+
+    def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
+        """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
+
+        Raises CasemateError with a code of SPEC 11.1 for a request that was not accepted.
+        """
+        raw_header, ciphertext = parse_sealed(payload)
+        header = parse_request_header(raw_header)
+        self._check_header(header, len(ciphertext))
+        prk = self._session_key(header, deadline)
+        opened = open_request(raw_header, ciphertext, prk)
+        preamble = _preamble(opened)
+        caller = verify_caller(header, preamble) if preamble else None
+        self._accept(header, prk)
+        outcome = self._outcome(opened, preamble, caller, deadline)
+        return encode_sealed(*self._seal(opened, outcome))
+
+    def _check_header(self, header: RequestHeader, size: int) -> None:
+        """Everything that costs no cryptography, in the order of SPEC 6.4."""
+        if size > self._bounds.request_bytes:
+            raise EnvelopeError(Code.TOO_LARGE, f"{size} bytes, limit {self._bounds.request_bytes}")
+        if not hmac.compare_digest(header.audience, self._audience):
+            raise EnvelopeError(Code.WRONG_AUDIENCE, "the request is for another audience")
+        if header.instance_id not in self._instances(header.key_mode):
+            raise EnvelopeError(Code.UNKNOWN_KEY, "the request is for another instance")
+        if header.key_mode == KEY_MODE_HPKE:
+            self._keys.find(header.key_id)
+        elif self._kms is None:
+            raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
+        self._replay.check_times(header.not_before, header.not_after, self._clock.now())
+
+    def _instances(self, key_mode: int) -> tuple[bytes, ...]:
+        own = self._identity.instance_id
+        return (own,) if key_mode == KEY_MODE_HPKE else (own, ANY_INSTANCE)
+
+    def _session_key(self, header: RequestHeader, deadline: float) -> bytes:
+        """Return prk(data key), whose commitment matched: from the cache, or unwrapped."""
+        name = wire.digest(header.wrapped_key)
+        cached = self._cache.get(name, header.key_commitment, self._clock.now())
+        return cached or check_commitment(header, self._unwrap(header, deadline))
+
+    def _unwrap(self, header: RequestHeader, deadline: float) -> bytes:
+        if header.key_mode == KEY_MODE_HPKE:
+            return self._keys.find(header.key_id).unwrap(header.encapsulation)
+        if self._kms is None:
+            raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
+        return self._kms.decrypt(
+            key_arn=header.key_arn,
+            ciphertext_blob=header.ciphertext_blob,
+            context=data_context(self._bounds.audience),
+            deadline=deadline,
+        )
+
+    def _accept(self, header: RequestHeader, prk: bytes) -> None:
+        # By the present time: an unwrap may have taken longer than the session had left.
+        now = self._clock.now()
+        self._replay.accept(
+            header.key_commitment, header.not_before, header.not_after, header.sequence, now
+        )
+        name = wire.digest(header.wrapped_key)
+        self._cache.put(name, header.key_commitment, prk, header.not_after)
+
+    def _outcome(
+        self,
+        opened: OpenedRequest,
+        preamble: Preamble | None,
+        caller: bytes | None,
+        deadline: float,
+    ) -> _Outcome:
+        """Run the request; never raises."""
+        model = None
+        try:
+            if preamble is None:
+                raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
+            model = self._models.find(preamble.model, preamble.version)
+            _check_asker(model, preamble, caller)
+            return _Outcome(Code.OK, "", model, _run(model, opened.message, deadline))
+        except CasemateError as refusal:
+            sealed = refusal.code in SEALED_STATUSES
+            return _Outcome(refusal.code if sealed else Code.MODEL_FAILED, refusal.detail, model)
+        except Exception:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
+            return _Outcome(Code.MODEL_FAILED, "the request failed inside the enclave", model)
+
+    def _seal(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
+        try:
+            return self._seal_one(opened, outcome)
+        except Exception:  # noqa: BLE001 - as above; most likely the answer is too large for a frame
+            failed = _Outcome(Code.MODEL_FAILED, "the answer cannot be sealed", outcome.model)
+            return self._seal_one(opened, failed)
+
+    def _seal_one(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
+        return seal_response(
+            opened,
+            instance_digest=self._identity.instance_digest,
+            message=outcome.message,
+            trailer=outcome.trailer,
+            floor=outcome.floor,
+        )
+
+
+def _preamble(opened: OpenedRequest) -> Preamble | None:
+    """Return None for one that cannot be read, which is a sealed status (SPEC 11.2)."""
+    try:
+        return opened.preamble
+    except EnvelopeError:
+        return None
+
+
+def _check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) -> None:
+    if preamble.digest is not None and not hmac.compare_digest(preamble.digest, model.digest):
+        raise RequestError(Code.DIGEST_MISMATCH, "the model is not the one that the request pins")
+    if not model.admits(caller):
+        raise RequestError(Code.CALLER_REFUSED, "the model's publisher does not list this caller")
+
+
+def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
+    header = model.header
+    if time.monotonic() >= deadline:
+        raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
+    inputs, requested = read_request(message, header.inputs, header.outputs)
+    outputs = model.loaded.run(inputs, requested, deadline)
+    return to_response(outputs, header.name, header.version)

@@ -1,0 +1,54 @@
+"""``casemate-host``: run one host until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casemate.errors import CasemateError
+from casemate_host.config import HostConfig
+from casemate_host.events import configure_logging, log
+from casemate_host.host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_REFUSED = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the host; 0 after an orderly stop, 2 when it cannot start.
+
+    Prints one JSON line on standard output once it listens:
+    ``{"event": "ready", "address": "host:port", "tls": bool}``. Whether it serves is for
+    ``grpc.health.v1`` to say. Everything else is on standard error.
+    """
+    parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
+    parser.add_argument("--config", type=Path, required=True, help="the host's TOML file")
+    path: Path = parser.parse_args(arguments).config
+    configure_logging()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    try:
+        config = HostConfig.load(path)
+        host = Host(config)
+        address = host.start()
+    except CasemateError as error:
+        log.error("refused", code=error.code, detail=error.detail)
+        return _REFUSED
+    ready = {"event": "ready", "address": address, "tls": config.front.tls is not None}
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()
+    stop.wait()
+    host.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Admission: what bounds the calls that one host takes on (THREATS C3)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate.errors import CasemateError, Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import grpc
+
+
+class Slots:
+    """At most ``count`` at a time; the excess is refused at once, never queued."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Condition()
+        self._count = count
+        self._taken = 0
+
+    def take(self) -> None:
+        """Take a slot, to be given back with ``free``; raises CasemateError(OVERLOADED)."""
+        with self._lock:
+            if self._taken >= self._count:
+                raise CasemateError(Code.OVERLOADED, "too many calls at a time")
+            self._taken += 1
+
+    def free(self) -> None:
+        """Give a slot back."""
+        with self._lock:
+            self._taken -= 1
+            self._lock.notify_all()
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold a slot within the block; raises CasemateError(OVERLOADED)."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.free()
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Wait until no slot is taken; False when ``timeout_s`` passed first."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._taken == 0, timeout_s)
+
+
+class TokenBucket:
+    """At most ``burst`` at once and ``rate`` a second in the long run."""
+
+    def __init__(
+        self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens = float(burst)
+        self._at = clock()
+
+    def take(self) -> None:
+        """Take one token; raises CasemateError(OVERLOADED)."""
+        with self._lock:
+            now = self._clock()
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+            self._at = now
+            if self._tokens < 1:
+                raise CasemateError(Code.OVERLOADED, "too many calls in a short time")
+            self._tokens -= 1
+
+
+class Patience:
+    """Ends calls whose message does not arrive in time: slow senders cannot keep workers."""
+
+    def __init__(self, timeout_s: float = limits.RECEIVE_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def waiting(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Cancel the call of ``context`` if the block takes longer than the time allowed."""
+        key = id(context)
+        with self._lock:
+            self._waiting[key] = (time.monotonic() + self._timeout_s, context)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting.pop(key, None)
+
+    def stop(self) -> None:
+        """End the watching thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(1.0, self._timeout_s / 4)):
+            now = time.monotonic()
+            with self._lock:
+                late = [context for until, context in self._waiting.values() if until <= now]
+            for context in late:
+                context.cancel()

@@ -1,0 +1,69 @@
+"""One call's claim on a worker: its deadline, and what to cut when its caller goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+from casemate import limits
+from casemate.errors import Code, FrameError
+
+
+class Call:
+    """A deadline and a cancellation, shared by the worker and the thread that hears of the caller.
+
+    ``cancel`` shuts the socket that the worker is blocked on, and no other: a socket that was
+    detached belongs to the pool, perhaps to another call.
+    """
+
+    def __init__(self, budget_s: float | None = None) -> None:
+        """``budget_s``: seconds until the deadline; None means the default budget (SPEC 9.2)."""
+        default = limits.FRAME_BUDGET_DEFAULT / 1000
+        self._deadline = time.monotonic() + (default if budget_s is None else budget_s)
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
+        self._cancelled = False
+        self._finished = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller went away."""
+        return self._cancelled
+
+    def remaining_s(self) -> float:
+        """Return the seconds left, above zero; raises FrameError(DEADLINE_EXCEEDED)."""
+        remaining = self._deadline - time.monotonic()
+        if self._cancelled:
+            raise FrameError(Code.DEADLINE_EXCEEDED, "the caller went away")
+        if remaining <= 0:
+            raise FrameError(Code.DEADLINE_EXCEEDED, "the deadline passed")
+        return remaining
+
+    def attach(self, channel: socket.socket) -> None:
+        """Let ``cancel`` shut ``channel`` from now on; raises if the caller has already gone."""
+        with self._lock:
+            self.remaining_s()
+            self._channel = channel
+
+    def detach(self) -> None:
+        """Take the channel back, before it is pooled or closed."""
+        with self._lock:
+            self._channel = None
+
+    def finish(self) -> None:
+        """Note that the worker is done: from now on ``cancel`` does nothing."""
+        with self._lock:
+            self._finished = True
+
+    def cancel(self) -> bool:
+        """Note that the caller went away, and wake the worker; False if the call was finished."""
+        with self._lock:
+            if self._finished:
+                return False
+            self._cancelled = True
+            if self._channel is not None:
+                with contextlib.suppress(OSError):
+                    self._channel.shutdown(socket.SHUT_RDWR)
+            return True

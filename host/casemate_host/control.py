@@ -1,0 +1,166 @@
+"""The host's own frames: configuration, credentials, models, evidence, health (SPEC 9.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from casemate import cbor, frames, limits
+from casemate.channel import connect
+from casemate.errors import Code, FrameError
+from casemate.frames import FrameType
+from casemate.wire import HASH_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casemate.channel import Address
+
+_STATES: Final = frozenset({"unconfigured", "ready", "failed"})
+_MODEL: Final[dict[str, type]] = {"name": str, "version": int, "digest": bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model as the enclave names it; ``digest``: 48 bytes (SPEC 8.4)."""
+
+    name: str
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveHealth:
+    """The enclave's word about itself; ``ready`` are those of its ``models`` that answer."""
+
+    state: str
+    form: str
+    models: frozenset[LoadedModel]
+    ready: frozenset[LoadedModel]
+
+
+class Control:
+    """One exchange at a time, each over a connection of its own.
+
+    Every method raises FrameError: the enclave's own error, UNAVAILABLE when it does not answer,
+    MALFORMED when its answer cannot be read.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """End the exchange under way and refuse others: the host is stopping."""
+        with self._lock:
+            self._interrupted = True
+            if self._channel is not None:
+                with contextlib.suppress(OSError):
+                    self._channel.shutdown(socket.SHUT_RDWR)
+
+    def health(self) -> EnclaveHealth:
+        """Ask how the enclave is; works before it is configured."""
+        answer = _map(self._ask(FrameType.HEALTH), {"state": str, "form": str, "models": list})
+        if answer["state"] not in _STATES:
+            raise FrameError(Code.MALFORMED, "unknown state in a health answer")
+        models = [_fields(item, {**_MODEL, "ready": bool}) for item in answer["models"]]
+        ready = frozenset(_model(item) for item in models if item["ready"])
+        known = frozenset(_model(item) for item in models)
+        return EnclaveHealth(answer["state"], answer["form"][:64], known, ready)
+
+    def configure(self, configuration: bytes) -> bytes:
+        """Send the configuration, exact bytes; return PCR16 as the enclave states it, 48 bytes."""
+        answer = _map(self._ask(FrameType.CONFIGURE, configuration), {"pcr16": bytes})
+        pcr16: bytes = answer["pcr16"]
+        return pcr16
+
+    def credentials(self, payload: bytes) -> None:
+        """Send credentials, encoded as SPEC 9.3 type 2."""
+        self._ask(FrameType.CREDENTIALS, payload)
+
+    def evidence(self) -> bytes:
+        """Return evidence without a nonce, as ``Evidence`` protobuf."""
+        return bytes(self._ask(FrameType.EVIDENCE))
+
+    def load(self, path: Path) -> LoadedModel:
+        """Send a sealed model; return what the enclave opened. OSError if it cannot be read."""
+        with path.open("rb") as file, self._connected(limits.LOAD_TIMEOUT_S) as channel:
+            size = file.seek(0, 2)
+            file.seek(0)
+            budget = int(limits.LOAD_TIMEOUT_S * 1000)
+            chunk = bytearray(min(limits.CHUNK, size) or 1)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # read what it said
+                frames.send_frame(channel, FrameType.LOAD, cbor.encode({"size": size}), budget)
+                for piece in _pieces(file, chunk, size):
+                    if _readable(channel):
+                        break  # refused before the end
+                    frames.send_frame(channel, FrameType.MODEL_DATA, piece, budget)
+            answer = frames.expect_answer(channel, FrameType.LOAD)
+        return _model(_map(answer, _MODEL))
+
+    def _ask(self, kind: FrameType, payload: bytes = b"") -> memoryview:
+        with self._connected(limits.CONTROL_TIMEOUT_S) as channel:
+            budget = int(limits.CONTROL_TIMEOUT_S * 1000)
+            return frames.exchange(channel, kind, payload, budget)
+
+    @contextlib.contextmanager
+    def _connected(self, timeout_s: float) -> Iterator[socket.socket]:
+        channel = connect(self._address, limits.CONTROL_TIMEOUT_S)
+        try:
+            channel.settimeout(timeout_s)
+            with self._lock:
+                if self._interrupted:
+                    raise FrameError(Code.UNAVAILABLE, "the host is stopping")
+                self._channel = channel
+            yield channel
+        except TimeoutError:
+            raise FrameError(Code.DEADLINE_EXCEEDED, "the enclave did not answer in time") from None
+        except ConnectionError:
+            raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection") from None
+        finally:
+            with self._lock:
+                self._channel = None
+            channel.close()
+
+
+def _pieces(file: Any, chunk: bytearray, size: int) -> Iterator[memoryview]:  # noqa: ANN401 - raw file
+    view, left = memoryview(chunk), size
+    while left:
+        got = file.readinto(view[: min(len(view), left)])
+        if not got:
+            raise FrameError(Code.MODEL_MALFORMED, "the file became shorter while it was sent")
+        yield view[:got]
+        left -= got
+
+
+def _readable(channel: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _map(payload: memoryview, keys: dict[str, type]) -> dict[str, Any]:
+    try:
+        return cbor.decode_map(bytes(payload), keys)
+    except cbor.CborError as error:
+        raise FrameError(Code.MALFORMED, f"the enclave's answer: {error}") from None
+
+
+def _fields(value: object, keys: dict[str, type]) -> dict[str, Any]:
+    try:
+        return cbor.fields(value, keys)
+    except cbor.CborError as error:
+        raise FrameError(Code.MALFORMED, f"the enclave's answer: {error}") from None
+
+
+def _model(item: dict[str, Any]) -> LoadedModel:
+    if len(item["digest"]) != HASH_BYTES:
+        raise FrameError(Code.MALFORMED, "the enclave's answer: digest of another length")
+    return LoadedModel(item["name"], item["version"], item["digest"])

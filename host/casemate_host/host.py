@@ -1,0 +1,66 @@
+"""One host: egress, supervisor, relay and front, started and stopped in their order."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from casemate_host.control import Control
+from casemate_host.egress import Egress
+from casemate_host.events import log
+from casemate_host.front import Front
+from casemate_host.relay import Relay
+from casemate_host.standing import Board
+from casemate_host.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from casemate_host.config import HostConfig
+
+_REPORT_S = 60.0
+
+
+class Host:
+    """Serves one enclave to the network until it is stopped."""
+
+    def __init__(self, config: HostConfig) -> None:
+        """Read the files that ``config`` names; raises CasemateError if one cannot be used."""
+        self._config = config
+        self.board = Board()
+        enclave = config.enclave
+        self._relay = Relay(enclave.address, enclave.connections, self._lost)
+        self._front = Front(config.front, self._relay, self.board)
+        self._supervisor = Supervisor(
+            enclave, Control(enclave.address), self.board, self._front.health
+        )
+        self._egress = Egress(config.egress, enclave.address) if config.egress else None
+        self._stopping = threading.Event()
+        self._reporter = threading.Thread(target=self._report, name="report", daemon=True)
+
+    def start(self) -> str:
+        """Open the way out, listen, look for the enclave; return the bound ``host:port``."""
+        if self._egress is not None:
+            self._egress.start()
+        address = self._front.start()
+        self._supervisor.start()
+        self._reporter.start()
+        log.info("listening", address=address, tls=self._config.front.tls is not None)
+        return address
+
+    def stop(self) -> None:
+        """Refuse what is new, drain what is under way, close everything."""
+        log.info("stopping")
+        self._stopping.set()
+        self._supervisor.stop()
+        self._front.stop(self._config.front.drain_s)
+        self._relay.close()
+        if self._egress is not None:
+            self._egress.stop()
+        self._reporter.join()
+        log.info("stopped")
+
+    def _lost(self) -> None:
+        self._supervisor.nudge()
+
+    def _report(self) -> None:
+        while not self._stopping.wait(_REPORT_S):
+            self._front.traffic.report()

@@ -1,0 +1,225 @@
+"""Opaque relay: a pool of connections to the enclave, one exchange each at a time (SPEC 9.1).
+
+Promise: a frame that the enclave may have received whole is never sent again. What is sent a second
+time was refused by the kernel on a connection that had died while it was idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+
+from casemate import frames
+from casemate.channel import connect
+from casemate.errors import CasemateError, Code, FrameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.channel import Address
+    from casemate.wire import Buffer
+    from casemate_host.call import Call
+
+_CONNECT_S: Final = 2.0
+_EARLY_ANSWER_S: Final = 0.5
+_GRACE_S: Final = 0.5  # the enclave ends what exceeds its budget itself; this is for its answer
+
+
+class _NotSentError(Exception):
+    """The kernel did not take the whole frame: the enclave cannot have executed it."""
+
+
+class Relay:
+    """Exchanges frames with the enclave at ``address`` over at most ``capacity`` connections."""
+
+    def __init__(self, address: Address, capacity: int, lost: Callable[[], None]) -> None:
+        """``lost`` is called whenever a connection turns out to be dead; it must not block."""
+        self._address = address
+        self._capacity = capacity
+        self._lost = lost
+        self._ready = threading.Condition()
+        self._idle: list[socket.socket] = []
+        self._busy = 0
+        self._closed = False
+
+    def exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
+        """Send one frame and return its answer's payload.
+
+        Raises FrameError: the enclave's own error, DEADLINE_EXCEEDED, or UNAVAILABLE; after
+        UNAVAILABLE the request may have been executed.
+        """
+        try:
+            return self._exchange(kind, payload, call)
+        except FrameError as error:
+            if error.code is Code.UNAVAILABLE:
+                self._lost()
+            raise
+
+    def wake(self) -> None:
+        """Let calls that wait for a connection notice that they were cancelled."""
+        with self._ready:
+            self._ready.notify_all()
+
+    def drop_idle(self) -> None:
+        """Close the idle connections, as after the enclave went away."""
+        with self._ready:
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
+
+    def close(self) -> None:
+        """Refuse further exchanges and close what is idle; exchanges under way close their own."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        self.drop_idle()
+
+    def _exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
+        self._claim(call)
+        kept: socket.socket | None = None
+        try:
+            channel = self._pooled()
+            if channel is not None:
+                with contextlib.suppress(_NotSentError):
+                    frame = _attempt(channel, kind, payload, call)
+                    kept = channel
+                    return _payload(frame)
+            channel = self._dial(call)
+            try:
+                frame = _attempt(channel, kind, payload, call)
+            except _NotSentError:
+                raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection") from None
+            kept = channel
+            return _payload(frame)
+        finally:
+            self._release(kept)
+
+    def _dial(self, call: Call) -> socket.socket:
+        try:
+            return connect(self._address, min(_CONNECT_S, call.remaining_s()))
+        except FrameError as error:
+            # The address is the operator's business, not the caller's.
+            detail = "the enclave does not answer"
+            raise FrameError(error.code, detail) from None
+
+    def _claim(self, call: Call) -> None:
+        """Wait for one of the ``capacity`` places."""
+        with self._ready:
+            self._ready.wait_for(
+                lambda: self._closed or call.cancelled or self._busy < self._capacity,
+                timeout=call.remaining_s(),
+            )
+            try:
+                self._check_claim(call)
+            except FrameError:
+                self._ready.notify()  # the place that this call was woken for is another's
+                raise
+            self._busy += 1
+
+    def _check_claim(self, call: Call) -> None:
+        if self._closed:
+            raise FrameError(Code.UNAVAILABLE, "the host is stopping")
+        call.remaining_s()
+        if self._busy >= self._capacity:
+            raise FrameError(Code.DEADLINE_EXCEEDED, "no connection became free in time")
+
+    def _release(self, channel: socket.socket | None) -> None:
+        with self._ready:
+            self._busy -= 1
+            if channel is not None and not self._closed:
+                self._idle.append(channel)
+                channel = None
+            self._ready.notify()
+        if channel is not None:
+            channel.close()
+
+    def _pooled(self) -> socket.socket | None:
+        """Return the idle connection used last that is still open."""
+        while True:
+            with self._ready:
+                if not self._idle:
+                    return None
+                channel = self._idle.pop()
+            if _is_quiet(channel):
+                return channel
+            channel.close()
+
+
+def _is_quiet(channel: socket.socket) -> bool:
+    """Whether an idle connection is open and, as it must be between exchanges, silent."""
+    try:
+        channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _attempt(
+    channel: socket.socket, kind: frames.FrameType, payload: Buffer, call: Call
+) -> frames.Frame:
+    """Exchange one frame over ``channel``, which is closed unless an answer comes of it."""
+    try:
+        call.attach(channel)
+        budget_s = call.remaining_s()
+        channel.settimeout(budget_s + _GRACE_S)
+        try:
+            frame = _send(channel, kind, payload, int(budget_s * 1000) or 1)
+            return frame or _receive(channel, kind, call)
+        except TimeoutError:
+            raise FrameError(Code.DEADLINE_EXCEEDED, "no answer before the deadline") from None
+        finally:
+            call.detach()
+    except BaseException:
+        channel.close()
+        raise
+
+
+def _send(
+    channel: socket.socket, kind: frames.FrameType, payload: Buffer, budget_ms: int
+) -> frames.Frame | None:
+    """Send the frame; the answer, if the enclave refused the frame before it was complete."""
+    try:
+        frames.send_frame(channel, kind, payload, budget_ms)
+    except TimeoutError:
+        raise
+    except OSError:
+        # An error of sendmsg means that bytes of this frame were never accepted.
+        early = _early_answer(channel)
+        if early is None:
+            raise _NotSentError from None
+        return early
+    return None
+
+
+def _early_answer(channel: socket.socket) -> frames.Frame | None:
+    with contextlib.suppress(OSError, CasemateError):
+        channel.settimeout(_EARLY_ANSWER_S)
+        frame = frames.receive_frame(channel)
+        if frame is not None and frame.type == frames.ERROR:
+            return frame
+    return None
+
+
+def _receive(channel: socket.socket, kind: frames.FrameType, call: Call) -> frames.Frame:
+    try:
+        frame = frames.receive_frame(channel)
+    except TimeoutError:
+        raise
+    except (OSError, FrameError):
+        frame = None
+    if frame is None:
+        call.remaining_s()  # a cancelled call's socket was shut by us: the enclave is not to blame
+        raise FrameError(Code.UNAVAILABLE, "the enclave went away before it answered")
+    if frame.type not in {frames.ERROR, kind | frames.ANSWER}:
+        raise FrameError(Code.INTERNAL, f"answer of type {frame.type} to a frame of type {kind}")
+    return frame
+
+
+def _payload(frame: frames.Frame) -> bytes:
+    if frame.type == frames.ERROR:
+        raise frames.remote_error(bytes(frame.payload))
+    return bytes(frame.payload)

@@ -1,0 +1,67 @@
+"""What the host currently knows of its enclave, as one immutable snapshot."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from casemate.errors import CasemateError, Code
+
+
+@dataclass(frozen=True, slots=True)
+class HeldEvidence:
+    """Evidence without a nonce that passed the host's own policy; clients verify it themselves.
+
+    ``data``: the ``Evidence`` protobuf as the enclave made it; ``instance_digest``: 48 bytes,
+    H(instance_config); ``verified_at``: milliseconds.
+    """
+
+    data: bytes
+    instance_digest: bytes
+    verified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether the host serves; if not, ``code`` and ``detail`` say why."""
+
+    evidence: HeldEvidence | None
+    code: Code
+    detail: str
+
+    @property
+    def serving(self) -> bool:
+        """True only while the enclave answers and its evidence passed (SPEC 9.6)."""
+        return self.evidence is not None
+
+
+class Board:
+    """Where the supervisor posts the standing and the front reads it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._standing = Standing(None, Code.UNAVAILABLE, "the enclave was not reached yet")
+
+    @property
+    def standing(self) -> Standing:
+        """The latest snapshot."""
+        return self._standing
+
+    def post(self, standing: Standing) -> None:
+        """Replace the snapshot."""
+        with self._changed:
+            self._standing = standing
+            self._changed.notify_all()
+
+    def wait_serving(self, timeout_s: float) -> bool:
+        """Wait until the host serves; False when ``timeout_s`` passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._standing.serving, timeout_s)
+
+    def require(self) -> HeldEvidence:
+        """Return the held evidence; raises CasemateError(UNAVAILABLE) while not serving."""
+        standing = self._standing
+        if standing.evidence is None:
+            detail = f"not serving: {standing.code}: {standing.detail}"
+            raise CasemateError(Code.UNAVAILABLE, detail)
+        return standing.evidence

@@ -1,0 +1,58 @@
+"""Reason codes as gRPC statuses (SPEC 9.5, 11.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from casemate import limits
+from casemate.errors import CasemateError, Code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DOMAIN: Final = "casemate"
+
+_STATUS: Final[Mapping[Code, grpc.StatusCode]] = {
+    Code.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.UNSUPPORTED_VERSION: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.WRONG_AUDIENCE: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.OPEN_FAILED: grpc.StatusCode.INVALID_ARGUMENT,
+    Code.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.UNKNOWN_KEY: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.STALE_SESSION: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.EXPIRED: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.NOT_CONFIGURED: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.ALREADY_CONFIGURED: grpc.StatusCode.FAILED_PRECONDITION,
+    Code.UNKNOWN_INSTANCE: grpc.StatusCode.NOT_FOUND,
+    Code.REPLAYED: grpc.StatusCode.ABORTED,
+    Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Code.KEY_RELEASE_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.CLOCK_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Code.KEY_RELEASE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def status_code(code: Code) -> grpc.StatusCode:
+    """Return the gRPC status of ``code``: the table of SPEC 11.4, INTERNAL for all others."""
+    return _STATUS.get(code, grpc.StatusCode.INTERNAL)
+
+
+def abort(context: grpc.ServicerContext, error: CasemateError) -> NoReturn:
+    """End the call with ``error`` as a status with ErrorInfo; the detail is cut to its bound."""
+    detail = error.detail[: limits.DETAIL_MAX]
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(reason=str(error.code), domain=DOMAIN))
+    status = status_pb2.Status(
+        code=status_code(error.code).value[0],
+        message=f"{error.code}: {detail}",
+        details=[packed],
+    )
+    context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError  # abort_with_status never returns
