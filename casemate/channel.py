@@ -15,6 +15,7 @@ from casemate.errors import Code, FrameError
 _VSOCK = re.compile(r"vsock:(\d{1,10}):(\d{1,10})", re.ASCII)
 _U32 = 1 << 32
 _BACKLOG = 128
+_ANYONE = 0o666
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,11 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
 
 
 def listen(address: Address) -> socket.socket:
-    """Bind and listen; a stale unix socket at the path is replaced, any other file is refused."""
+    """Bind and listen; a stale unix socket at the path is replaced, any other file is refused.
+
+    Who may connect to a unix socket is decided by its directory, which its owner keeps private:
+    host and enclave run as different users.
+    """
     channel, target = _socket(address)
     try:
         if isinstance(address, UnixAddress):
@@ -79,6 +84,8 @@ def listen(address: Address) -> socket.socket:
                 if stat.S_ISSOCK(os.lstat(address.path).st_mode):
                     Path(address.path).unlink()
         channel.bind(target)
+        if isinstance(address, UnixAddress):
+            Path(address.path).chmod(_ANYONE)
         channel.listen(_BACKLOG)
     except OSError as error:
         channel.close()

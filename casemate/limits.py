@@ -89,7 +89,7 @@ ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real model
 # Frames (SPEC 9)
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
 FRAME_BUDGET_DEFAULT: Final = 30_000
-FRAME_BUDGET_MAX: Final = 600_000  # however long the sender says that it waits, a run ends after this
+FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 CONNECTIONS_MAX: Final = 64  # enclave side: 32 relay connections, control, and room for a reconnect
 STOP_TIMEOUT_S: Final = 5.0  # for what is under way when the enclave is told to end

@@ -1,15 +1,16 @@
 """The first code of the enclave: it fixes what can be imported and then hands over.
 
-Started as ``python -I -S -X pycache_prefix=/nonexistent /app/boot.py ARGUMENTS`` from the staged tree, it imports from
-three places only: the interpreter's own library, ``packages`` and ``app`` beside it. All three are measured (SPEC 4).
+Started as ``python -I -S -X pycache_prefix=/nonexistent /app/boot.py ARGUMENTS`` in a staged tree,
+it imports from three places only, all of them measured (SPEC 4): the interpreter's own library,
+``packages``, and ``app`` where it lies itself.
 """
 
 import os
 import sys
 
-# The environment comes from the host and is measured nowhere, so nothing may read it: not Python, not
-# OpenSSL, not the C library. These two are the only variables, and both must be set before the first import:
-# onnxruntime starts a telemetry thread, OpenBLAS a pool of threads.
+# The environment comes from the host and is measured nowhere, so nothing may read it: not Python,
+# not OpenSSL, not the C library. These two are the only variables, and both must be set before the
+# first import: onnxruntime starts a telemetry thread, OpenBLAS a pool of threads.
 _ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

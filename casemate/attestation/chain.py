@@ -42,6 +42,8 @@ def verify_chain(certificates: Sequence[bytes], now: int) -> ec.EllipticCurvePub
 
 
 def _verify_chain(certificates: Sequence[bytes], now: int) -> ec.EllipticCurvePublicKey:
+    if len(set(certificates)) < len(certificates):
+        raise _refused("a certificate occurs twice")
     chain = [_parse(der) for der in certificates]
     last = len(chain) - 1
     for depth, certificate in enumerate(chain):

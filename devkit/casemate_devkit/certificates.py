@@ -152,7 +152,9 @@ def _usage(level: Level) -> x509.KeyUsage:
 
 def _crl(level: Level, issuer: x509.Certificate) -> x509.CRLDistributionPoints:
     """A name that can never resolve (RFC 2606), as long as a real one."""
-    number = uuid.UUID(bytes=hashlib.sha256(issuer.public_bytes(Encoding.DER)).digest()[:16], version=4)
+    number = uuid.UUID(
+        bytes=hashlib.sha256(issuer.public_bytes(Encoding.DER)).digest()[:16], version=4
+    )
     host = "aws-nitro-enclaves-crl.s3.amazonaws.invalid"
     if level is Level.ZONAL:
         region = str(issuer.subject.get_attributes_for_oid(_CN)[0].value).split(".")[1]

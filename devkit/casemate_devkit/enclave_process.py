@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from casemate.attestation.measurement import Measurement, measure_tree
-from casemate_devkit import cmdline, namespaces, unsafe_form
+from casemate_devkit import acl, cmdline, namespaces, unsafe_form
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.nsm import SimulatedNsm, boot_registers
 from casemate_devkit.nsm_server import NsmServer
@@ -24,35 +25,15 @@ _CAP_SYS_ADMIN: Final = 1 << 21
 
 
 class EnclaveProcess:
-    """A running enclave, made by ``start``; a context manager that stops it.
+    """One start of an enclave, to be used as a context manager: entering starts it, leaving stops it.
 
-    ``pid`` is the enclave's as seen from here, ``measurement`` what the launcher measured, ``nsm`` the
-    module of this one start, ``pki`` what signs for it, ``run_dir`` what it shares with the host.
+    ``measurement`` is what the launcher measured, ``nsm`` the module of this one start, ``pki`` what
+    signs for it, ``run_dir`` what the enclave shares with the host, ``form`` how it is isolated. ``pid``
+    is the enclave's as seen from here, 0 before the start.
     """
 
-    def __init__(  # noqa: PLR0913 - everything one start consists of
+    def __init__(  # noqa: PLR0913 - three directories, three choices
         self,
-        *,
-        pid: int,
-        measurement: Measurement,
-        pki: NitroPki,
-        nsm: SimulatedNsm,
-        run_dir: Path,
-        spawner: subprocess.Popen[str],
-        resources: contextlib.ExitStack,
-    ) -> None:
-        self.pid = pid
-        self.measurement = measurement
-        self.pki = pki
-        self.nsm = nsm
-        self.run_dir = run_dir
-        self._spawner = spawner
-        self._resources = resources
-        self._status: int | None = None
-
-    @classmethod
-    def start(  # noqa: PLR0913 - two directories of the trial, three choices
-        cls,
         tree: Path,
         pki_dir: Path,
         run_dir: Path,
@@ -60,76 +41,89 @@ class EnclaveProcess:
         debug: bool = False,
         unsafe_no_namespaces: bool = False,
         stderr: int | IO[Any] | None = None,
-    ) -> Self:
-        """Measure ``tree`` and start the enclave in it, with a register bank of its own.
+    ) -> None:
+        """Measure ``tree`` and make a register bank of its own for it.
 
-        ``run_dir`` is made if missing and must be private. ``stderr`` is where the enclave's events go
-        (as for subprocess.Popen). Raises DevkitError if this machine, or a directory, does not allow it.
+        ``run_dir`` is made if missing and must be private. ``stderr`` is where the enclave's events go,
+        as for subprocess.Popen. Raises DevkitError for directories that are not what they should be.
         """
-        tree, run_dir = tree.resolve(), run_dir.resolve()
-        form = cmdline.UNSAFE_PROCESS if unsafe_no_namespaces else cmdline.PROCESS
-        measurement = measure(tree, form)
-        pki = NitroPki.create(pki_dir)
-        nsm = SimulatedNsm(pki, boot_registers(measurement, pki.instance_id, debug=debug))
+        self.tree, self.run_dir = tree.resolve(), run_dir.resolve()
+        self.form = cmdline.UNSAFE_PROCESS if unsafe_no_namespaces else cmdline.PROCESS
+        self.measurement = measure(self.tree, self.form)
+        self.pki = NitroPki.create(pki_dir)
+        registers = boot_registers(self.measurement, self.pki.instance_id, debug=debug)
+        self.nsm = SimulatedNsm(self.pki, registers)
+        self.pid = 0
+        self._stderr = stderr
+        self._spawner: subprocess.Popen[str] | None = None
+        self._status: int | None = None
+        self._resources = contextlib.ExitStack()
+
+    def start(self) -> Self:
+        """Start it, once; raises DevkitError if this machine does not allow the isolation."""
         privileged = _is_privileged()
-        _share(run_dir, with_nobody=privileged and not unsafe_no_namespaces)
+        isolated = self.form == cmdline.PROCESS
+        _share(self.run_dir, with_nobody=privileged and isolated)
         with contextlib.ExitStack() as resources:
-            server = resources.enter_context(NsmServer(nsm))
-            if unsafe_no_namespaces:
-                plan = unsafe_form.plan(tree, run_dir, server.directory)
+            server = resources.enter_context(NsmServer(self.nsm))
+            if isolated:
+                plan = _plan(
+                    self.tree, self.run_dir, server.directory, user_namespace=not privileged
+                )
             else:
-                plan = _plan(tree, run_dir, server.directory, user_namespace=not privileged)
-            spawner = resources.enter_context(_spawner(plan, stderr))
-            resources.callback((run_dir / "enclave.sock").unlink, missing_ok=True)
-            resources.callback(_kill, spawner)
-            pid = _reported_pid(spawner)
-            server.admit(pid)
-            return cls(
-                pid=pid,
-                measurement=measurement,
-                pki=pki,
-                nsm=nsm,
-                run_dir=run_dir,
-                spawner=spawner,
-                resources=resources.pop_all(),
-            )
+                plan = unsafe_form.plan(self.tree, self.run_dir, server.directory)
+            resources.callback((self.run_dir / "enclave.sock").unlink, missing_ok=True)
+            self._spawner = resources.enter_context(_spawner(plan, self._stderr))
+            resources.callback(_kill, self._spawner)
+            self.pid = _reported_pid(self._spawner)
+            server.admit(self.pid)
+            self._resources = resources.pop_all()
+        return self
 
     def __enter__(self) -> Self:
-        return self
+        return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for the enclave's own end; return its exit status, negative for a signal.
+        """Wait for the enclave's end; return its exit status, negative for a signal.
 
         Raises TimeoutError while it runs on.
         """
+        spawner = self._started()
         try:
-            self._spawner.wait(timeout_s)
+            spawner.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError("the enclave still runs") from None
         if self._status is None:
-            report = _read_report(self._spawner)
-            self._status = int(report.get("exit", -9))
+            # A spawner that was killed itself reports nothing, and the kernel killed the enclave with it.
+            self._status = int(_read_report(spawner).get("exit", -signal.SIGKILL))
         return self._status
 
     def running(self) -> bool:
         """Whether the enclave still runs."""
-        return self._spawner.poll() is None
+        return self._started().poll() is None
 
     def stop(self) -> int:
         """End the enclave at once, as a hypervisor does, and remove what was made for it; idempotent."""
-        _kill(self._spawner)
+        _kill(self._started())
         status = self.wait(_STOP_S)
         self._resources.close()
         return status
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._spawner is None:
+            raise DevkitError("the enclave was not started")
+        return self._spawner
 
 
 def measure(tree: Path, form: str) -> Measurement:
     """Measure a staged tree as it is measured in ``form``; raises DevkitError if there is none."""
     if not (tree / cmdline.INTERPRETER[1:]).exists():
-        raise DevkitError(f"{tree} is no staged tree: make one with python -m casemate_devkit.stage")
+        raise DevkitError(
+            f"{tree} is no staged tree: make one with python -m casemate_devkit.stage"
+        )
     return measure_tree(tree, cmdline.enclave_cmdline(form))
 
 
@@ -155,9 +149,12 @@ def _share(run_dir: Path, *, with_nobody: bool) -> None:
     """Make the shared directory writable for the enclave's user, and for nobody else but its host."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if run_dir.stat().st_mode & _OTHERS:
-        raise DevkitError(f"{run_dir} is open to other users: chmod 700 it, or name another --run directory")
+        raise DevkitError(
+            f"{run_dir} is open to other users: chmod 700 it, or name another --run directory"
+        )
     if with_nobody:
         os.chown(run_dir, namespaces.ENCLAVE_ID, namespaces.ENCLAVE_ID)
+        acl.open_sockets(run_dir, namespaces.ENCLAVE_ID)
 
 
 def _spawner(plan: Plan, stderr: int | IO[Any] | None) -> subprocess.Popen[str]:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from casemate.errors import CasemateError
-from casemate_devkit import cmdline, unsafe_form
+from casemate_devkit import unsafe_form
 from casemate_devkit.enclave_process import EnclaveProcess
 from casemate_devkit.errors import DevkitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+__all__ = ["CANNOT_START", "ENCLAVE_ENDED", "EnclaveProcess", "main"]
 
 CANNOT_START: Final = 1
 ENCLAVE_ENDED: Final = 3
@@ -29,21 +31,33 @@ _RESTART_PAUSE_S: Final = 1.0  # an enclave that ends at once must not keep a pr
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="casemate-sim", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tree", type=Path, required=True, help="the staged tree to measure and run")
-    parser.add_argument("--pki", type=Path, required=True, help="directory of the simulated PKI; made if missing")
+    parser = argparse.ArgumentParser(
+        prog="casemate-sim", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--tree", type=Path, required=True, help="the staged tree to measure and run"
+    )
+    parser.add_argument(
+        "--pki", type=Path, required=True, help="directory of the simulated PKI; made if missing"
+    )
     parser.add_argument(
         "--run", type=Path, required=True, help="private directory for enclave.sock and egress.sock"
     )
-    parser.add_argument("--debug", action="store_true", help="as nitro-cli's debug mode: PCR0, 1 and 2 are zero")
-    parser.add_argument("--restart", action="store_true", help="start a new enclave when one ends by itself")
     parser.add_argument(
-        "--unsafe-no-namespaces", action="store_true", help="run without isolation, measured differently"
+        "--debug", action="store_true", help="as nitro-cli's debug mode: PCR0, 1 and 2 are zero"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start a new enclave when one ends by itself"
+    )
+    parser.add_argument(
+        "--unsafe-no-namespaces",
+        action="store_true",
+        help="run without isolation, measured differently",
     )
     return parser
 
 
-def _describe(enclave: EnclaveProcess, options: argparse.Namespace) -> str:
+def _describe(enclave: EnclaveProcess, *, debug: bool) -> str:
     measurement = enclave.measurement
     return json.dumps(
         {
@@ -53,22 +67,22 @@ def _describe(enclave: EnclaveProcess, options: argparse.Namespace) -> str:
             "pcr2": measurement.pcr2.hex(),
             "root_sha256": enclave.pki.root_sha256.hex(),
             "module_id": enclave.nsm.module_id,
-            "form": cmdline.UNSAFE_PROCESS if options.unsafe_no_namespaces else cmdline.PROCESS,
-            "debug": options.debug,
+            "form": enclave.form,
+            "debug": debug,
         }
     )
 
 
 def _run(options: argparse.Namespace) -> int:
     """Start one enclave and wait for its end."""
-    with EnclaveProcess.start(
+    with EnclaveProcess(
         options.tree,
         options.pki,
         options.run,
         debug=options.debug,
         unsafe_no_namespaces=options.unsafe_no_namespaces,
     ) as enclave:
-        print(_describe(enclave, options), flush=True)
+        print(_describe(enclave, debug=options.debug), flush=True)
         return enclave.wait()
 
 
@@ -84,14 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.unsafe_no_namespaces:
         print(unsafe_form.WARNING, file=sys.stderr, flush=True)
     if options.debug:
-        print("DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence", file=sys.stderr)
+        print(
+            "DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence",
+            file=sys.stderr,
+        )
     while True:
         try:
             status = _run(options)
         except (DevkitError, CasemateError) as error:
             print(f"casemate-sim: {error}", file=sys.stderr)
             return CANNOT_START
-        print(f"casemate-sim: the enclave ended by itself, status {status}", file=sys.stderr, flush=True)
+        print(
+            f"casemate-sim: the enclave ended by itself, status {status}",
+            file=sys.stderr,
+            flush=True,
+        )
         if not options.restart:
             return ENCLAVE_ENDED
         time.sleep(_RESTART_PAUSE_S)

@@ -89,10 +89,11 @@ def _bind(source: str, target: str, flags: int) -> None:
     syscalls.mount(None, target, syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
 
 
-def drop_privileges(walls: Walls) -> None:
-    """Become nobody, without capabilities and without a way back."""
-    syscalls.drop_capability_bounds()
-    if not walls.user_namespace:
+def drop_privileges(walls: Walls | None) -> None:
+    """Become nobody, without capabilities and without a way back; without walls, stay who we are."""
+    if walls is not None or os.geteuid() == 0:  # others have no capabilities to drop
+        syscalls.drop_capability_bounds()
+    if walls is not None and not walls.user_namespace:
         os.setgroups([])
         os.setresgid(ENCLAVE_ID, ENCLAVE_ID, ENCLAVE_ID)
         os.setresuid(ENCLAVE_ID, ENCLAVE_ID, ENCLAVE_ID)

@@ -72,7 +72,9 @@ class NsmServer:
                 channel, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(channel,), name="nsm-peer", daemon=True).start()
+            threading.Thread(
+                target=self._serve, args=(channel,), name="nsm-peer", daemon=True
+            ).start()
 
     def _serve(self, channel: socket.socket) -> None:
         with channel:

@@ -132,11 +132,15 @@ class NitroPki:
     def _issued(self, level: certificates.Level, module_id: str) -> Issued:
         if level is certificates.Level.ROOT:
             return self._root
-        subject = module_id.partition("-enc")[0] if level is certificates.Level.INSTANCE else module_id
+        subject = (
+            module_id.partition("-enc")[0] if level is certificates.Level.INSTANCE else module_id
+        )
         shared = level in {certificates.Level.REGIONAL, certificates.Level.ZONAL}
         slot = (level, "" if shared else subject)
         held = self._made.get(slot)
-        remaining = held.certificate.not_valid_after_utc.timestamp() - self._clock() if held else 0.0
+        remaining = (
+            held.certificate.not_valid_after_utc.timestamp() - self._clock() if held else 0.0
+        )
         if held is None or remaining < _RENEWAL[level]:
             issuer = self._issued(certificates.Level(level - 1), module_id)
             held = self._made[slot] = self._issue(level, subject, issuer)
@@ -202,13 +206,18 @@ def _write(path: Path, content: bytes, mode: int) -> None:
 
 def _load(path: Path) -> Issued:
     if path.stat().st_mode & 0o077:
-        raise DevkitError(f"{path} is a private key that others may read: chmod 600 it, or make a new PKI")
+        raise DevkitError(
+            f"{path} is a private key that others may read: chmod 600 it, or make a new PKI"
+        )
     try:
         pem = path.read_bytes()
         key = serialization.load_pem_private_key(pem, None)
         certificate = x509.load_pem_x509_certificate(pem)
     except ValueError:
         raise DevkitError(f"{path} does not hold a root key and its certificate") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or key.public_key() != certificate.public_key()
+    ):
         raise DevkitError(f"{path} does not hold a root key and its certificate")
     return Issued(key, certificate, ())

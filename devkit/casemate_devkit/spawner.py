@@ -41,7 +41,9 @@ class Plan:
         """Read what ``to_json`` wrote."""
         fields = json.loads(text)
         walls = None if fields["walls"] is None else namespaces.Walls(**fields["walls"])
-        return cls(executable=fields["executable"], arguments=tuple(fields["arguments"]), walls=walls)
+        return cls(
+            executable=fields["executable"], arguments=tuple(fields["arguments"]), walls=walls
+        )
 
 
 class _StepError(Exception):
@@ -71,8 +73,8 @@ def _become_enclave(plan: Plan, spawner: int, nothing: int) -> NoReturn:
     try:
         if plan.walls is not None:
             namespaces.confine_files(plan.walls)
-            step = "privileges"
-            namespaces.drop_privileges(plan.walls)
+        step = "privileges"
+        namespaces.drop_privileges(plan.walls)
         step = "restrictions"
         namespaces.restrict_process()
         # The kernel's promise to kill us with our parent came too late if the parent is gone already.

@@ -92,7 +92,10 @@ def stage(output: Path, *, force: bool = False) -> bool:
     with _alone(output):
         inputs = current_inputs()
         before = None if force else _intact(output)
-        if before and (before.dependencies, before.application) == (inputs.dependencies, inputs.application):
+        if before and (before.dependencies, before.application) == (
+            inputs.dependencies,
+            inputs.application,
+        ):
             return False
         reusable = before is not None and before.dependencies == inputs.dependencies
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -136,7 +139,9 @@ def _build(tree: Path, before: Path | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m casemate_devkit.stage")
-    parser.add_argument("--output", type=Path, required=True, help="the tree; its parent must be writable")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the tree; its parent must be writable"
+    )
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
     options = parser.parse_args(arguments)
     try:

@@ -30,8 +30,8 @@ def device_time(attester: Attester) -> int:
 class AttestedClock:
     """Milliseconds since 1970 by the attestation device; thread-safe.
 
-    ``now`` never decreases and never lags behind a document that this enclave has made, so a session that starts at a
-    verified document's timestamp is never in the future here.
+    ``now`` never decreases and never lags behind a document that this enclave has made, so a
+    session that starts at a verified document's timestamp is never in the future here.
     """
 
     def __init__(self, read_device: Callable[[], int], carry: Callable[[], int] = boottime) -> None:
@@ -50,7 +50,7 @@ class AttestedClock:
         if self._carry() - before > limits.CLOCK_READING_MAX:
             raise CasemateError(Code.CLOCK_UNAVAILABLE, "the security module answered too slowly")
         with self._lock:
-            # From before the question: the document is younger than that, so time never lags behind it.
+            # From before the question: the document is younger, so time never lags behind it.
             self._offset = stated - before
             self._read_at = before
             self._stated = max(self._stated, stated)
@@ -62,7 +62,7 @@ class AttestedClock:
             self._latest = max(self._latest, timestamp)
 
     def now(self) -> int:
-        """The present; raises CasemateError(CLOCK_UNAVAILABLE) when the device has been silent too long."""
+        """The present; raises CasemateError(CLOCK_UNAVAILABLE) after too long a silence."""
         with self._lock:
             carried = self._carry()
             if carried - self._read_at > limits.CLOCK_SILENCE_MAX:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
 
     Answer = Buffer | tuple[Buffer, ...]
+    Keys = dict[str, type | tuple[type, ...]]
+    Handlers = dict[FrameType, Callable[["Exchange"], Answer]]
 
 _FRAME_HEAD = 5  # type and budget: what the length counts before the payload
 _SEALED_OVERHEAD = (
@@ -29,11 +31,18 @@ _NONE = type(None)
 class Exchange(Protocol):
     """One frame and the connection that it came on."""
 
-    payload: memoryview
-    deadline: float
+    @property
+    def payload(self) -> memoryview:
+        """The frame's payload."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When the sender stops waiting, in seconds of ``time.monotonic``."""
+        ...
 
     def model_data(self, size: int) -> Iterator[memoryview]:
-        """Yield the frames of type 7 that follow, ``size`` bytes in all; raises StreamBrokenError."""
+        """Yield the frames of type 7 that follow, ``size`` bytes; raises ConnectionEndError."""
         ...
 
 
@@ -47,7 +56,7 @@ class Dispatcher:
     def __init__(self, enclave: Enclave, journal: Journal) -> None:
         self._enclave = enclave
         self._journal = journal
-        ready: dict[FrameType, Callable[[Exchange], Answer]] = {
+        ready: Handlers = {
             FrameType.CREDENTIALS: self._credentials,
             FrameType.REQUEST: self._request,
             FrameType.EVIDENCE: self._evidence,
@@ -56,7 +65,7 @@ class Dispatcher:
             FrameType.COUNTERS: self._counters,
             FrameType.UNLOAD: self._unload,
         }
-        self._table = {
+        self._table: dict[State, Handlers] = {
             State.UNCONFIGURED: {
                 FrameType.CONFIGURE: self._configure,
                 FrameType.HEALTH: self._health,
@@ -91,7 +100,7 @@ class Dispatcher:
         return cbor.encode({"pcr16": register})
 
     def _credentials(self, exchange: Exchange) -> Answer:
-        keys = {
+        keys: Keys = {
             "access_key_id": str,
             "secret_access_key": str,
             "session_token": (str, _NONE),
@@ -122,14 +131,15 @@ class Dispatcher:
     def _load(self, exchange: Exchange) -> Answer:
         size = _fields(exchange.payload, {"size": int})["size"]
         try:
-            header, digest = self._enclave.parts.loader.load(size, exchange)
+            opened = self._enclave.parts.loader.load(size, exchange)
         except CasemateError as error:
             self._journal.count(Counter.MODELS_REFUSED)
             self._journal.emit(Event.MODEL_REFUSED, code=error.code)
             raise
         self._journal.count(Counter.MODELS_LOADED)
         self._journal.emit(Event.MODEL_LOADED)
-        return cbor.encode({"name": header.name, "version": header.version, "digest": digest})
+        name, version = opened.header.name, opened.header.version
+        return cbor.encode({"name": name, "version": version, "digest": opened.digest})
 
     def _unload(self, exchange: Exchange) -> Answer:
         fields = _fields(exchange.payload, {"name": str, "version": int})
@@ -164,7 +174,7 @@ def _refusal(state: State) -> CasemateError:
     return CasemateError(Code.UNAVAILABLE, "the enclave has failed: restart it")
 
 
-def _fields(payload: memoryview, keys: dict[str, type | tuple[type, ...]]) -> dict[str, cbor.Value]:
+def _fields(payload: memoryview, keys: Keys) -> dict[str, cbor.Value]:
     try:
         return cbor.decode_map(bytes(payload), keys)
     except cbor.CborError:

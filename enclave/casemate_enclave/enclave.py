@@ -11,12 +11,14 @@ from casemate import cbor
 from casemate.attestation.structures import Configuration
 from casemate.errors import CasemateError, Code, EvidenceError
 from casemate_enclave.events import Event
+from casemate_kms.models import KeyReleaser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
+    from casemate_enclave.keys import KeyCache, KeyRing
     from casemate_enclave.loading import ModelLoader
     from casemate_enclave.registry import ModelRegistry
     from casemate_enclave.service import RequestService
@@ -30,8 +32,8 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class CredentialsTaker(Protocol):
-    """Takes the host's credentials (casemate_kms.client.AttestedKms)."""
+class Releaser(KeyReleaser, Protocol):
+    """Attested key release, with the credentials that the host hands in for it."""
 
     def set_credentials(
         self,
@@ -53,8 +55,9 @@ class Parts:
     service: RequestService
     models: ModelRegistry
     loader: ModelLoader
-    kms: CredentialsTaker | None
-    maintain: Callable[[], None]
+    kms: Releaser | None
+    keys: KeyRing
+    cache: KeyCache
 
 
 class Enclave:
@@ -113,10 +116,12 @@ class Enclave:
         self._journal.emit(Event.CONFIGURED)
         return register
 
-    def maintain(self) -> None:
-        """Renew what ages, if there is anything yet."""
-        if self._parts is not None:
-            self._parts.maintain()
+    def maintain(self, now: int) -> bool:
+        """Renew what ages, if there is anything yet; True when there is a new key."""
+        if self._parts is None:
+            return False
+        self._parts.cache.expire(now)
+        return self._parts.keys.rotate_if_due()
 
     def health(self) -> bytes:
         """The answer to frame type 8."""

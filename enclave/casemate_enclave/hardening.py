@@ -23,7 +23,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def harden_process() -> None:
-    """Refuse core dumps, other processes' eyes and new privileges; raises OSError where the kernel does."""
+    """Refuse core dumps, other processes' eyes and new privileges; raises OSError."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -1,4 +1,4 @@
-"""What the enclave says about itself: configuration, instance, keys and log, bound by one document (SPEC 3)."""
+"""What the enclave says about itself, bound by one attestation document (SPEC 3)."""
 
 from __future__ import annotations
 
@@ -79,9 +79,8 @@ class MeasurementLog:
 class Identity:
     """The configured enclave's evidence; thread-safe."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what evidence is made of
         self,
-        *,
         nsm: Nsm,
         clock: AttestedClock,
         keys: KeyRing,

@@ -1,4 +1,4 @@
-"""The enclave's KEM keys and their rotation (SPEC 3.3), and the cache of opened data keys (SPEC 6.6)."""
+"""The enclave's KEM keys and their rotation (SPEC 3.3), and the cache of data keys (SPEC 6.6)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RingKey(Guarded):
 
 
 class KeyRing:
-    """The current key, and earlier ones for as long as a session may still use them; thread-safe."""
+    """The current key, and earlier ones while a session may still use them; thread-safe."""
 
     def __init__(self, clock: AttestedClock) -> None:
         self._clock = clock

@@ -1,7 +1,7 @@
 """The Nitro Security Module: the same bytes over ``/dev/nsm`` and over a unix socket.
 
-The device is the root of what the enclave says about itself and of its time. Whoever can speak to it can obtain
-documents with any public key, so only the enclave's process may reach it.
+The device is the root of what the enclave says about itself and of its time. Whoever can speak to
+it can obtain documents with any public key, so only the enclave's process may reach it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DeviceTransport:
 
 
 class SocketTransport:
-    """A unix socket that takes and gives ``u32 length || CBOR``; one connection for each exchange."""
+    """A unix socket that takes and gives ``u32 length || CBOR``; a connection for each exchange."""
 
     def __init__(self, address: UnixAddress) -> None:
         self._address = address

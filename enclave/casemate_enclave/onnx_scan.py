@@ -1,7 +1,8 @@
 """Which files an ONNX model wants to read, found before onnxruntime sees it (THREATS M3).
 
-A walk over the protobuf wire format along the few fields of onnx.proto that lead to a tensor. Everything else
-is skipped, and what cannot be walked is refused.
+A walk over the protobuf wire format along the few fields of onnx.proto that lead to a tensor.
+Everything else is skipped, and what cannot be walked is refused. ``casemate.protowire`` does not
+serve: it refuses fixed-width fields and long varints, which ONNX files have.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
 def external_locations(model: bytes) -> set[str]:
-    """Name every file outside ``model`` that its tensors refer to; raises ModelError(MODEL_REJECTED)."""
+    """Name every file that tensors of ``model`` refer to; raises ModelError(MODEL_REJECTED)."""
     found: set[str] = set()
     _walk(memoryview(model), _Kind.MODEL, 0, found)
     return found

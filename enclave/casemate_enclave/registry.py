@@ -10,12 +10,11 @@ from casemate.attestation.structures import LogEntry, callers_digest
 from casemate.errors import CasemateError, Code, ModelError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from casemate.sealed_model import ModelHeader
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import MeasurementLog
     from casemate_enclave.runtime import LoadedModel, ModelRuntime
+    from casemate_kms.models import OpenedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +59,13 @@ class ModelRegistry:
         with self._lock:
             self._check_capacity()
 
-    def add(self, header: ModelHeader, digest: bytes, entries: Mapping[str, bytes]) -> None:
-        """Make verified contents runnable, log them and serve them.
+    def add(self, opened: OpenedModel) -> None:
+        """Make a verified model runnable, log it and serve it.
 
         Raises ModelError(MODEL_REJECTED), or CasemateError(OVERLOADED) without room.
         """
-        loaded = self._runtime.load(entries, header)
+        header, digest = opened.header, opened.digest
+        loaded = self._runtime.load(opened.files, header)
         key = (header.name, header.version)
         with self._lock:
             self._check_capacity()
@@ -75,7 +75,10 @@ class ModelRegistry:
             self._models[key] = ServedModel(header, digest, loaded)
 
     def remove(self, name: str, version: int) -> None:
-        """Stop serving one version; runs under way end normally. Raises RequestError(UNKNOWN_MODEL)."""
+        """Stop serving one version; runs under way end normally.
+
+        Raises RequestError(UNKNOWN_MODEL).
+        """
         with self._lock:
             model = self._models.get((name, version))
             if model is None:

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
 
-# Requests already run side by side, one on each connection. More threads for one run would compete with those and
-# spin while they wait; with one, onnxruntime starts none, and a run's time depends on no other run's.
+# Requests already run side by side, one on each connection. More threads for one run would compete
+# with those and spin while they wait; with one, onnxruntime starts none.
 _THREADS = 1
 _SILENT = 4  # fatal only: messages name tensors and quote shapes
-# A path in a sealed file may be any text; onnxruntime gives some names a meaning ("*/_ORT_MEM_ADDR_/*" is memory).
+# A path in a sealed file may be any text, and to onnxruntime some are no files:
+# "*/_ORT_MEM_ADDR_/*" is the process's own memory, from the address given as offset.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 
 _DATATYPES = {
@@ -66,7 +67,7 @@ class ModelRuntime(Protocol):
     """Makes models runnable."""
 
     def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
-        """Load verified contents; raises ModelError(MODEL_REJECTED) unless they are what ``header`` says."""
+        """Load verified contents; raises ModelError(MODEL_REJECTED) if ``header`` differs."""
         ...
 
 
@@ -121,7 +122,7 @@ def _session_options(others: Sequence[tuple[str, bytes]]) -> onnxruntime.Session
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = _THREADS
     options.inter_op_num_threads = _THREADS
-    # The arena would keep the memory of the largest request ever seen; without it no run was slower.
+    # The arena would keep the memory of the largest request ever seen; no run was slower without.
     options.enable_cpu_mem_arena = False
     # The other format, flatbuffers, would pass by the scan for external data.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -146,7 +147,7 @@ def _check_signature(
     *,
     complete: bool,
 ) -> None:
-    """Outputs may be fewer than the model has: what is not declared is never computed for anyone."""
+    """Refuse a declaration that the model does not bear out; it may leave outputs undeclared."""
     found = {node.name: node for node in actual}
     names = [spec.name for spec in declared]
     if len(set(names)) != len(names) or not found.keys() >= set(names):

@@ -1,4 +1,4 @@
-"""Connections from the host: one thread each, bounded in number, time and memory (SPEC 9, THREATS H11)."""
+"""Connections from the host: one thread each, bounded in number, time and memory (SPEC 9)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from casemate import wire
 from casemate.attestation.structures import audience_hash
@@ -34,23 +34,12 @@ from casemate.kms_context import data_context
 from casemate.tensors import read_request, to_response
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from casemate.envelope.replay import ReplayTable
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
     from casemate_enclave.registry import ModelRegistry, ServedModel
-
-
-class KeyReleaser(Protocol):
-    """Unwraps a data key by attested Decrypt (casemate_kms.client.AttestedKms)."""
-
-    def decrypt(
-        self, *, key_arn: str, ciphertext_blob: bytes, context: Mapping[str, str], deadline: float
-    ) -> bytes:
-        """Return a candidate for the data key; raises KeyReleaseError."""
-        ...
+    from casemate_kms.models import KeyReleaser
 
 
 @dataclass(frozen=True, slots=True)

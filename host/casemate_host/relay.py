@@ -7,7 +7,7 @@ time was refused by the kernel on a connection that had died while it was idle.
 from __future__ import annotations
 
 import contextlib
-import socket
+import select
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +16,7 @@ from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from casemate.channel import Address
@@ -149,13 +150,9 @@ class Relay:
 
 def _is_quiet(channel: socket.socket) -> bool:
     """Whether an idle connection is open and, as it must be between exchanges, silent."""
-    try:
-        channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _attempt(

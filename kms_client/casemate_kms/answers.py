@@ -97,7 +97,7 @@ def released_key(answer: dict[str, Any], key_arn: str, private_key: rsa.RSAPriva
 def failure(error: Exception) -> KeyReleaseError:
     """Translate what botocore or the transport raised; nothing of a request gets into the text."""
     if isinstance(error, KeyReleaseError):
-        return error
+        return KeyReleaseError(error.code, error.detail)
     if isinstance(error, ClientError):
         return _refusal(error.response)
     for kind, text, transient in _FAILURES:

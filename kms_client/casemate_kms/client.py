@@ -149,8 +149,11 @@ class AttestedKms(Guarded):
         try:
             answer = client.decrypt(**request, Recipient=recipient)
         except Exception as error:  # noqa: BLE001 - botocore raises anything over a foreign answer
-            raise answers.failure(error) from None
-        return answers.released_key(answer, request["KeyId"], key.private)
+            problem = answers.failure(error)
+        else:
+            return answers.released_key(answer, request["KeyId"], key.private)
+        # Raised here, so that no chain of exceptions leads to frames that hold the credentials.
+        raise problem
 
     def _client(self, region: str) -> Any:  # noqa: ANN401 - botocore makes classes at run time
         with self._lock:

@@ -30,7 +30,6 @@ from casemate_kms.deadline import remaining
 from casemate_kms.egress import EgressRefusedError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable, Iterator
 
     from botocore.awsrequest import AWSPreparedRequest
@@ -72,13 +71,14 @@ class _Connection(http.client.HTTPSConnection):
         super().__init__(host, _PORT, context=context)
         self._tls = context
         self._dial = dial
+        self._tls_socket: ssl.SSLSocket | None = None
         self.idle_since = 0.0
 
     def connect(self) -> None:
         raw = self._dial(self.host, self.port)
         try:
             raw.settimeout(remaining())
-            self.sock = self._tls.wrap_socket(
+            self.sock = self._tls_socket = self._tls.wrap_socket(
                 raw, server_hostname=self.host, suppress_ragged_eofs=False
             )
         except BaseException:
@@ -87,9 +87,12 @@ class _Connection(http.client.HTTPSConnection):
 
     @property
     def reusable(self) -> bool:
-        """Whether the idle connection is young and silent; a readable one was closed by KMS."""
-        sock: socket.socket | None = self.sock
-        if sock is None or time.monotonic() - self.idle_since > limits.KMS_IDLE_S:
+        """Whether the idle connection is young and silent.
+
+        One with something to read was closed by KMS, or holds what nobody asked for.
+        """
+        sock = self._tls_socket
+        if sock is None or sock.pending() or time.monotonic() - self.idle_since > limits.KMS_IDLE_S:
             return False
         poll = select.poll()
         poll.register(sock, select.POLLIN)

@@ -95,6 +95,11 @@ def good(**fields: object) -> EvidenceBundle:
     return attested(unsigned(), **fields)
 
 
+def with_part(bundle: EvidenceBundle, part: str, data: bytes) -> EvidenceBundle:
+    """Replace one part by its name."""
+    return replace(bundle, **{part: data})  # type: ignore[arg-type]
+
+
 RELEASE = Release("0.1.0", IMAGE[0], IMAGE[1], IMAGE[2], pcr16(CONFIGURATION.encode()))
 
 

@@ -7,18 +7,22 @@ What it does with a request is written in the request, so that tests of the host
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import secrets
 import socket
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from casemate import cbor, frames
 from casemate.attestation import InstanceConfig, KeyConfig, LogEntry, callers_digest, encode_log
 from casemate.channel import UnixAddress, listen
 from casemate.errors import Code
 from casemate.frames import FrameType
+from casemate.sealed_model import ModelHeader, seal_model
+from casemate.tensors import TensorSpec
 from tests.support import evidence, nitro_pki
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from casemate.attestation import TrustPolicy
     from tests.support.nitro_pki import Chain
 
+KMS_KEY = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000000"
+
 
 def now() -> int:
     return time.time_ns() // 1_000_000
@@ -34,6 +40,29 @@ def now() -> int:
 
 def new_chain() -> Chain:
     return nitro_pki.issue(nitro_pki.real_shape(), now=now())
+
+
+def seal(path: Path, *, name: str = "wdbc", version: int = 2, size: int = 5000) -> Path:
+    """Write a sealed model of ``size`` bytes to ``path``."""
+    content = path.with_suffix(".onnx")
+    content.write_bytes(secrets.token_bytes(size))
+    tensors = [TensorSpec("x", "FP32", (0, 30))]
+    with path.open("wb") as output:
+        seal_model(
+            output,
+            files={"model.onnx": content},
+            data_key=secrets.token_bytes(32),
+            wrapped_key=b"wrapped",
+            kms_key=KMS_KEY,
+            publisher=Ed25519PrivateKey.generate(),
+            name=name,
+            version=version,
+            inputs=tensors,
+            outputs=tensors,
+            answer_bucket=0,
+            callers="any",
+        )
+    return path
 
 
 @dataclass
@@ -85,7 +114,9 @@ class FakeEnclave:
         moment = now()
         key = KeyConfig(evidence.KEY.public_key, moment - 1000, moment + evidence.HOUR)
         entries = [
-            LogEntry("load", name, version, digest, evidence.PUBLISHER, callers_digest("any"), moment)
+            LogEntry(
+                "load", name, version, digest, evidence.PUBLISHER, callers_digest("any"), moment
+            )
             for name, version, digest in self.models
         ]
         bundle = replace(
@@ -187,7 +218,8 @@ class FakeEnclave:
             frame = frames.receive_frame(channel)
             assert frame is not None
             data += bytes(frame.payload)
-        model = ("wdbc", 2, hashlib.sha384(data).digest())
+        header = ModelHeader.parse(data[12 : 12 + int.from_bytes(data[8:12], "big")])
+        model = (header.name, header.version, header.digest)
         self.models.append(model)
         answer = dict(zip(("name", "version", "digest"), model, strict=True))
         frames.send_frame(channel, FrameType.LOAD | frames.ANSWER, cbor.encode(answer))

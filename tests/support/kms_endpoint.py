@@ -100,6 +100,7 @@ class Kms:
     seen: list[Seen] = field(default_factory=list)
     keep_alive: bool = True
     idle: float | None = None  # seconds until the server closes a silent connection, unannounced
+    extra: bytes = b""  # follows each body in the same TLS record
     dribble: float = 0  # seconds between the bytes of a body, each a TLS record of its own
 
     def answer(self, request: Seen) -> Answer:
@@ -180,6 +181,7 @@ def serving(kms: Kms, context: ssl.SSLContext) -> Iterator[int]:
             if not kms.keep_alive:
                 self.send_header("Connection", "close")
             self.end_headers()
+            answer += kms.extra
             step = 1 if kms.dribble else len(answer)
             for at in range(0, len(answer), step or 1):
                 self.wfile.write(answer[at : at + step])

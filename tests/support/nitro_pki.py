@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -28,6 +28,8 @@ HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 MODULE_ID = "i-0123456789abcdef0-enc0123456789abcdef"
 ES384 = bytes.fromhex("a1013822")
+
+K = TypeVar("K")
 
 Extension = tuple[x509.ExtensionType, bool]
 
@@ -216,7 +218,7 @@ class Raw:
     data: bytes
 
 
-def indefinite(value: Mapping[object, object]) -> Raw:
+def indefinite(value: Mapping[K, object]) -> Raw:
     body = b"".join(cbor(key) + cbor(item) for key, item in value.items())
     return Raw(b"\xbf" + body + b"\xff")
 

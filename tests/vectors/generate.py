@@ -13,7 +13,7 @@ import json
 import struct
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 FOLDER = Path(__file__).resolve().parent
 Json = dict[str, Any]
 
-LABELS = (
-    "audience caller callers commit config data-key digest evidence kms manifest model request "
-    "response"
-).split()
+LABELS = frozenset(
+    {"audience", "caller", "callers", "commit", "config", "data-key", "digest", "evidence", "kms"}
+    | {"manifest", "model", "request", "response"}
+)
 AUDIENCE = "clinic.example/screening"
 NOT_BEFORE = 1_790_000_000_000
 HOUR = 3_600_000
@@ -73,23 +73,22 @@ def x(extracted: bytes, label: str, *context: bytes) -> bytes:
 
 def cbor(value: object) -> bytes:
     match value:
-        case None:
-            return b"\xf6"
-        case bool():
-            return b"\xf5" if value else b"\xf4"
+        case None | bool():
+            encoded = {None: b"\xf6", True: b"\xf5", False: b"\xf4"}[value]
         case int():
-            return cbor_head(0, value)
+            encoded = cbor_head(0, value)
         case bytes():
-            return cbor_head(2, len(value)) + value
+            encoded = cbor_head(2, len(value)) + value
         case str():
-            return cbor_head(3, len(value.encode())) + value.encode()
+            encoded = cbor_head(3, len(value.encode())) + value.encode()
         case list():
-            return cbor_head(4, len(value)) + b"".join(map(cbor, value))
+            encoded = cbor_head(4, len(value)) + b"".join(map(cbor, value))
         case dict():
             items = sorted((cbor(key), cbor(item)) for key, item in value.items())
-            return cbor_head(5, len(value)) + b"".join(key + item for key, item in items)
+            encoded = cbor_head(5, len(value)) + b"".join(key + item for key, item in items)
         case _:
             raise TypeError(type(value))
+    return encoded
 
 
 def cbor_head(major: int, argument: int) -> bytes:
@@ -105,7 +104,7 @@ def kdf_vectors() -> Json:
     keys = [bytes(32), bytes(range(32)), seeded("kdf", 32)]
     contexts: list[list[bytes]] = [[], [b""], [b"a", b"b"], [b"ab", b""], [h(b"th"), h(b"rh")]]
     return {
-        "labels": {label: d(label) for label in LABELS},
+        "labels": {label: d(label) for label in sorted(LABELS)},
         "extract": [{"key": key, "prk": prk(key)} for key in keys],
         "expand": [
             {"prk": prk(keys[2]), "label": label, "context": context, "output": output}
@@ -122,7 +121,7 @@ def kdf_vectors() -> Json:
 def padme(length: int) -> int:
     e = length.bit_length() - 1
     s = e.bit_length()
-    low = 2 ** (e - s)
+    low = 1 << (e - s)
     return -(-length // low) * low
 
 
@@ -145,7 +144,16 @@ def seal_chunks(key: bytes, aad: bytes, content: bytes) -> bytes:
 
 def padding_vectors() -> Json:
     lengths = [2, 3, 8, 9, 15, 16, 17, 1023, 1024, 1025, 1087, 1088, 1089, 4097, 65_535, 65_537]
-    lengths += [600 * 1024, 614_401, CHUNK - 1, CHUNK, CHUNK + 1, 10_000_000, (1 << 26) - 1, 1 << 26]
+    lengths += [
+        600 * 1024,
+        614_401,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        10_000_000,
+        (1 << 26) - 1,
+        1 << 26,
+    ]
     two, one = (b"preamble", b"message"), (b"trailer",)
     packed = [(two, 0), (one, 0), (one, 1500), (two, 65_537), ((b"p", seeded("unit", 1015)), 0)]
     packed += [((b"p", seeded("unit", 1016)), 0), ((b"p", seeded("unit", 3000)), 0)]
@@ -217,9 +225,9 @@ def instance_config() -> bytes:
     return cbor({**fields, "form": "process"})
 
 
-def caller_fields(case: Json, name: str) -> Json:
+def caller_fields(case: Json) -> Json:
     """Add the caller's signature over the session (SPEC 5.6)."""
-    seed = seeded(f"caller {name}", 32)
+    seed = seeded(f"caller {case['name']}", 32)
     key = Ed25519PrivateKey.from_private_bytes(seed)
     statement = d("caller") + lp(
         struct.pack(">BBQQ", 1, case["key_mode"], NOT_BEFORE, NOT_BEFORE + HOUR)
@@ -232,33 +240,59 @@ def caller_fields(case: Json, name: str) -> Json:
     return {"caller_seed": seed, "caller_statement": statement, **caller}
 
 
-def envelope_case(name: str, *, committed: Json, anonymous: bool, size: int, floor: int) -> Json:
-    """One request and its answer; all that is derived on the way is listed."""
-    hybrid = name.startswith("hpke")
-    data_key = seeded(f"data key {name}", 32)
-    case: Json = {"name": name, "key_mode": 1 if hybrid else 2, "audience": AUDIENCE}
+class Plan(NamedTuple):
+    """What one case of the envelope is about."""
+
+    name: str
+    key_mode: int
+    anonymous: bool
+    sequence: int
+    size: int  # of the message and of the answer
+    floor: int  # of the answer
+
+
+PLANS = (
+    Plan("hpke", 1, anonymous=False, sequence=0, size=75, floor=0),
+    Plan("hpke, three chunks", 1, anonymous=True, sequence=1, size=2 * CHUNK + 12_345, floor=0),
+    Plan("kms", 2, anonymous=False, sequence=(1 << 20) - 1, size=75, floor=2000),
+    Plan("kms, any instance", 2, anonymous=True, sequence=77, size=1, floor=3 * CHUNK - 1),
+)
+
+
+def envelope_case(plan: Plan, committed: Json) -> Json:
+    """One request and its answers; all that is derived on the way is listed."""
+    data_key = seeded(f"data key {plan.name}", 32)
+    case: Json = {"name": plan.name, "key_mode": plan.key_mode, "audience": AUDIENCE}
     case["audience_hash"] = h(d("audience") + AUDIENCE.encode())[:32]
-    case["instance_id"] = bytes(16) if "any instance" in name else seeded("instance", 16)
+    case["instance_id"] = bytes(16) if "any" in plan.name else seeded("instance", 16)
+    case["instance_config"] = instance_config()
     case |= {"not_before": NOT_BEFORE, "not_after": NOT_BEFORE + HOUR, "data_key": data_key}
-    if hybrid:
-        case["kem_seed"] = seeded(f"kem {name}", 32)
+    if plan.key_mode == 1:
+        case["kem_seed"] = seeded(f"kem {plan.name}", 32)
         case["key_config"] = key_config(kem(case["kem_seed"])[1])
         sample = committed.get("wrapped_key")
         case["wrapped_key"] = wrapped(case["kem_seed"], data_key, case["key_config"], sample)
     else:
-        case |= {"key_arn": KEY_ARN, "ciphertext_blob": seeded(f"blob {name}", 184)}
+        case |= {"key_arn": KEY_ARN, "ciphertext_blob": seeded(f"blob {plan.name}", 184)}
         case["wrapped_key"] = lp(KEY_ARN.encode()) + case["ciphertext_blob"]
     case["prk"] = prk(data_key)
     case["key_commitment"] = x(case["prk"], "commit")
-    case |= {"caller": None, "signature": None} if anonymous else caller_fields(case, name)
-    return case | request_fields(case, size) | {"answers": answers(case, size, floor)}
+    case |= {"caller": None, "signature": None} if plan.anonymous else caller_fields(case)
+    case |= request_fields(case, plan)
+    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48)}
+    unknown = {"model": None, "version": None, "digest": None}
+    case["answers"] = [
+        answer(case, plan, {"status": "OK", "detail": "", **known}),
+        answer(case, plan, {"status": "UNKNOWN_MODEL", "detail": "no such model", **unknown}),
+    ]
+    return case
 
 
-def request_fields(case: Json, size: int) -> Json:
-    name = case["name"]
-    request_id, sequence = seeded(f"request {name}", 16), size
+def request_fields(case: Json, plan: Plan) -> Json:
+    request_id = seeded(f"request {plan.name}", 16)
     header = (
-        struct.pack(">BB16sIQQ", 1, case["key_mode"], request_id, sequence, NOT_BEFORE, NOT_BEFORE + HOUR)
+        struct.pack(">BB16sI", 1, plan.key_mode, request_id, plan.sequence)
+        + struct.pack(">QQ", NOT_BEFORE, NOT_BEFORE + HOUR)
         + case["audience_hash"]
         + case["instance_id"]
         + case["key_commitment"]
@@ -266,89 +300,400 @@ def request_fields(case: Json, size: int) -> Json:
     )
     th = h(header)
     key = x(case["prk"], "request", th)
-    stated = {"v": 1, "model": "wdbc", "version": 7 if size < 99 else None}
-    stated["digest"] = None if size < 99 else seeded("model", 48)
-    preamble = cbor(stated | {"caller": case["caller"], "signature": case["signature"]})
-    packed = unit(preamble, seeded(f"message {name}", size))
+    asked: Json = {"model": "wdbc", "version": None, "digest": seeded("model", 48)}
+    if plan.anonymous:
+        asked |= {"version": 7, "digest": None}
+    preamble = cbor({"v": 1, **asked, "caller": case["caller"], "signature": case["signature"]})
+    packed = unit(preamble, seeded(f"message {plan.name}", plan.size))
     return {
+        **asked,
         "request_id": request_id,
-        "sequence": sequence,
+        "sequence": plan.sequence,
         "header": header,
         "th": th,
         "request_key": key,
-        "model": stated["model"],
-        "version": stated["version"],
-        "digest": stated["digest"],
         "preamble": preamble,
-        "message": spell("message", name, size),
+        "message": spelled(f"message {plan.name}", plan.size),
         "unit_sha384": h(packed),
         "ciphertext": abbreviated(seal_chunks(key, th, packed)),
     }
 
 
-def answers(case: Json, size: int, floor: int) -> list[Json]:
-    """Two answers to one request: the model's, and a refusal."""
-    th = request_fields(case, size)["th"]
-    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48)}
-    unknown = {"model": None, "version": None, "digest": None}
-    refusal = {"status": "UNKNOWN_MODEL", "detail": "no such model", **unknown}
-    made = []
-    for index, fields in enumerate(({"status": "OK", "detail": "", **known}, refusal)):
-        label = f"{index} {case['name']}"
-        header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
-        rh = h(header)
-        key = x(case["prk"], "response", th, rh)
-        trailer = cbor({"v": 1, **fields})
-        message = seeded(f"answer {label}", size) if index == 0 else None
-        padded_to = floor if index == 0 else 0
-        packed = unit(*([] if message is None else [message]), trailer, floor=padded_to)
-        made.append(
-            {
-                **fields,
-                "floor": padded_to,
-                "response_nonce": header[1:33],
-                "instance_config": instance_config(),
-                "header": header,
-                "rh": rh,
-                "response_key": key,
-                "trailer": trailer,
-                "message": None if message is None else spell("answer", label, size),
-                "unit_sha384": h(packed),
-                "ciphertext": abbreviated(seal_chunks(key, rh, packed)),
-            }
-        )
-    return made
+def answer(case: Json, plan: Plan, fields: Json) -> Json:
+    label = f"{fields['status']} {plan.name}"
+    header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
+    rh = h(header)
+    key = x(case["prk"], "response", case["th"], rh)
+    trailer = cbor({"v": 1, **fields})
+    answered = fields["status"] == "OK"
+    parts = (seeded(f"answer {label}", plan.size), trailer) if answered else (trailer,)
+    packed = unit(*parts, floor=plan.floor)
+    return {
+        **fields,
+        "floor": plan.floor,
+        "response_nonce": header[1:33],
+        "header": header,
+        "rh": rh,
+        "response_key": key,
+        "trailer": trailer,
+        "message": spelled(f"answer {label}", plan.size) if answered else None,
+        "unit_sha384": h(packed),
+        "ciphertext": abbreviated(seal_chunks(key, rh, packed)),
+    }
 
 
-def spell(kind: str, name: str, size: int) -> Json:
-    """Say how a long string is made: SHAKE256 of ``shake256`` to ``length`` bytes."""
-    source = b"casemate test vector: " + f"{kind} {name}".encode()
-    return {"shake256": source, "length": size}
+def spelled(name: str, length: int) -> Json:
+    """Say how a long string is made: SHAKE256 of ``shake256``, ``length`` bytes."""
+    return {"shake256": b"casemate test vector: " + name.encode(), "length": length}
 
 
 def abbreviated(data: bytes) -> Json:
-    short = {"length": len(data), "sha384": h(data)}
-    return short | {"bytes": data} if len(data) < 4096 else short
+    """Give the hash, and short data themselves."""
+    summary = {"length": len(data), "sha384": h(data)}
+    return summary | {"bytes": data} if len(data) < 4096 else summary
 
 
 def envelope_vectors() -> Json:
-    committed: dict[str, Json] = {}
     path = FOLDER / "envelope.json"
-    if path.is_file():
-        committed = {case["name"]: case for case in json.loads(path.read_text())["cases"]}
-    kinds = [
-        ("hpke", False, 75, 0),
-        ("hpke, anonymous, three chunks", True, 2 * CHUNK + 12_345, 0),
-        ("kms", False, 75, 2000),
-        ("kms, anonymous, any instance", True, 1, 3 * CHUNK - 1),
+    committed = json.loads(path.read_text())["cases"] if path.is_file() else []
+    samples = {case["name"]: case for case in committed}
+    return {"cases": [envelope_case(plan, samples.get(plan.name, {})) for plan in PLANS]}
+
+
+# SPEC 8: sealed models
+
+
+def sealed_model(name: str, contents: dict[str, bytes], callers: object) -> Json:
+    seed, data_key = seeded(f"publisher {name}", 32), seeded(f"model key {name}", 32)
+    publisher = Ed25519PrivateKey.from_private_bytes(seed)
+    entries = [
+        {"path": path, "length": len(content), "digest": h(content)}
+        for path, content in contents.items()
     ]
-    cases = []
-    for name, anonymous, size, floor in kinds:
-        sample = committed.get(name, {})
-        sequence_fits = size % (1 << 20)
-        cases.append(
-            envelope_case(name, committed=sample, anonymous=anonymous, size=size, floor=floor)
-            if sequence_fits == size
-            else envelope_case(name, committed=sample, anonymous=anonymous, size=size, floor=floor)
-        )
-    return {"cases": cases}
+    header = cbor(
+        {
+            "v": 1,
+            "file_id": seeded(f"file {name}", 32),
+            "key_commitment": x(prk(data_key), "commit"),
+            "publisher": publisher.public_key().public_bytes_raw(),
+            "name": "wdbc",
+            "version": 7,
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 30]}],
+            "outputs": [
+                {"name": "label", "datatype": "INT64", "shape": [0]},
+                {"name": "text", "datatype": "BYTES", "shape": []},
+            ],
+            "answer_bucket": 2048,
+            "callers": callers,
+            "runtime": "onnx",
+            "kms_key": KEY_ARN,
+            "wrapped_key": seeded(f"blob {name}", 184),
+            "entries": entries,
+        }
+    )
+    m = b"CASEMDL1" + lp(header)
+    signature = publisher.sign(d("model") + h(m))
+    key = x(prk(data_key), "model", h(m))
+    file = m + lp(signature) + seal_chunks(key, h(m), b"".join(contents.values()))
+    return {
+        "name": name,
+        "publisher_seed": seed,
+        "data_key": data_key,
+        "entries": [
+            {"path": path, "content": spelled(f"{name} {path}", len(content)), "digest": h(content)}
+            for path, content in contents.items()
+        ],
+        "callers": callers,
+        "header": header,
+        "m_sha384": h(m),
+        "signature": signature,
+        "key": key,
+        "model_digest": h(d("digest") + lp(cbor(entries))),
+        "file": abbreviated(file),
+    }
+
+
+def sealed_model_vectors() -> Json:
+    small = {"model.onnx": 300, "empty": 0, "external/weights.bin": 77}
+    large = {"model.onnx": CHUNK - 1, "weights.bin": CHUNK + 5}
+    exact = {"model.onnx": CHUNK}
+    plans: list[tuple[str, dict[str, int], object]] = [
+        ("small", small, "any"),
+        ("three chunks", large, sorted([seeded("caller a", 32), seeded("caller b", 32)])),
+        ("one whole chunk", exact, "any"),
+    ]
+    return {
+        "models": [
+            sealed_model(
+                name,
+                {path: seeded(f"{name} {path}", size) for path, size in sizes.items()},
+                callers,
+            )
+            for name, sizes, callers in plans
+        ]
+    }
+
+
+# SPEC 3: evidence
+
+
+def evidence_vectors() -> Json:
+    publisher = seeded("publisher", 32)
+    common: Json = {"v": 1, "audience": AUDIENCE, "providers": ["CPUExecutionProvider"]}
+    common["publishers"] = sorted([publisher, seeded("second publisher", 32)])
+    bounds = {"sessions": 4096, "models": 8, "model_bytes": 1 << 30, "request_bytes": 1 << 24}
+    roots = [seeded("root", 300), seeded("second root", 400)]
+    kms = {"partition": "aws", "regions": ["eu-central-1", "eu-west-3"], "tls_roots": roots}
+    minimum = {f"{publisher.hex()}/wdbc": 2, f"{publisher.hex()}/other.model": 70_000}
+    configurations = [
+        {**common, "minimum_versions": {}, "kms": None, "limits": bounds},
+        {**common, "minimum_versions": minimum, "kms": kms, "limits": bounds},
+    ]
+    log = [
+        {
+            "op": operation,
+            "name": "wdbc",
+            "version": 7,
+            "digest": seeded("model", 48),
+            "publisher": publisher,
+            "callers": h(d("callers") + cbor("any")),
+            "time": time,
+        }
+        for operation, time in (("load", NOT_BEFORE), ("unload", NOT_BEFORE + 5))
+    ]
+    keys = [key_config(kem(seeded(f"kem {index}", 32))[1]) for index in range(2)]
+    callers: list[object] = ["any", [bytes(32)], sorted([seeded("a", 32), seeded("b", 32)])]
+    return {
+        "configurations": [
+            {"fields": fields, "encoded": encoded, "event": event, "pcr16": h(bytes(48) + event)}
+            for fields in configurations
+            for encoded in [cbor(fields)]
+            for event in [h(d("config") + lp(encoded))]
+        ],
+        "key_configs": [{"encoded": key, "key_id": h(key)[:16]} for key in keys],
+        "instance_config": {"encoded": instance_config(), "sha384": h(instance_config())},
+        "logs": [{"entries": entries, "encoded": cbor(entries)} for entries in ([], log[:1], log)],
+        "callers": [
+            {"callers": value, "digest": h(d("callers") + cbor(value))} for value in callers
+        ],
+        "kms_user_data": h(d("kms")),
+        "bundles": [
+            bundle(cbor(configurations[0]), keys[:1], []),
+            bundle(cbor(configurations[1]), keys, log),
+        ],
+    }
+
+
+def bundle(configuration: bytes, keys: list[bytes], log: list[Json]) -> Json:
+    bound = d("evidence") + lp(configuration) + lp(lp(*keys)) + lp(instance_config())
+    bound += lp(cbor(log)) + lp(b"")
+    return {
+        "configuration": configuration,
+        "key_configs": keys,
+        "instance_config": instance_config(),
+        "measurement_log": cbor(log),
+        "user_data": h(bound),
+    }
+
+
+# SPEC 4: measurement
+
+
+def measurement_vectors() -> Json:
+    file, link, folder = 0, 1, 2
+    tree = [
+        ("app", folder, 0, b""),
+        ("app/boot.py", file, 0, b"print()\n"),
+        ("app.txt", file, 0, b"beside the folder, and before it in bytewise order"),
+        ("bin", folder, 0, b""),
+        ("bin/python", file, 1, seeded("python", 100)),
+        ("bin/python3", link, 0, b"python"),
+        ("packages", folder, 0, b""),
+        ("packages/numpy", folder, 0, b""),
+        ("packages/numpy/__init__.py", file, 0, b""),
+        ("packages/\u00e9.py", file, 0, b"e"),
+        ("run", folder, 0, b""),
+    ]
+    cmdline = ["python", "-I", "/app/boot.py", ""]
+    parts = {"runtime": b"", "packages": b"", "app": b""}
+    for path, kind, executable, value in sorted(tree, key=lambda entry: entry[0].encode()):
+        top, below, _ = path.partition("/")
+        stated = h(value) if kind == file else value
+        line = lp(path.encode()) + bytes([kind, executable]) + lp(stated)
+        parts[top if below and top in parts else "runtime"] += line
+    runtime, packages, application = (d("manifest") + part for part in parts.values())
+    command = "\0".join(cmdline).encode()
+    events = [
+        lp(runtime, command, packages, application),
+        lp(runtime, command, packages),
+        lp(application),
+    ]
+    fields = ("path", "kind", "executable", "value")
+    return {
+        "tree": [dict(zip(fields, entry, strict=True)) for entry in tree],
+        "cmdline": cmdline,
+        "manifests": {"runtime": runtime, "packages": packages, "application": application},
+        "pcrs": [h(bytes(48) + h(event)) for event in events],
+    }
+
+
+# SPEC 9: frames
+
+
+def frames_vectors() -> Json:
+    payloads = [
+        (8, 0, b""),
+        (3, 30_000, b"sealed"),
+        (0x88, 0, b"\xa0"),
+        (7, 1, seeded("frame", 300)),
+    ]
+    refused = [
+        ("length below five", struct.pack(">IBI", 4, 3, 0), "MALFORMED"),
+        ("length zero", struct.pack(">IBI", 0, 3, 0), "MALFORMED"),
+        ("one byte above the limit", struct.pack(">IBI", 67_174_401, 3, 0), "TOO_LARGE"),
+        ("4 GiB", b"\xff" * 9, "TOO_LARGE"),
+        ("cut within the head", struct.pack(">IBI", 5, 3, 0)[:8], "MALFORMED"),
+        ("cut within the payload", struct.pack(">IBI", 9, 3, 0) + b"abc", "MALFORMED"),
+    ]
+    one, two = b"\x0a\x03abc", b"\x12\x02de"
+    long_one, long_two = b"\x0a\xac\x02" + bytes(300), b"\x12\x80\x01" + bytes(128)
+    broken = {
+        "empty": b"",
+        "field 1 only": one,
+        "field 2 only": two,
+        "wrong order": two + one,
+        "field 1 twice": one + one + two,
+        "field 2 twice": one + two + two,
+        "field 3": one + two + b"\x1a\x01x",
+        "field 2 as a varint": one + b"\x10\x02",
+        "field 2 as a group": one + b"\x13\x14",
+        "tag not shortest": b"\x8a\x00\x03abc" + two,
+        "length not shortest": b"\x0a\x83\x00abc" + two,
+        "length passes the end": one + b"\x12\x03de",
+        "length of 2^64": one + b"\x12" + b"\xff" * 9 + b"\x01de",
+        "varint without an end": one + b"\x12" + b"\xff" * 12,
+        "cut": one + two[:-1],
+        "trailing byte": one + two + b"\x00",
+        "empty header": b"\x0a\x00" + two,
+        "empty ciphertext": one + b"\x12\x00",
+        "header above its bound": b"\x0a\xfb\x32" + bytes(6523) + two,
+    }
+    return {
+        "frames": [
+            {"type": kind, "budget": budget, "payload": payload, "bytes": frame}
+            for kind, budget, payload in payloads
+            for frame in [struct.pack(">IBI", 5 + len(payload), kind, budget) + payload]
+        ],
+        "refused": [{"why": why, "bytes": data, "code": code} for why, data, code in refused],
+        "sealed_messages": [
+            {"header": b"abc", "ciphertext": b"de", "bytes": one + two},
+            {"header": bytes(300), "ciphertext": bytes(128), "bytes": long_one + long_two},
+        ],
+        "refused_sealed_messages": [{"why": why, "bytes": data} for why, data in broken.items()],
+    }
+
+
+# SPEC 1.6: CBOR
+
+
+def cbor_vectors() -> Json:
+    integers = [0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, (1 << 64) - 1]
+    values: list[object] = [*integers, True, False, None, "", "a", "\u00fc\u6c34", "x" * 24]
+    values += [[], [1, [2, [3]]], list(range(30)), {}, {"a": 1, "b": [True, None]}]
+    values += [{"aa": 1, "b": 2, "c": {"d": "e"}}, {"k" * 24: 1, "k": 2}, [[[[[[[[]]]]]]]]]
+    refused = {
+        "empty": "",
+        "trailing byte": "0000",
+        "negative integer": "20",
+        "tag": "c000",
+        "undefined": "f7",
+        "simple value": "f0",
+        "half float": "f90000",
+        "double": "fb0000000000000000",
+        "break": "ff",
+        "reserved additional information": "1c",
+        "23 in two bytes": "1817",
+        "255 in three bytes": "1900ff",
+        "65535 in five bytes": "1a0000ffff",
+        "2^32-1 in nine bytes": "1b00000000ffffffff",
+        "length not shortest": "580161",
+        "integer cut": "19ff",
+        "bytes cut": "4261",
+        "text cut": "6261",
+        "text not UTF-8": "61ff",
+        "text with a surrogate": "63eda080",
+        "array cut": "8200",
+        "array of 2^32 items": "9b0000000100000000",
+        "array of 4097 items": "991001" + "00" * 4097,
+        "indefinite array": "9f00ff",
+        "indefinite map": "bf616100ff",
+        "indefinite text": "7f6161ff",
+        "indefinite bytes": "5f4161ff",
+        "map cut": "a161",
+        "map key missing its value": "a16161",
+        "duplicate key": "a2616100616101",
+        "unsorted keys": "a2616200616100",
+        "longer key before a shorter one": "a262616100616200",
+        "bytes as a map key": "a1416100",
+        "true as a map key": "a1f500",
+        "nested too deeply": "81" * 11 + "80",
+    }
+    return {
+        "accepted": [{"value": tagged(value), "bytes": cbor(value)} for value in values]
+        + [{"value": tagged(data), "bytes": cbor(data)} for data in (b"", b"\0", bytes(range(24)))],
+        "refused": [{"why": why, "bytes": data} for why, data in refused.items()],
+    }
+
+
+def tagged(value: object) -> object:
+    """JSON has no byte strings, and not every reader has its large integers."""
+    match value:
+        case bytes():
+            return {"bytes": value}
+        case bool() | None | str():
+            return value
+        case int():
+            return {"uint": str(value)}
+        case list():
+            return [tagged(item) for item in value]
+        case dict():
+            return {"map": [[tagged(key), tagged(item)] for key, item in value.items()]}
+        case _:
+            raise TypeError(type(value))
+
+
+FILES = {
+    "kdf": kdf_vectors,
+    "padding": padding_vectors,
+    "envelope": envelope_vectors,
+    "sealed_model": sealed_model_vectors,
+    "evidence": evidence_vectors,
+    "measurement": measurement_vectors,
+    "frames": frames_vectors,
+    "cbor": cbor_vectors,
+}
+
+
+def render(value: Json) -> str:
+    return json.dumps(value, indent=1, default=bytes.hex) + "\n"
+
+
+def main() -> None:
+    """Write the files, or compare."""
+    parser = argparse.ArgumentParser(description="Make the test vectors of SPEC 13.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    check: bool = parser.parse_args().check
+    drifted = []
+    for name, make in FILES.items():
+        path = FOLDER / f"{name}.json"
+        text = render(make())
+        if check and (not path.is_file() or path.read_text() != text):
+            drifted.append(path.name)
+        elif not check:
+            path.write_text(text)
+    if drifted:
+        sys.exit(f"test vectors differ from the generator: {', '.join(drifted)}")
+
+
+if __name__ == "__main__":
+    main()

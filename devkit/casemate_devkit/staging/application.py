@@ -52,7 +52,9 @@ def stage(folder: Path) -> None:
     """Build the application part in ``folder``."""
     for package in PACKAGES:
         parent = source(package).parent
-        copy_tree(source(package), folder / package, lambda path, name=package: belongs(name / path))
+        copy_tree(
+            source(package), folder / package, lambda path, name=package: belongs(name / path)
+        )
         del parent
     copy_file(boot_module(), folder / "boot.py")
 
@@ -65,4 +67,6 @@ def belongs(path: Path) -> bool:
     if path.suffix not in {"", ".py"}:
         return False
     inner = path.relative_to("casemate").with_suffix("") if path.parts[0] == "casemate" else None
-    return inner is None or not any(inner.as_posix() == left or inner.is_relative_to(left) for left in LEFT_OUT)
+    return inner is None or not any(
+        inner.as_posix() == left or inner.is_relative_to(left) for left in LEFT_OUT
+    )

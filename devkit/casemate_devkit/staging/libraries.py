@@ -55,7 +55,9 @@ def closure(interpreter: Path, modules: Iterable[Path], inside: Path) -> Closure
     found: dict[str, Path] = {}
     listing = _ldd(binaries)
     if missing := sorted(set(_ABSENT.findall(listing)) - {path.name for path in binaries}):
-        raise DevkitError(f"this machine lacks shared libraries of the enclave: {', '.join(missing)}")
+        raise DevkitError(
+            f"this machine lacks shared libraries of the enclave: {', '.join(missing)}"
+        )
     for name, path in _NEEDED.findall(listing):
         if not Path(path).resolve().is_relative_to(inside.resolve()):
             found[Path(name).name] = Path(path)
@@ -100,5 +102,7 @@ def _ldd(binaries: list[Path]) -> str:
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
         )
     except FileNotFoundError:
-        raise DevkitError("ldd is missing: the staged tree can be built on Linux with glibc only") from None
+        raise DevkitError(
+            "ldd is missing: the staged tree can be built on Linux with glibc only"
+        ) from None
     return ran.stdout

@@ -49,7 +49,11 @@ _LEFT_OUT_MODULES: Final = (
 
 def check_platform() -> None:
     """Raise DevkitError where no staged tree can be built."""
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or platform.machine() not in _MACHINES:
+    if (
+        sys.platform != "linux"
+        or platform.libc_ver()[0] != "glibc"
+        or platform.machine() not in _MACHINES
+    ):
         raise DevkitError(
             "the enclave's tree can be staged on Linux with glibc, x86_64 or aarch64, only; "
             f"this is {platform.system()} {platform.machine()} {platform.libc_ver()[0] or '(no glibc)'}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casemate_enclave.sandbox import landlock, seccomp, syscalls
-from casemate_enclave.sandbox.allowed import MISSING, allowed
+from casemate_enclave.sandbox.allowed import MISSING, calls_of
 from casemate_enclave.sandbox.memory import lock_memory
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def confine_calls(form: str) -> bool:
     _once("calls")
     _no_new_privileges()
     try:
-        seccomp.load(seccomp.assemble(allowed(form), MISSING, syscalls.this_machine()))
+        seccomp.load(seccomp.assemble(calls_of(form), MISSING, syscalls.this_machine()))
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.EINVAL}:
             return False

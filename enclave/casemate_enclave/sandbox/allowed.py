@@ -67,7 +67,7 @@ _ALWAYS: Final = (
 MISSING: Final = ("clone3",)
 
 
-def allowed(form: str) -> Mapping[str, tuple[Among, ...]]:
+def calls_of(form: str) -> Mapping[str, tuple[Among, ...]]:
     """The calls of the enclave in ``form`` (SPEC 3.4), with the tests that arguments must pass."""
     in_vm = form in _IN_VM
     families = (_UNIX, _VSOCK) if in_vm else (_UNIX,)

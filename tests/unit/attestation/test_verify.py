@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from casemate.attestation import DEBUG_RELEASE, STEPS, KeyConfig, encode_log
+from casemate.attestation import (
+    DEBUG_RELEASE,
+    STEPS,
+    AllowedModel,
+    EvidenceBundle,
+    KeyConfig,
+    TrustPolicy,
+    encode_log,
+    verify_evidence,
+)
 from casemate.errors import Code, EvidenceError
 from tests.support import evidence as ev
 from tests.support import nitro_pki
@@ -20,9 +29,11 @@ REPOSITORY = Path(__file__).parents[3]
 DEBUG_PCRS = ev.pcrs(pcr0=bytes(48), pcr1=bytes(48), pcr2=bytes(48), pcr4=b"\x04" * 48)
 
 
-def refused(bundle: object, *args: object, **kwargs: object) -> EvidenceError:
+def refused(
+    bundle: EvidenceBundle, trusted: TrustPolicy | None = None, nonce: bytes | None = ev.NONCE
+) -> EvidenceError:
     with pytest.raises(EvidenceError) as caught:
-        ev.judge(bundle, *args, **kwargs)  # type: ignore[arg-type]
+        ev.judge(bundle, trusted, nonce=nonce)
     return caught.value
 
 
@@ -48,7 +59,7 @@ def test_good_evidence_passes_every_step_in_order() -> None:
     assert len(evidence.instance_digest) == 48
 
 
-def _spoilt() -> dict[int, tuple[object, dict[str, object]]]:
+def _spoilt() -> dict[int, tuple[EvidenceBundle, dict[str, object]]]:
     """For each step a bundle, and what else to change, that passes all steps before it."""
     good, unsigned = ev.good(), ev.unsigned()
     document = good.attestation_document
@@ -87,8 +98,8 @@ def test_each_step_fails_with_its_code_after_all_before_it_passed(number: int) -
     bundle, changes = _spoilt()[number]
     steps: list[tuple[int, str]] = []
     with pytest.raises(EvidenceError) as caught:
-        ev.verify_evidence(
-            bundle,  # type: ignore[arg-type]
+        verify_evidence(
+            bundle,
             ev.policy(**changes),
             nonce=ev.NONCE,
             now=NOW,
@@ -167,7 +178,7 @@ def test_allow_debug_still_binds_the_configuration() -> None:
     assert error.code == Code.EVIDENCE_CONFIGURATION
 
 
-def _rotating(*keys: KeyConfig) -> object:
+def _rotating(*keys: KeyConfig) -> EvidenceBundle:
     encoded = tuple(key.encode() for key in keys)
     return ev.attested(replace(ev.unsigned(), key_configs=encoded))
 
@@ -175,9 +186,9 @@ def _rotating(*keys: KeyConfig) -> object:
 def test_the_current_key_is_the_last_that_is_valid() -> None:
     old = replace(ev.KEY, not_before=NOW - 2 * ev.HOUR)
     ahead = replace(ev.KEY, not_before=NOW + 1)
-    pair = ev.judge(_rotating(old, ev.KEY)).evidence  # type: ignore[arg-type]
+    pair = ev.judge(_rotating(old, ev.KEY)).evidence
     assert pair.current_key == (ev.KEY.encode(), ev.KEY)
-    early = ev.judge(_rotating(ev.KEY, ahead)).evidence  # type: ignore[arg-type]
+    early = ev.judge(_rotating(ev.KEY, ahead)).evidence
     assert early.current_key == (ev.KEY.encode(), ev.KEY)
 
 
@@ -187,7 +198,7 @@ def test_no_key_and_three_keys_are_refused() -> None:
 
 
 def test_pinned_digests_and_unloads() -> None:
-    pinned = ev.AllowedModel("wdbc", ev.PUBLISHER, frozenset([ev.MODEL_DIGEST]))
+    pinned = AllowedModel("wdbc", ev.PUBLISHER, frozenset([ev.MODEL_DIGEST]))
     ev.judge(ev.good(), ev.policy(models=(pinned,)))
     elsewhere = replace(pinned, digests=frozenset([bytes(47) + b"\x01"]))
     assert refused(ev.good(), ev.policy(models=(elsewhere,))).code == Code.EVIDENCE_MODELS

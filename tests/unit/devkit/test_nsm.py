@@ -42,7 +42,9 @@ def ask(nsm: SimulatedNsm, operation: str, **arguments: Any) -> Any:
 
 
 def attest(nsm: SimulatedNsm, **fields: bytes | None) -> bytes:
-    document = ask(nsm, "Attestation", **{"user_data": None, "nonce": None, "public_key": None, **fields})
+    document = ask(
+        nsm, "Attestation", **{"user_data": None, "nonce": None, "public_key": None, **fields}
+    )
     assert isinstance(document["document"], bytes)
     return document["document"]
 
@@ -163,7 +165,9 @@ def test_boot_registers(nsm: SimulatedNsm) -> None:
 
 def test_debug_zeroes_the_image_registers_and_not_the_others() -> None:
     plain = boot_registers(MEASUREMENT, PKI.instance_id)
-    debug = SimulatedNsm(PKI, boot_registers(MEASUREMENT, PKI.instance_id, debug=True), clock=lambda: NOW)
+    debug = SimulatedNsm(
+        PKI, boot_registers(MEASUREMENT, PKI.instance_id, debug=True), clock=lambda: NOW
+    )
     bank = pcrs(debug)
     assert all(bank[index] == ZERO for index in (0, 1, 2, 8))
     assert bank[4] == plain[4] != ZERO

@@ -63,7 +63,9 @@ def test_lifetimes(certificates: list[x509.Certificate]) -> None:
 
 
 def test_names_as_real_ones(certificates: list[x509.Certificate]) -> None:
-    common = [item.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value for item in certificates]
+    common = [
+        item.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value for item in certificates
+    ]
     assert common[0] == "aws.nitro-enclaves"
     assert str(common[1]).endswith(".us-east-1.aws.nitro-enclaves")
     assert str(common[2]).endswith(".zonal.us-east-1.aws.nitro-enclaves")
@@ -89,7 +91,10 @@ def test_extensions_in_the_real_order_and_criticality(certificates: list[x509.Ce
 
 
 def test_constraints_and_usages(certificates: list[x509.Certificate]) -> None:
-    constraints = [item.extensions.get_extension_for_class(x509.BasicConstraints).value for item in certificates]
+    constraints = [
+        item.extensions.get_extension_for_class(x509.BasicConstraints).value
+        for item in certificates
+    ]
     assert [item.ca for item in constraints] == [True, True, True, True, False]
     assert [item.path_length for item in constraints] == [None, 2, 1, 0, None]
     usages = [item.extensions.get_extension_for_class(x509.KeyUsage).value for item in certificates]

@@ -29,7 +29,7 @@ on_host = pytest.mark.parametrize("form", ["process", "container", "unsafe-proce
 
 
 def evaluate(program: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """Run a filter as linux/filter.h defines it; any instruction outside the subset is a failure."""
+    """Run a filter as linux/filter.h defines it; an instruction outside the subset is a failure."""
     instructions = list(struct.iter_unpack("=HBBI", program))
     filled = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("<IIQ6Q", number & U32, architecture, 0, *filled)
@@ -53,7 +53,7 @@ def evaluate(program: bytes, architecture: int, number: int, *arguments: int) ->
 
 
 def verdict(machine: Machine, form: str, name: str, *arguments: int) -> int:
-    program = seccomp.assemble(allowed.allowed(form), allowed.MISSING, machine)
+    program = seccomp.assemble(allowed.calls_of(form), allowed.MISSING, machine)
     return evaluate(program, machine.audit, machine.numbers[name], *arguments)
 
 
@@ -85,20 +85,20 @@ def test_all_tests_of_a_call_must_hold(machine: Machine, arguments: tuple[int, .
 def test_the_numbering_of_another_processor_ends_the_process(
     machine: Machine, architecture: int, number: int
 ) -> None:
-    program = seccomp.assemble(allowed.allowed("process"), allowed.MISSING, machine)
+    program = seccomp.assemble(allowed.calls_of("process"), allowed.MISSING, machine)
     if architecture != machine.audit:
         assert evaluate(program, architecture, number) == KILL
 
 
 @given(number=st.integers(0x40000000, U32))
 def test_the_second_numbering_of_x86_ends_the_process(number: int) -> None:
-    program = seccomp.assemble(allowed.allowed("process"), allowed.MISSING, X86_64)
+    program = seccomp.assemble(allowed.calls_of("process"), allowed.MISSING, X86_64)
     assert evaluate(program, X86_64.audit, number) == KILL
 
 
 @both
 def test_i386_numbers_end_the_process(machine: Machine) -> None:
-    program = seccomp.assemble(allowed.allowed("process"), allowed.MISSING, machine)
+    program = seccomp.assemble(allowed.calls_of("process"), allowed.MISSING, machine)
     assert evaluate(program, 0x40000003, 11) == KILL  # execve there, munmap here
 
 
@@ -173,7 +173,7 @@ def test_prctl_only_names_threads(machine: Machine) -> None:
         assert verdict(machine, "process", "prctl", option, 1) == expected
 
 
-FORBIDDEN = (
+FORBIDDEN = {
     *("execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev"),
     *(
         "kill",
@@ -211,22 +211,21 @@ FORBIDDEN = (
     ),
     *("seccomp", "setrlimit", "prlimit64", "modify_ldt", "iopl", "fanotify_init", "mq_open"),
     *("landlock_restrict_self", "socketpair", "dup", "dup2", "splice", "vmsplice", "sendfile"),
-)
+}
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
 
 
-@pytest.mark.parametrize("name", FORBIDDEN)
-def test_nothing_forbidden_is_in_the_list(name: str) -> None:
-    for form in ("process", "container", "vm", "nitro-enclave", "unsafe-process"):
-        assert name not in allowed.allowed(form)
+@pytest.mark.parametrize("form", ["process", "container", "vm", "nitro-enclave", "unsafe-process"])
+def test_nothing_forbidden_is_in_the_list(form: str) -> None:
+    assert not FORBIDDEN & allowed.calls_of(form).keys()
 
 
 def test_every_listed_call_has_a_number_somewhere() -> None:
     known = X86_64.numbers.keys() | AARCH64.numbers.keys()
-    assert allowed.allowed("vm").keys() <= known
+    assert allowed.calls_of("vm").keys() <= known
     older = X86_64.numbers.keys() - AARCH64.numbers.keys()
     assert older == {"poll", "readlink", "arch_prctl"}
     for machine in (X86_64, AARCH64):

@@ -11,6 +11,7 @@ from casemate_devkit.kms.conditions import RequestContext
 from casemate_devkit.kms.errors import KmsError
 from casemate_devkit.kms.policy import (
     AccessRequest,
+    Decision,
     decide,
     not_understood,
     parse_policy,
@@ -37,8 +38,8 @@ def judge(
     action: str = "kms:Decrypt",
     caller: Principal = CALLER,
     registers: dict[int, bytes] | None = None,
-    **top: Any,
-) -> Any:
+    **top: object,
+) -> Decision:
     policy = {"Version": "2012-10-17", "Statement": list(statements)} | top
     return decide(policy, request(action, caller, registers))
 
@@ -95,7 +96,7 @@ def test_allow(change: dict[str, Any], allowed: bool) -> None:
     ("not_action", "allowed"),
     [("kms:Encrypt", True), ("kms:De*", False), (["kms:Encrypt", "kms:Decrypt"], False)],
 )
-def test_not_action_allows_the_rest(not_action: Any, allowed: bool) -> None:
+def test_not_action_allows_the_rest(not_action: object, allowed: bool) -> None:
     statement = {key: value for key, value in ALLOW.items() if key != "Action"}
     assert judge(statement | {"NotAction": not_action}).allowed is allowed
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from casemate_devkit.kms.principals import Principal, load_principals, save_principals
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PRINCIPAL = Principal(
     "AKIA1", "planted-secret", "arn:aws:sts::111122223333:assumed-role/enclave/i-1", "planted-token"

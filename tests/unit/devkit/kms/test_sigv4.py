@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Any
 
 import pytest
 from botocore.auth import SigV4Auth
@@ -48,16 +47,16 @@ def check(
     return authenticate(request, PRINCIPALS, region=region, now=now)
 
 
-def changed(request: HttpRequest, **headers: Any) -> HttpRequest:
+def changed(request: HttpRequest, **headers: tuple[str, ...] | None) -> HttpRequest:
     """Return the request with headers replaced; ``None`` removes one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     merged = dict(request.headers) | named
     return dataclasses.replace(request, headers={k: v for k, v in merged.items() if v is not None})
 
 
-def refused(request: HttpRequest, **arguments: Any) -> str:
+def refused(request: HttpRequest, now: dt.datetime | None = None) -> str:
     with pytest.raises(KmsError) as caught:
-        check(request, **arguments)
+        check(request, now=now)
     assert caught.value.reason.code == "signature"
     return caught.value.kind
 

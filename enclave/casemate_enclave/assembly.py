@@ -1,0 +1,112 @@
+"""Puts the enclave together: the only place that chooses its parts.
+
+Apart from ``__main__``, because importing this imports numpy and onnxruntime, and the process is
+confined before that.
+"""
+
+from __future__ import annotations
+
+# TLS asks for this codec, and the codec for a machine-code module that could not be loaded later.
+import encodings.idna  # noqa: F401
+import threading
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate.envelope.replay import ReplayTable
+from casemate.errors import CasemateError
+from casemate_enclave.clock import AttestedClock, device_time
+from casemate_enclave.enclave import Enclave, Parts
+from casemate_enclave.events import Counter, Event
+from casemate_enclave.identity import Identity, MeasurementLog, bind_configuration, new_instance
+from casemate_enclave.keys import KeyCache, KeyRing
+from casemate_enclave.loading import ModelLoader
+from casemate_enclave.registry import ModelRegistry
+from casemate_enclave.runtime import OnnxRuntime
+from casemate_enclave.service import Bounds, RequestService
+from casemate_kms.client import AttestedKms
+from casemate_kms.egress import dialer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.attestation.structures import Configuration, KmsConfiguration
+    from casemate.channel import Address
+    from casemate_enclave.enclave import Releaser
+    from casemate_enclave.events import Journal
+    from casemate_enclave.nsm import Nsm
+
+    KmsFactory = Callable[[KmsConfiguration, Nsm, Callable[[], int]], Releaser]
+
+
+def kms_through(egress: Address) -> KmsFactory:
+    """Return what makes the client of KMS, which dials through the host's egress proxy."""
+    return lambda configuration, nsm, now: AttestedKms(configuration, nsm, dialer(egress), now)
+
+
+class Assembly:
+    """Everything of one boot around one security module; raises CasemateError if that is silent."""
+
+    def __init__(self, nsm: Nsm, form: str, journal: Journal, kms_factory: KmsFactory) -> None:
+        self._nsm = nsm
+        self._journal = journal
+        self._kms_factory = kms_factory
+        self.clock = AttestedClock(lambda: device_time(nsm))
+        self.clock.refresh()
+        # The device's own statement: no session of an earlier boot starts after it (SPEC 6.2).
+        self._instance = new_instance(self.clock.stated, form)
+        self.enclave = Enclave(
+            form=form,
+            assemble=self._parts,
+            bind=lambda encoded: bind_configuration(nsm, encoded),
+            journal=journal,
+        )
+
+    def _parts(self, configuration: Configuration, encoded: bytes) -> Parts:
+        bounds = configuration.limits
+        keys, cache, log = KeyRing(self.clock), KeyCache(), MeasurementLog()
+        runtime = OnnxRuntime(configuration.providers)
+        models = ModelRegistry(runtime, log, self.clock, bounds.models)
+        identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
+        kms = None
+        if configuration.kms is not None:
+            kms = self._kms_factory(configuration.kms, self._nsm, self.clock.now)
+        service = RequestService(
+            Bounds(configuration.audience, bounds.request_bytes),
+            identity=identity,
+            clock=self.clock,
+            keys=keys,
+            cache=cache,
+            replay=ReplayTable(self._instance.boot_time, bounds.sessions),
+            kms=kms,
+            models=models,
+        )
+        return Parts(
+            configuration=configuration,
+            identity=identity,
+            service=service,
+            models=models,
+            loader=ModelLoader(configuration, kms, models),
+            kms=kms,
+            keys=keys,
+            cache=cache,
+        )
+
+    def maintain_once(self) -> None:
+        """Ask the device for the time, renew keys, forget what is over; never raises."""
+        try:
+            self.clock.refresh()
+        except CasemateError as error:
+            self._journal.count(Counter.DEVICE_FAILURES)
+            self._journal.emit(Event.DEVICE_SILENT, code=error.code)
+            return
+        if self.enclave.maintain(self.clock.now()):
+            self._journal.emit(Event.KEY_ROTATED)
+
+    def maintain(self, stopped: threading.Event) -> None:
+        """``maintain_once`` every minute, on a thread of its own, until ``stopped``."""
+
+        def work() -> None:
+            while not stopped.wait(limits.CLOCK_REFRESH / 1000):
+                self.maintain_once()
+
+        threading.Thread(target=work, name="maintenance", daemon=True).start()

@@ -1,0 +1,104 @@
+"""Tiny ONNX models, written field by field: the `onnx` package is not among the tests' tools."""
+
+from __future__ import annotations
+
+import struct
+
+FLOAT, INT64, BOOL = 1, 7, 9
+_GRAPH = 5  # AttributeProto.type
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, value: int | str | bytes) -> bytes:
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def value_info(name: str, element: int, shape: tuple[int | str, ...]) -> bytes:
+    dimensions = (field(2, d) if isinstance(d, str) else field(1, d) for d in shape)
+    tensor = field(1, element) + field(2, b"".join(field(1, d) for d in dimensions))
+    return field(1, name) + field(2, field(1, tensor))
+
+
+def tensor(name: str, element: int, shape: tuple[int, ...], raw: bytes) -> bytes:
+    dimensions = b"".join(field(1, d) for d in shape)
+    return dimensions + field(2, element) + field(8, name) + field(9, raw)
+
+
+def floats(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def external_tensor(name: str, shape: tuple[int, ...], **where: str) -> bytes:
+    entries = b"".join(field(13, field(1, key) + field(2, text)) for key, text in where.items())
+    dimensions = b"".join(field(1, d) for d in shape)
+    return dimensions + field(2, FLOAT) + field(8, name) + entries + field(14, 1)
+
+
+def node(
+    op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], *attributes: bytes, domain: str = ""
+) -> bytes:
+    names = b"".join(field(1, n) for n in inputs) + b"".join(field(2, n) for n in outputs)
+    rest = b"".join(field(5, a) for a in attributes)
+    return names + field(4, op) + rest + (field(7, domain) if domain else b"")
+
+
+def graph_attribute(name: str, graph: bytes) -> bytes:
+    return field(1, name) + field(6, graph) + field(20, _GRAPH)
+
+
+def graph(
+    nodes: tuple[bytes, ...],
+    inputs: tuple[bytes, ...],
+    outputs: tuple[bytes, ...],
+    initializers: tuple[bytes, ...] = (),
+) -> bytes:
+    parts = [field(1, n) for n in nodes] + [field(2, "g")]
+    parts += [field(5, i) for i in initializers]
+    parts += [field(11, i) for i in inputs] + [field(12, o) for o in outputs]
+    return b"".join(parts)
+
+
+def model(content: bytes) -> bytes:
+    return field(1, 8) + field(7, content) + field(8, field(1, "") + field(2, 13))
+
+
+X = value_info("x", FLOAT, ("n", 3))
+Y = value_info("y", FLOAT, ("n", 2))
+MATMUL = node("MatMul", ("x", "w"), ("y",))
+
+
+def linear(weights: bytes = b"") -> bytes:
+    """``y = x @ w`` with x of shape [n, 3] and w = [[1, 2], [3, 4], [5, 6]]."""
+    w = weights or tensor("w", FLOAT, (3, 2), floats(1, 2, 3, 4, 5, 6))
+    return model(graph((MATMUL,), (X,), (Y,), (w,)))
+
+
+def endless() -> bytes:
+    """``y`` is ``x`` plus one for ever: a Loop whose condition stays true; x is a scalar."""
+    body = graph(
+        (node("Add", ("v", "one"), ("v2",)), node("Identity", ("go",), ("go2",))),
+        (value_info("i", INT64, ()), value_info("go", BOOL, ()), value_info("v", FLOAT, ())),
+        (value_info("go2", BOOL, ()), value_info("v2", FLOAT, ())),
+    )
+    constants = (tensor("go0", BOOL, (), b"\1"), tensor("one", FLOAT, (), floats(1)))
+    loop = node("Loop", ("", "go0", "x"), ("y",), graph_attribute("body", body))
+    ends = (value_info("x", FLOAT, ()),), (value_info("y", FLOAT, ()),)
+    return model(graph((loop,), *ends, constants))
+
+
+def failing() -> bytes:
+    """``y = reshape(x, [7, 7])``, which fails for the [n, 3] that it says it takes."""
+    shape = tensor("s", INT64, (2,), struct.pack("<2q", 7, 7))
+    reshape = node("Reshape", ("x", "s"), ("y",))
+    y = value_info("y", FLOAT, ("a", "b"))
+    return model(graph((reshape,), (X,), (y,), (shape,)))

@@ -1,0 +1,128 @@
+"""A service in one process, honest unless told otherwise: gRPC front, evidence, opening side.
+
+The client under test talks to it over a real channel. What a lying host can change, a test changes
+by replacing one of the hooks.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import grpc
+import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from casemate.attestation import InstanceConfig, KeyConfig, encode_log
+from casemate.envelope.header import parse_request_header
+from casemate.envelope.hpke import KemKey
+from casemate.envelope.messages import Trailer
+from casemate.envelope.opening import (
+    check_commitment,
+    encode_sealed,
+    open_request,
+    parse_sealed,
+    seal_response,
+    verify_caller,
+)
+from casemate.errors import CasemateError, Code
+from casemate.tensors import TensorSpec, read_request, to_response
+from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
+from casemate.wire import digest
+from tests.support import evidence as made
+from tests.support.nitro_pki import NOW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.attestation import EvidenceBundle
+
+SPEC = (TensorSpec("x", "FP32", (0,)),)
+
+
+class Service:
+    """Doubles float32 vectors; counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.kem = KemKey.generate()
+        self.key_config = KeyConfig(
+            self.kem.public_bytes, NOW - made.HOUR, NOW + made.HOUR
+        ).encode()
+        self.instance = InstanceConfig(b"\x07" * 16, NOW - made.HOUR, "process")
+        self.log = [made.LOADED]
+        self.on_evidence: Callable[[EvidenceBundle], EvidenceBundle] = lambda bundle: bundle
+        self.on_request: Callable[[bytes], bytes] = self.answer
+        self.trailer = Trailer(Code.OK, "", "wdbc", 2, made.MODEL_DIGEST)
+        self.evidence_calls = 0
+        self.requests: list[bytes] = []
+        self.callers: list[bytes | None] = []
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server.add_generic_rpc_handlers([self._handlers()])
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        methods = {"GetEvidence": self._get_evidence, "Infer": self._infer}
+        return grpc.method_handlers_generic_handler(
+            "casemate.v1.ConfidentialInference",
+            {name: grpc.unary_unary_rpc_method_handler(do) for name, do in methods.items()},
+        )
+
+    def bundle(self, nonce: bytes | None) -> EvidenceBundle:
+        unsigned = replace(
+            made.unsigned(),
+            key_configs=(self.key_config,),
+            instance_config=self.instance.encode(),
+            measurement_log=encode_log(self.log),
+        )
+        return made.attested(unsigned, nonce=nonce)
+
+    def _get_evidence(self, request: bytes, _: grpc.ServicerContext) -> bytes:
+        self.evidence_calls += 1
+        asked = GetEvidenceRequest.FromString(request)
+        nonce = asked.nonce if asked.HasField("nonce") else None
+        return self.on_evidence(self.bundle(nonce)).serialize()
+
+    def _infer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.requests.append(request)
+        try:
+            return self.on_request(request)
+        except CasemateError as error:
+            context.abort_with_status(rpc_status.to_status(_status(error)))
+            raise
+
+    def answer(self, request: bytes) -> bytes:
+        raw, ciphertext = parse_sealed(memoryview(request))
+        header = parse_request_header(raw)
+        data_key = self.kem.unwrap(header.encapsulation, self.key_config)
+        opened = open_request(raw, ciphertext, check_commitment(header, data_key))
+        self.callers.append(verify_caller(header, opened.preamble))
+        message = None
+        if self.trailer.status is Code.OK:
+            inputs, _ = read_request(opened.message, SPEC, SPEC)
+            message = to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
+        sealed = seal_response(
+            opened,
+            instance_digest=digest(self.instance.encode()),
+            message=message,
+            trailer=self.trailer,
+            floor=0,
+        )
+        return b"".join(encode_sealed(*sealed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None).wait()
+
+
+def _status(error: CasemateError) -> status_pb2.Status:
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(domain="casemate", reason=str(error.code)))
+    return status_pb2.Status(
+        code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=error.detail, details=[detail]
+    )

@@ -1,0 +1,267 @@
+"""The relay against an enclave that answers, hangs, dies and lies (SPEC 9.1 to 9.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casemate import frames
+from casemate.channel import UnixAddress, listen
+from casemate.errors import Code, FrameError
+from casemate.frames import FrameType
+from casemate_host.call import Call
+from casemate_host.relay import Relay
+from tests.support.fake_enclave import FakeEnclave, new_chain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def enclave(tmp_path: Path) -> Iterator[FakeEnclave]:
+    started = FakeEnclave(tmp_path / "enclave.sock", new_chain(), configuration=b"any").start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def lost() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def relay(enclave: FakeEnclave, lost: list[str]) -> Iterator[Relay]:
+    made = Relay(UnixAddress(str(enclave.path)), 4, lambda: lost.append("lost"))
+    yield made
+    made.close()
+
+
+def ask(relay: Relay, payload: bytes, budget_s: float = 5) -> bytes:
+    return relay.exchange(FrameType.REQUEST, payload, Call(budget_s))
+
+
+def refused(ask: Callable[[], object]) -> FrameError:
+    with pytest.raises(FrameError) as raised:
+        ask()
+    return raised.value
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 600_000, 9_000_000])
+def test_bytes_come_back_as_they_were_sent(relay: Relay, size: int) -> None:
+    payload = bytes(range(256)) * (size // 256 + 1)
+    assert ask(relay, payload[:size]) == payload[:size]
+
+
+def test_connections_are_kept(relay: Relay, enclave: FakeEnclave) -> None:
+    for _ in range(20):
+        ask(relay, b"hello")
+    assert enclave.accepted == 1
+
+
+def test_no_more_connections_than_allowed(relay: Relay, enclave: FakeEnclave) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: ask(relay, b"sleep:0.02"), range(32)))
+    assert set(answers) == {b"sleep:0.02"}
+    assert 1 <= enclave.accepted <= 4
+
+
+def test_answers_go_to_their_requests(relay: Relay) -> None:
+    payloads = [b"%d " % number * (number + 1) for number in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda payload: ask(relay, payload), payloads)) == payloads
+
+
+def test_the_budget_is_what_remains(relay: Relay, enclave: FakeEnclave) -> None:
+    ask(relay, b"x", budget_s=7)
+    assert 6000 < enclave.budgets[-1] <= 7000
+
+
+def test_an_error_answer_keeps_its_code_and_the_connection(
+    relay: Relay, enclave: FakeEnclave, lost: list[str]
+) -> None:
+    assert refused(lambda: ask(relay, b"refuse:REPLAYED")).code is Code.REPLAYED
+    ask(relay, b"x")
+    assert enclave.accepted == 1
+    assert lost == []
+
+
+@pytest.mark.parametrize("verb", [b"die", b"cut"])
+def test_a_lost_answer_is_unavailable_and_never_sent_again(
+    relay: Relay, enclave: FakeEnclave, lost: list[str], verb: bytes
+) -> None:
+    ask(relay, b"warm")
+    assert refused(lambda: ask(relay, verb)).code is Code.UNAVAILABLE
+    assert enclave.requests.count(verb) == 1
+    assert lost == ["lost"]
+    assert ask(relay, b"after") == b"after"
+
+
+def test_an_answer_of_another_type_ends_the_connection(relay: Relay, enclave: FakeEnclave) -> None:
+    assert refused(lambda: ask(relay, b"odd")).code is Code.INTERNAL
+    ask(relay, b"x")
+    assert enclave.accepted == 2
+
+
+def test_no_answer_before_the_deadline(relay: Relay, enclave: FakeEnclave) -> None:
+    started = time.monotonic()
+    assert refused(lambda: ask(relay, b"silent", budget_s=0.1)).code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < 2
+    ask(relay, b"x")  # a late answer must not reach the next request
+    assert enclave.accepted == 2
+
+
+def test_waiting_for_a_connection_ends_at_the_deadline(relay: Relay, enclave: FakeEnclave) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        busy = [pool.submit(ask, relay, b"sleep:1") for _ in range(4)]
+        while len(enclave.requests) < 4:
+            time.sleep(0.01)
+        assert refused(lambda: ask(relay, b"x", budget_s=0.1)).code is Code.DEADLINE_EXCEEDED
+        enclave.released.set()
+        assert [future.result() for future in busy] == [b"sleep:1"] * 4
+    assert b"x" not in enclave.requests
+
+
+def test_cancelling_frees_the_worker(relay: Relay, enclave: FakeEnclave, lost: list[str]) -> None:
+    call = Call(20)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(relay.exchange, FrameType.REQUEST, b"silent", call)
+        while not enclave.requests:
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert call.cancel()
+        assert refused(future.result).code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < 1
+    assert lost == []
+
+
+def test_cancelling_a_call_that_waits_for_a_connection(relay: Relay, enclave: FakeEnclave) -> None:
+    call = Call(20)
+    with ThreadPoolExecutor(5) as pool:
+        busy = [pool.submit(ask, relay, b"sleep:5") for _ in range(4)]
+        while len(enclave.requests) < 4:
+            time.sleep(0.01)
+        waiting = pool.submit(relay.exchange, FrameType.REQUEST, b"x", call)
+        time.sleep(0.05)
+        call.cancel()
+        relay.wake()
+        assert refused(lambda: waiting.result(1)).code is Code.DEADLINE_EXCEEDED
+        enclave.released.set()
+        for future in busy:
+            future.result()
+
+
+def test_a_finished_call_cannot_cut_the_connection_of_another(
+    relay: Relay, enclave: FakeEnclave
+) -> None:
+    call = Call(5)
+    relay.exchange(FrameType.REQUEST, b"x", call)
+    call.finish()
+    assert not call.cancel()
+    ask(relay, b"y")
+    assert enclave.accepted == 1
+
+
+def test_an_idle_connection_that_died_is_replaced(relay: Relay, enclave: FakeEnclave) -> None:
+    ask(relay, b"x")
+    enclave.drop_connections()
+    time.sleep(0.05)
+    assert ask(relay, b"y") == b"y"
+    assert enclave.requests == [b"x", b"y"]
+
+
+def test_unasked_bytes_end_an_idle_connection(tmp_path: Path) -> None:
+    """An enclave that answers twice must not have its second answer taken for the next one's."""
+    address = UnixAddress(str(tmp_path / "s"))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(address))
+
+        def serve() -> None:
+            for _ in range(2):
+                channel = stack.enter_context(listener.accept()[0])
+                frames.receive_frame(channel)
+                kind = FrameType.REQUEST | frames.ANSWER
+                frames.send_frame(channel, kind, b"first")
+                frames.send_frame(channel, kind, b"stray")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        relay = Relay(address, 1, lambda: None)
+        for _ in range(2):
+            assert ask(relay, b"x") == b"first"
+            time.sleep(0.05)
+        thread.join()
+        relay.close()
+
+
+@pytest.mark.parametrize("payload", [b"x", b"x" * 5_000_000])
+def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes) -> None:
+    """The pooled connection dies between the look at it and the first byte."""
+    address = UnixAddress(str(tmp_path / "s"))
+    executed: list[int] = []
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(address))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    channel = stack.enter_context(listener.accept()[0])
+                    frame = frames.receive_frame(channel)
+                    assert frame is not None
+                    executed.append(len(frame.payload))
+                    frames.send_frame(channel, FrameType.REQUEST | frames.ANSWER, b"done")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        relay = Relay(address, 1, lambda: None)
+        assert ask(relay, b"warm") == b"done"
+
+        class Dies(socket.socket):
+            def sendmsg(self, *args: object) -> int:  # type: ignore[override]
+                self.shutdown(socket.SHUT_RDWR)
+                return super().sendmsg(*args)  # type: ignore[arg-type]
+
+        idle = relay._idle.pop()
+        relay._idle.append(Dies(fileno=idle.detach()))
+        assert ask(relay, payload) == b"done"
+        assert executed == [4, len(payload)]
+        relay.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_an_early_refusal_of_a_large_request_is_heard(tmp_path: Path) -> None:
+    address = UnixAddress(str(tmp_path / "s"))
+    with listen(address) as listener:
+
+        def serve() -> None:
+            channel, _ = listener.accept()
+            channel.recv(9)
+            frames.send_error(channel, Code.TOO_LARGE, "not so much")
+            channel.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        relay = Relay(address, 1, lambda: None)
+        assert refused(lambda: ask(relay, bytes(8_000_000))).code is Code.TOO_LARGE
+        thread.join()
+        relay.close()
+
+
+def test_no_enclave_is_unavailable_and_tells_no_path(tmp_path: Path, lost: list[str]) -> None:
+    relay = Relay(UnixAddress(str(tmp_path / "none")), 1, lambda: lost.append("lost"))
+    error = refused(lambda: ask(relay, b"x"))
+    assert error.code is Code.UNAVAILABLE
+    assert str(tmp_path) not in str(error)
+    assert lost == ["lost"]
+
+
+def test_a_closed_relay_refuses(relay: Relay) -> None:
+    relay.close()
+    assert refused(lambda: ask(relay, b"x")).code is Code.UNAVAILABLE
