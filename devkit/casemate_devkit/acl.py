@@ -1,7 +1,7 @@
-"""POSIX access lists for the shared directory: the host's sockets in it open to the enclave's user only.
+"""POSIX access lists: the host's sockets open to the enclave's user and to nobody else.
 
-When root starts the enclave, the enclave runs as nobody while the host stays root, whose sockets nobody
-may not connect to. Opening them to everyone would leave the directory as their only guard.
+When root starts the enclave, the enclave runs as nobody while the host stays root, whose sockets
+nobody may not connect to. Opening them to everyone would leave the directory as their only guard.
 """
 
 from __future__ import annotations

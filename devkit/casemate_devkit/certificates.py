@@ -1,13 +1,13 @@
-"""The certificates of a Nitro PKI, level by level: names, lifetimes, extensions, their order and criticality.
+"""The certificates of a Nitro PKI, level by level: names, lifetimes, extensions.
 
-Taken from genuine chains, which differ from what an RFC 5280 profile leads one to expect: leaves have
-no key identifiers and no SAN, their key usage is not critical, intermediates list CRLs that verifiers
-must not fetch.
+Taken from genuine chains, which differ from what an RFC 5280 profile leads one to expect: leaves
+have no key identifiers and no SAN, their key usage is not critical, intermediates list CRLs that
+verifiers must not fetch.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import secrets
 import uuid
@@ -35,21 +35,21 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Profile:
-    before: datetime.timedelta  # how far notBefore lies in the past
-    after: datetime.timedelta
+    before: dt.timedelta  # how far notBefore lies in the past
+    after: dt.timedelta
     serial_bytes: int
     path_length: int | None = None
     crl: bool = False
 
 
-_HOUR = datetime.timedelta(hours=1)
-_NONE = datetime.timedelta()
+_HOUR = dt.timedelta(hours=1)
+_NONE = dt.timedelta()
 _PROFILES: Final = {
-    Level.ROOT: _Profile(_HOUR, datetime.timedelta(days=10958), 16),
-    Level.REGIONAL: _Profile(_HOUR, datetime.timedelta(days=20), 16, path_length=2, crl=True),
-    Level.ZONAL: _Profile(_HOUR, datetime.timedelta(days=5, hours=23), 16, path_length=1, crl=True),
-    Level.INSTANCE: _Profile(_NONE, datetime.timedelta(days=1), 20, path_length=0),
-    Level.LEAF: _Profile(datetime.timedelta(seconds=3), datetime.timedelta(hours=3), 16),
+    Level.ROOT: _Profile(_HOUR, dt.timedelta(days=10958), 16),
+    Level.REGIONAL: _Profile(_HOUR, dt.timedelta(days=20), 16, path_length=2, crl=True),
+    Level.ZONAL: _Profile(_HOUR, dt.timedelta(days=5, hours=23), 16, path_length=1, crl=True),
+    Level.INSTANCE: _Profile(_NONE, dt.timedelta(days=1), 20, path_length=0),
+    Level.LEAF: _Profile(dt.timedelta(seconds=3), dt.timedelta(hours=3), 16),
 }
 
 _C, _ST, _L = NameOID.COUNTRY_NAME, NameOID.STATE_OR_PROVINCE_NAME, NameOID.LOCALITY_NAME
@@ -86,9 +86,9 @@ def template(
     subject: x509.Name,
     issuer: x509.Certificate | None,
     public_key: ec.EllipticCurvePublicKey,
-    now: datetime.datetime,
+    now: dt.datetime,
 ) -> x509.CertificateBuilder:
-    """An unsigned certificate of ``level``; ``issuer`` is None for the root. ``now`` has whole seconds."""
+    """An unsigned certificate; ``issuer`` is None for the root, ``now`` has whole seconds."""
     profile = _PROFILES[level]
     builder = (
         x509.CertificateBuilder()
@@ -109,7 +109,7 @@ def _serial(profile: _Profile) -> int:
     return (int.from_bytes(secrets.token_bytes(profile.serial_bytes)) >> 1) | 1
 
 
-def _leaf_serial(subject: x509.Name, now: datetime.datetime) -> int:
+def _leaf_serial(subject: x509.Name, now: dt.datetime) -> int:
     """As a real leaf's: the enclave id, four zero bytes, the time of issue."""
     module_id = str(subject.get_attributes_for_oid(_CN)[0].value).partition(".")[0]
     enclave = int(module_id.rpartition("-enc")[2], 16)

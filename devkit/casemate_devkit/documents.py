@@ -1,7 +1,8 @@
 """The bytes of an attestation document as today's Nitro Security Module writes them.
 
-Not deterministic CBOR: the payload is a map of indefinite length in a fixed field order. Readers that
-were written from AWS's text alone break on exactly that, which is why the simulator does the same.
+Not deterministic CBOR: the payload is a map of indefinite length in a fixed field order. Readers
+that were written from AWS's text alone break on exactly that, which is why the simulator does the
+same.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _INDEFINITE_MAP: Final = b"\xbf"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """What a document says, apart from who signs it. Registers are 48 bytes each, ``timestamp`` ms."""
+    """What a document says but for its signer; registers are 48 bytes, ``timestamp`` ms."""
 
     module_id: str
     timestamp: int

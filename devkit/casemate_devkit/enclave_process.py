@@ -27,12 +27,12 @@ _CAP_SYS_ADMIN: Final = 1 << 21
 class EnclaveProcess:
     """One start of an enclave, to be used as a context manager: entering starts it, leaving stops it.
 
-    ``measurement`` is what the launcher measured, ``nsm`` the module of this one start, ``pki`` what
-    signs for it, ``run_dir`` what the enclave shares with the host, ``form`` how it is isolated. ``pid``
-    is the enclave's as seen from here, 0 before the start.
+    ``measurement`` is what the launcher measured, ``nsm`` the module of this one start, ``pki``
+    what signs for it, ``run_dir`` what the enclave shares with the host, ``form`` how it is
+    isolated. ``pid`` is the enclave's as seen from here, 0 before the start.
     """
 
-    def __init__(  # noqa: PLR0913 - three directories, three choices
+    def __init__(
         self,
         tree: Path,
         pki_dir: Path,
@@ -44,8 +44,9 @@ class EnclaveProcess:
     ) -> None:
         """Measure ``tree`` and make a register bank of its own for it.
 
-        ``run_dir`` is made if missing and must be private. ``stderr`` is where the enclave's events go,
-        as for subprocess.Popen. Raises DevkitError for directories that are not what they should be.
+        ``run_dir`` is made if missing and must be private. ``stderr`` is where the enclave's events
+        go, as for subprocess.Popen. Raises DevkitError for directories that are not what they
+        should be.
         """
         self.tree, self.run_dir = tree.resolve(), run_dir.resolve()
         self.form = cmdline.UNSAFE_PROCESS if unsafe_no_namespaces else cmdline.PROCESS
@@ -97,7 +98,8 @@ class EnclaveProcess:
         except subprocess.TimeoutExpired:
             raise TimeoutError("the enclave still runs") from None
         if self._status is None:
-            # A spawner that was killed itself reports nothing, and the kernel killed the enclave with it.
+            # A spawner that was killed itself reports nothing, and the kernel killed the enclave
+            # with it.
             self._status = int(_read_report(spawner).get("exit", -signal.SIGKILL))
         return self._status
 

@@ -1,8 +1,9 @@
 """``casemate-sim``: start the enclave of a staged tree on this machine, and play the hypervisor for it.
 
 Prints one JSON object on standard output each time the enclave started. SIGTERM or SIGINT ends the
-enclave. Exit status: 0 when it was told to stop, 1 when the enclave could not be started, 3 when the
-enclave ended by itself (unless ``--restart``: then a new one starts, measured anew, with a fresh bank).
+enclave. Exit status: 0 when it was told to stop, 1 when the enclave could not be started, 3 when
+the enclave ended by itself (unless ``--restart``: then a new one starts, measured anew, with a
+fresh bank).
 """
 
 from __future__ import annotations

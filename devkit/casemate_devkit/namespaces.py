@@ -1,7 +1,8 @@
 """Isolation of the enclave process: what stands in for the hypervisor's walls (process form).
 
 Each function is one step and runs in a process of its own that has one thread and is about to exec.
-Order matters: namespaces, file system, privileges last, since each step needs what the next gives up.
+Order matters: namespaces, file system, privileges last, since each step needs what the next gives
+up.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ ENCLAVE_ID: Final = 65534  # user and group inside: nobody, who owns nothing
 _HOSTNAME: Final = "enclave"
 _SETTINGS: Final = Path("/proc/sys")
 
-# What the enclave sees of this machine, read-only; onnxruntime picks its kernels by the processor, and the
-# process may look at itself. No other process, no device, no setting of the kernel.
+# What the enclave sees of this machine, read-only; onnxruntime picks its kernels by the processor,
+# and the process may look at itself. No other process, no device, no setting of the kernel.
 _VIEWS: Final = ("/proc/cpuinfo", "/proc/meminfo", "/proc/self", "/sys/devices/system/cpu")
 
-# Empty in the staged tree: `_VIEWS` and the two directories are mounted over them. Files end without a slash.
+# Empty in the staged tree: `_VIEWS` and the two directories are mounted over them. Files end
+# without a slash.
 MOUNT_POINTS: Final = (
     "dev/",
     "proc/cpuinfo",

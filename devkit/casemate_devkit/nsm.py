@@ -1,8 +1,8 @@
 """A simulated Nitro Security Module: register bank, request handling, signed documents.
 
-It answers byte for byte in the module's own dialect (``aws-nitro-enclaves-nsm-api``), so the enclave
-runs the client that it runs in production, and clients run the production verifier against a root
-that only a trial's trust policy lists.
+It answers byte for byte in the module's own dialect (``aws-nitro-enclaves-nsm-api``), so the
+enclave runs the client that it runs in production, and clients run the production verifier against
+a root that only a trial's trust policy lists.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def boot_registers(
 ) -> dict[int, bytes]:
     """Registers 0, 1, 2 and 4 as the hypervisor sets them before an enclave runs.
 
-    Debug mode zeroes PCR0, PCR1, PCR2 (and PCR8, which is zero for unsigned images anyway) and, as on
-    the real device, nothing else. Register 3 is zero: no role.
+    Debug mode zeroes PCR0, PCR1, PCR2 (and PCR8, which is zero for unsigned images anyway) and, as
+    on the real device, nothing else. Register 3 is zero: no role.
     """
     registers = {4: digest(_ZERO, instance_id.encode("ascii"))}
     if not debug:

@@ -1,8 +1,8 @@
 """The simulated module's device: a unix socket that answers one process and nobody else.
 
-Real modules are reachable from inside their enclave only. Here the socket lies in a directory that is
-closed to other users, and the kernel's word on the connecting process (SO_PEERCRED) decides; without
-that a co-tenant could ask for documents with keys of its own (THREATS A40).
+Real modules are reachable from inside their enclave only. Here the socket lies in a directory that
+is closed to other users, and the kernel's word on the connecting process (SO_PEERCRED) decides;
+without that a co-tenant could ask for documents with keys of its own (THREATS A40).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class NsmServer:
     def __init__(self, nsm: SimulatedNsm) -> None:
         self._nsm = nsm
         self._private = Path(tempfile.mkdtemp(prefix="casemate-nsm-"))  # mode 0700
-        # The enclave runs as another user and must be able to pass; the directory above is the gate.
+        # The enclave runs as another user and must be able to pass; the directory above is the
+        # gate.
         self.directory = self._private / "nsm"
         self.directory.mkdir(mode=0o755)
         path = self.directory / "nsm.sock"

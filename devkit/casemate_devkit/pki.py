@@ -1,13 +1,13 @@
 """A throw-away Nitro PKI of the real shape: five levels, P-384, lifetimes, names and extensions as AWS's.
 
-Parties of a trial pin this PKI's root exactly as production pins AWS's, so the verifier that runs is
-the production one. Only the root persists; everything below it is made anew by each process and
+Parties of a trial pin this PKI's root exactly as production pins AWS's, so the verifier that runs
+is the production one. Only the root persists; everything below it is made anew by each process and
 renewed while it runs, so that no document is ever signed by an expired certificate.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import os
 import re
@@ -35,7 +35,8 @@ _MODULE_ID = re.compile(r"i-[0-9a-f]{17}-enc[0-9a-f]{16}")
 _AUTHORITY = "root.pem"
 _ROOT = "root.der"
 
-# A certificate is replaced while it has this long to live, so that whatever it issues ends before it.
+# A certificate is replaced while it has this long to live, so that whatever it issues ends before
+# it.
 _RENEWAL = {
     certificates.Level.REGIONAL: 8 * _DAY,
     certificates.Level.ZONAL: 30 * _HOUR,
@@ -153,7 +154,7 @@ class NitroPki:
             subject=certificates.name(level, self._region, subject),
             issuer=issuer.certificate,
             public_key=key.public_key(),
-            now=datetime.datetime.fromtimestamp(int(self._clock()), datetime.UTC),
+            now=dt.datetime.fromtimestamp(int(self._clock()), dt.UTC),
         )
         made = builder.sign(issuer.key, hashes.SHA384())
         return Issued(key, made, (*issuer.cabundle, issuer.der))
@@ -166,7 +167,7 @@ def _new_root(now: float) -> Issued:
         subject=certificates.name(certificates.Level.ROOT, "", ""),
         issuer=None,
         public_key=key.public_key(),
-        now=datetime.datetime.fromtimestamp(int(now), datetime.UTC),
+        now=dt.datetime.fromtimestamp(int(now), dt.UTC),
     )
     return Issued(key, builder.sign(key, hashes.SHA384()), ())
 

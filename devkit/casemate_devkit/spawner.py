@@ -1,9 +1,10 @@
 """The process between launcher and enclave: ``python -I -m casemate_devkit.spawner PLAN``.
 
 Namespaces must be entered by a process with a single thread that forks once, which the launcher is
-not. Its standard input is its life line: when the launcher ends, however it ends, the line closes and
-the enclave is killed, as a hypervisor would. It reports on standard output, one JSON object a line:
-``{"pid": n}`` once the enclave runs, ``{"exit": status}`` when it ended, or ``{"failed": step, ...}``.
+not. Its standard input is its life line: when the launcher ends, however it ends, the line closes
+and the enclave is killed, as a hypervisor would. It reports on standard output, one JSON object a
+line: ``{"pid": n}`` once the enclave runs, ``{"exit": status}`` when it ended, or ``{"failed":
+step, ...}``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
 
-from casemate_devkit import namespaces, syscalls
+from casemate_devkit import namespaces
 
 _LIFELINE: Final = 0
 _REPORTS: Final = 1
@@ -77,7 +78,8 @@ def _become_enclave(plan: Plan, spawner: int, nothing: int) -> NoReturn:
         namespaces.drop_privileges(plan.walls)
         step = "restrictions"
         namespaces.restrict_process()
-        # The kernel's promise to kill us with our parent came too late if the parent is gone already.
+        # The kernel's promise to kill us with our parent came too late if the parent is gone
+        # already.
         if select.select([spawner], [], [], 0)[0]:
             os._exit(1)
         os.dup2(nothing, _LIFELINE)

@@ -2,7 +2,8 @@
 
 A build is deterministic: the same lock, sources, interpreter and system libraries give the same
 manifest. It is skipped when none of them changed and the tree still measures as it did; parts that
-did not change are taken over from the tree before. The stamp that remembers this lies beside the tree.
+did not change are taken over from the tree before. The stamp that remembers this lies beside the
+tree.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -46,7 +46,7 @@ class Stamp:
 def current_inputs() -> Stamp:
     """Describe this machine's inputs; registers are empty."""
     lock = application.checkout() / "requirements" / "enclave.txt"
-    rules = sorted(Path(packages.__file__).parent.glob("*.py")) + [Path(__file__)]
+    rules = [Path(__file__), *sorted(Path(packages.__file__).parent.glob("*.py"))]
     dependencies = [lock.read_text(), *runtime.identity(), *(rule.read_text() for rule in rules)]
     return Stamp(_hash(dependencies), _hash(fingerprint(application.sources())))
 

@@ -1,8 +1,8 @@
 """The unsafe form: the staged tree run in place, without namespaces, on machines that have none.
 
-What is measured is the canonical command line of the form ``unsafe-process``. What is executed is that
-line with each path moved to where it lies on this machine, so measurement promises little here, and a
-trust policy cannot mistake this form for another: its registers differ.
+What is measured is the canonical command line of the form ``unsafe-process``. What is executed is
+that line with each path moved to where it lies on this machine, so measurement promises little
+here, and a trust policy cannot mistake this form for another: its registers differ.
 """
 
 from __future__ import annotations

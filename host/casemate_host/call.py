@@ -10,6 +10,8 @@ import time
 from casemate import limits
 from casemate.errors import Code, FrameError
 
+_CENTURY_S = 3.2e9
+
 
 class Call:
     """A deadline and a cancellation, shared by the worker and the thread that hears of the caller.
@@ -19,9 +21,14 @@ class Call:
     """
 
     def __init__(self, budget_s: float | None = None) -> None:
-        """``budget_s``: seconds until the deadline; None means the default budget (SPEC 9.2)."""
-        default = limits.FRAME_BUDGET_DEFAULT / 1000
-        self._deadline = time.monotonic() + (default if budget_s is None else budget_s)
+        """``budget_s``: seconds until the deadline, at most CALL_BUDGET_MAX_S.
+
+        None, or what gRPC says for a call without a deadline (centuries), means the default
+        budget (SPEC 9.2).
+        """
+        if budget_s is None or budget_s > _CENTURY_S:
+            budget_s = limits.FRAME_BUDGET_DEFAULT / 1000
+        self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
         self._cancelled = False

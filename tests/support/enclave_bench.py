@@ -109,9 +109,7 @@ class Bench:
         self.path = Path(self.directory.name) / "enclave.sock"
         self.nsm = SimulatedNsm(PKI, boot_registers(IMAGE, PKI.instance_id), clock=self.clock)
         self.journal = Journal(self.stderr)
-        self.assembly = Assembly(
-            Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms
-        )
+        self.assembly = Assembly(Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms)
         dispatcher = Dispatcher(self.assembly.enclave, self.journal)
         self.server = Server(listen(UnixAddress(str(self.path))), dispatcher, self.journal)
         self._thread = threading.Thread(target=self.server.serve)

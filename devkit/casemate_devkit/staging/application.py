@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from casemate_devkit.errors import DevkitError
-from casemate_devkit.staging.files import copy_file, copy_tree
+from casemate_devkit.staging.files import copy_file
 
 PACKAGES: Final = ("casemate", "casemate_enclave", "casemate_kms")
 
-# Modules of `casemate` that stay out, with what they are for. A test checks both ways: what is staged is
-# imported by the enclave, and what the enclave imports is staged.
+# Modules and packages that stay out, with what they are for. A test checks both ways: what is
+# staged is imported by the enclave, and what the enclave imports is staged.
 LEFT_OUT: Final = {
-    "client": "what data owners run",
+    "casemate/client": "what data owners run",
 }
 
 
@@ -41,32 +41,27 @@ def boot_module() -> Path:
 
 def sources() -> list[Path]:
     """Every file of the application part, for seeing whether one changed."""
-    found = [boot_module()]
-    for package in PACKAGES:
-        folder = source(package)
-        found += [path for path in folder.rglob("*.py") if belongs(path.relative_to(folder.parent))]
-    return sorted(found)
+    found = [source(package).parent / path for package in PACKAGES for path in _modules(package)]
+    return [boot_module(), *found]
+
+
+def _modules(package: str) -> list[Path]:
+    """The staged files of a package, relative to the folder that holds it."""
+    parent = source(package).parent
+    names = (path.relative_to(parent) for path in source(package).rglob("*.py"))
+    return sorted(name for name in names if belongs(name))
 
 
 def stage(folder: Path) -> None:
     """Build the application part in ``folder``."""
     for package in PACKAGES:
-        parent = source(package).parent
-        copy_tree(
-            source(package), folder / package, lambda path, name=package: belongs(name / path)
-        )
-        del parent
+        for path in _modules(package):
+            copy_file(source(package).parent / path, folder / path)
     copy_file(boot_module(), folder / "boot.py")
 
 
 def belongs(path: Path) -> bool:
-    """Whether a file or folder of ours is staged; ``path`` begins with the package's name."""
-    name = path.name
-    if name == "__pycache__" or name.endswith("_grpc.py"):
+    """Whether a module is staged; ``path`` begins with its package's name."""
+    if path.name.endswith("_grpc.py"):
         return False
-    if path.suffix not in {"", ".py"}:
-        return False
-    inner = path.relative_to("casemate").with_suffix("") if path.parts[0] == "casemate" else None
-    return inner is None or not any(
-        inner.as_posix() == left or inner.is_relative_to(left) for left in LEFT_OUT
-    )
+    return not any(path.with_suffix("").is_relative_to(left) for left in LEFT_OUT)

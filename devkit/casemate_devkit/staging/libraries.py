@@ -48,8 +48,8 @@ class Closure:
 def closure(interpreter: Path, modules: Iterable[Path], inside: Path) -> Closure:
     """Find every library that ``interpreter`` and ``modules`` need, at any depth.
 
-    Libraries below ``inside`` are in the tree already: wheels bring theirs along. Raises DevkitError
-    for a library that this machine does not have, and without glibc.
+    Libraries below ``inside`` are in the tree already: wheels bring theirs along. Raises
+    DevkitError for a library that this machine does not have, and without glibc.
     """
     binaries = [interpreter, *(path for path in modules if is_elf(path))]
     found: dict[str, Path] = {}

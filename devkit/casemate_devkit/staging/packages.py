@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.staging.files import prune
 
-# What pip notes about the installation itself: it differs between machines and says nothing about the code.
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# What pip notes about the installation itself: it differs between machines and says nothing about
+# the code.
 _NOTES: Final = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
 # Tests, build inputs and type information.
 _FOLDERS: Final = frozenset({"__pycache__", "bin", "include", "test", "tests"})

@@ -1,6 +1,7 @@
 """The simulated PKI against the shape of genuine chains."""
 
-import datetime
+import datetime as dt
+import itertools
 import pickle
 import stat
 from pathlib import Path
@@ -39,7 +40,7 @@ def certificates() -> list[x509.Certificate]:
 def test_five_levels_each_signed_by_the_one_above(certificates: list[x509.Certificate]) -> None:
     assert len(certificates) == 5
     certificates[0].verify_directly_issued_by(certificates[0])
-    for issuer, subject in zip(certificates, certificates[1:], strict=False):
+    for issuer, subject in itertools.pairwise(certificates):
         subject.verify_directly_issued_by(issuer)
 
 
@@ -54,11 +55,11 @@ def test_p384_and_sha384_throughout(certificates: list[x509.Certificate]) -> Non
 def test_lifetimes(certificates: list[x509.Certificate]) -> None:
     spans = [item.not_valid_after_utc - item.not_valid_before_utc for item in certificates]
     assert spans == [
-        datetime.timedelta(days=10958, hours=1),
-        datetime.timedelta(days=20, hours=1),
-        datetime.timedelta(days=6),
-        datetime.timedelta(hours=24),
-        datetime.timedelta(hours=3, seconds=3),
+        dt.timedelta(days=10958, hours=1),
+        dt.timedelta(days=20, hours=1),
+        dt.timedelta(days=6),
+        dt.timedelta(hours=24),
+        dt.timedelta(hours=3, seconds=3),
     ]
 
 
@@ -128,7 +129,7 @@ def test_every_certificate_is_valid_at_any_time_of_a_month() -> None:
     pki = NitroPki.create(clock=clock)
     for _ in range(30 * 24 // 5):
         clock.now += 5 * 3600
-        when = datetime.datetime.fromtimestamp(clock.now, datetime.UTC)
+        when = dt.datetime.fromtimestamp(clock.now, dt.UTC)
         certificates = chain(pki.leaf(MODULE))
         for certificate in certificates:
             assert certificate.not_valid_before_utc <= when <= certificate.not_valid_after_utc

@@ -90,7 +90,8 @@ def test_nothing_else_is_reachable(
     channel, verdict = ask(start(), handshake)
     with channel:
         assert verdict == b"\x01"
-        assert channel.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):  # what it had not read
+            assert channel.recv(1) == b""
     upstream.settimeout(0.05)
     with pytest.raises(TimeoutError):
         upstream.accept()

@@ -57,7 +57,7 @@ def test_exceptions_show_no_locals(stream: io.StringIO) -> None:
 def test_foreign_texts_stay_out(stream: io.StringIO) -> None:
     logging.getLogger("grpc").warning("cannot parse %s", PLANTED)
     try:
-        raise KeyError(PLANTED)
+        {}[PLANTED]
     except KeyError as error:
         log.error("internal_error", **describe(error))
     library, internal = lines(stream)

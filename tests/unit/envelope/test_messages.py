@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from casemate import cbor
+from casemate.envelope.messages import SEALED_STATUSES, Preamble, Trailer
+from casemate.errors import Code, EnvelopeError
+
+FULL = Preamble("wdbc", 7, b"d" * 48, b"c" * 32, b"s" * 64)
+TRAILER = Trailer(Code.OK, "", "wdbc", 7, b"d" * 48)
+
+
+def test_what_is_encoded_is_parsed() -> None:
+    for preamble in (FULL, Preamble("m")):
+        assert Preamble.parse(preamble.encode()) == preamble
+    for status in SEALED_STATUSES:
+        trailer = replace(TRAILER, status=status)
+        assert Trailer.parse(trailer.encode()) == trailer
+    assert Trailer.parse(Trailer(Code.INVALID_REQUEST).encode()).model is None
+
+
+BAD_PREAMBLES: list[dict[str, Any]] = [
+    {"model": ""},
+    {"model": "x" * 256},
+    {"model": "\u00fc" * 128},
+    {"version": 0},
+    {"version": 1 << 32},
+    {"digest": b"d" * 47},
+    {"digest": b""},
+    {"caller": None},
+    {"signature": None},
+    {"caller": b"c" * 31},
+    {"signature": b"s" * 65},
+]
+
+
+@pytest.mark.parametrize("change", BAD_PREAMBLES)
+def test_a_preamble_out_of_bounds_is_neither_written_nor_read(change: dict[str, Any]) -> None:
+    with pytest.raises(EnvelopeError) as caught:
+        replace(FULL, **change).encode()
+    assert caught.value.code == Code.INVALID_ARGUMENT
+    fields = cbor.decode(FULL.encode()) | change
+    with pytest.raises(EnvelopeError) as caught:
+        Preamble.parse(cbor.encode(fields))
+    assert caught.value.code == Code.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xa0",
+        cbor.encode(cbor.decode(FULL.encode()) | {"v": 2}),
+        cbor.encode(cbor.decode(FULL.encode()) | {"model": 1}),
+        cbor.encode(cbor.decode(FULL.encode()) | {"version": True}),
+        cbor.encode(cbor.decode(FULL.encode()) | {"more": 1}),
+        FULL.encode() + b"\0",
+        cbor.encode(cbor.decode(FULL.encode()) | {"signature": b"s" * 2000}),
+    ],
+)
+def test_what_is_no_preamble_is_an_invalid_request(data: bytes) -> None:
+    with pytest.raises(EnvelopeError) as caught:
+        Preamble.parse(data)
+    assert caught.value.code == Code.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"v": 2},
+        {"status": "REPLAYED"},
+        {"status": "ok"},
+        {"status": "no such code"},
+        {"detail": "x" * 513},
+        {"detail": None},
+        {"model": ""},
+        {"version": 0},
+        {"digest": b"d"},
+        {"more": None},
+    ],
+)
+def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
+    with pytest.raises(EnvelopeError) as caught:
+        Trailer.parse(cbor.encode(cbor.decode(TRAILER.encode()) | change))
+    assert caught.value.code == Code.ANSWER_OPEN_FAILED
+
+
+def test_a_code_from_outside_the_seal_is_never_sealed() -> None:
+    with pytest.raises(ValueError, match="not a sealed status"):
+        replace(TRAILER, status=Code.REPLAYED).encode()
+
+
+def test_a_long_detail_is_cut_at_a_character() -> None:
+    parsed = Trailer.parse(replace(TRAILER, detail="x" + "\u00fc" * 400).encode())
+    assert parsed.detail == "x" + "\u00fc" * 255

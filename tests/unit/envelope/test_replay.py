@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from casemate.envelope.replay import ReplayTable
+from casemate.errors import Code, EnvelopeError
+
+BOOT = 1_000_000
+HOUR = 3_600_000
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+
+
+def refused(table: ReplayTable, *args: object) -> Code:
+    with pytest.raises(EnvelopeError) as caught:
+        table.accept(*args)  # type: ignore[arg-type]
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("not_before", "not_after", "now", "code"),
+    [
+        (BOOT, BOOT + HOUR, BOOT, None),
+        (BOOT, BOOT + HOUR, BOOT + HOUR - 1, None),
+        (BOOT - 1, BOOT + 10, BOOT, Code.STALE_SESSION),
+        (BOOT + 1, BOOT + 10, BOOT, Code.STALE_SESSION),
+        (BOOT, BOOT + HOUR + 1, BOOT, Code.STALE_SESSION),
+        (BOOT, BOOT + 10, BOOT + 10, Code.EXPIRED),
+        (BOOT, BOOT, BOOT, Code.EXPIRED),
+        (BOOT + 5, BOOT + 1, BOOT + 6, Code.EXPIRED),
+        (0, (1 << 64) - 1, BOOT, Code.STALE_SESSION),
+        ((1 << 64) - 1, (1 << 64) - 1, BOOT, Code.STALE_SESSION),
+    ],
+)
+def test_times(not_before: int, not_after: int, now: int, code: Code | None) -> None:
+    table = ReplayTable(BOOT, 4)
+    if code is None:
+        table.check_times(not_before, not_after, now)
+        table.accept(A, not_before, not_after, 0, now)
+        return
+    with pytest.raises(EnvelopeError) as caught:
+        table.check_times(not_before, not_after, now)
+    assert caught.value.code == code
+    assert refused(table, A, not_before, not_after, 0, now) == code
+    assert len(table) == 0
+
+
+def test_the_window() -> None:
+    table = ReplayTable(BOOT, 4)
+
+    def seen(sequence: int) -> bool:
+        try:
+            table.accept(A, BOOT, BOOT + HOUR, sequence, BOOT)
+        except EnvelopeError as error:
+            assert error.code == Code.REPLAYED  # noqa: PT017 - either way
+            return True
+        return False
+
+    assert not seen(2000)
+    assert seen(2000)
+    assert not seen(976)  # 1,024 below
+    assert seen(975)
+    assert not seen(1999)
+    assert seen(1999)
+    assert seen(976)
+    assert not seen(2001)
+    assert seen(976)  # now 1,025 below
+    assert not seen(977)
+    assert seen(2000)
+    assert not seen(1_048_575)
+    assert seen(2001)
+    assert not seen(1_048_575 - 1024)
+
+
+def test_the_same_key_with_other_times_is_stale() -> None:
+    table = ReplayTable(BOOT, 4)
+    table.accept(A, BOOT, BOOT + HOUR, 0, BOOT)
+    assert refused(table, A, BOOT, BOOT + HOUR - 1, 1, BOOT) == Code.STALE_SESSION
+    assert refused(table, A, BOOT + 1, BOOT + HOUR, 1, BOOT + 1) == Code.STALE_SESSION
+
+
+def test_a_full_table_refuses_new_sessions_and_forgets_no_live_one() -> None:
+    table = ReplayTable(BOOT, 2)
+    table.accept(A, BOOT, BOOT + 100, 0, BOOT)
+    table.accept(B, BOOT, BOOT + 200, 0, BOOT)
+    assert refused(table, C, BOOT, BOOT + 300, 0, BOOT) == Code.OVERLOADED
+    table.accept(A, BOOT, BOOT + 100, 1, BOOT)
+    assert refused(table, A, BOOT, BOOT + 100, 0, BOOT) == Code.REPLAYED
+    table.accept(C, BOOT, BOOT + 300, 0, BOOT + 100)  # A has ended
+    assert len(table) == 2
+    assert refused(table, B, BOOT, BOOT + 200, 0, BOOT + 100) == Code.REPLAYED
+
+
+def test_a_request_held_up_cannot_outlive_its_window() -> None:
+    """Its thread read the clock before the session ended and its window was given up."""
+    table = ReplayTable(BOOT, 2)
+    table.accept(A, BOOT, BOOT + 100, 0, BOOT + 50)
+    table.accept(B, BOOT, BOOT + 200, 0, BOOT + 150)
+    assert refused(table, A, BOOT, BOOT + 100, 0, BOOT + 60) == Code.EXPIRED
+
+
+def test_of_identical_requests_exactly_one_is_accepted() -> None:
+    table = ReplayTable(BOOT, 4)
+    start = threading.Barrier(8)
+    accepted: list[int] = []
+
+    def worker() -> None:
+        start.wait()
+        for sequence in range(200):
+            try:
+                table.accept(A, BOOT, BOOT + HOUR, sequence, BOOT)
+            except EnvelopeError:
+                continue
+            accepted.append(sequence)
+
+    threads = [threading.Thread(target=worker) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(accepted) == list(range(200))

@@ -1,0 +1,239 @@
+"""A request and its answer, from both sides."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate import limits, wire
+from casemate.envelope import opening, units
+from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
+from casemate.envelope.failure import answer_open_failed, open_failed
+from casemate.envelope.header import parse_request_header
+from casemate.envelope.messages import Preamble, Trailer
+from casemate.errors import Code, EnvelopeError
+from tests.support import envelope as env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.envelope.sealing import DataKeySession
+
+CALLER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+each_mode = pytest.mark.parametrize("start", env.SESSIONS.values(), ids=env.SESSIONS)
+Start = "Callable[[Ed25519PrivateKey | None], DataKeySession]"
+
+
+@each_mode
+@pytest.mark.parametrize("caller", [None, CALLER], ids=["anonymous", "caller"])
+def test_a_question_and_its_answer(start: Start, caller: Ed25519PrivateKey | None) -> None:
+    call = start(caller).seal(model="wdbc", version=7, digest=b"d" * 48, message=b"a question")
+    opened = env.open_sealed(call.header, call.ciphertext)
+    assert opened.message == b"a question"
+    assert (opened.preamble.model, opened.preamble.version) == ("wdbc", 7)
+    assert opened.preamble.digest == b"d" * 48
+    caller_key = opening.verify_caller(parse_request_header(call.header), opened.preamble)
+    assert caller_key == (caller and caller.public_key().public_bytes_raw())
+    answer = env.answer(opened)
+    received = call.open(answer.header, answer.ciphertext)
+    assert (received.message, received.trailer) == (b"an answer", env.ANSWERED)
+    assert received.instance_digest == env.INSTANCE_DIGEST
+
+
+def test_a_refusal_has_no_message() -> None:
+    call = env.seal(env.hpke_session())
+    answer = env.answer(env.open_sealed(call.header, call.ciphertext), None, env.REFUSED)
+    received = call.open(answer.header, answer.ciphertext)
+    assert (received.message, received.trailer) == (None, env.REFUSED)
+
+
+def test_every_request_has_its_own_header_and_every_answer_its_own_key() -> None:
+    session = env.hpke_session()
+    calls = [env.seal(session, b"the same") for _ in range(3)]
+    headers = [parse_request_header(call.header) for call in calls]
+    assert [header.sequence for header in headers] == [0, 1, 2]
+    assert len({header.request_id for header in headers}) == 3
+    assert len({bytes(call.ciphertext) for call in calls}) == 3
+    opened = env.open_sealed(calls[0].header, calls[0].ciphertext)
+    answers = [env.answer(opened) for _ in range(2)]
+    assert answers[0].header != answers[1].header
+    assert answers[0].ciphertext != answers[1].ciphertext
+
+
+def test_answers_are_padded_to_the_models_bucket() -> None:
+    call = env.seal(env.hpke_session())
+    opened = env.open_sealed(call.header, call.ciphertext)
+    lengths = {
+        len(env.answer(opened, message, floor=5000).ciphertext)
+        for message in (b"x", b"x" * 1000, b"x" * 4000)
+    }
+    assert lengths == {units.padded_length(0, 5000) + 16}
+    long = env.answer(opened, b"x" * 9000, floor=5000)
+    assert call.open(long.header, long.ciphertext).message == b"x" * 9000
+
+
+def test_a_message_goes_with_ok_and_only_with_it() -> None:
+    call = env.seal(env.hpke_session())
+    opened = env.open_sealed(call.header, call.ciphertext)
+    for message, trailer in ((None, env.ANSWERED), (b"leak", env.REFUSED)):
+        with pytest.raises(ValueError, match="status OK"):
+            env.answer(opened, message, trailer)
+
+
+def forged_answer(call_key: opening.OpenedRequest, parts: tuple[bytes, ...]) -> env.Answer:
+    header = b"\x01" + bytes(32) + env.INSTANCE_DIGEST
+    rh = wire.digest(header)
+    sealed = seal_content(call_key.response_key(rh), rh, units.pack_unit(parts))
+    return env.Answer(header, sealed)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (env.ANSWERED.encode(),),
+        (b"message", env.REFUSED.encode()),
+        (b"message", b"no trailer"),
+        (env.ANSWERED.encode(), b"message"),
+    ],
+)
+def test_a_message_that_does_not_go_with_its_trailer_is_refused(parts: tuple[bytes, ...]) -> None:
+    call = env.seal(env.hpke_session())
+    answer = forged_answer(env.open_sealed(call.header, call.ciphertext), parts)
+    with pytest.raises(EnvelopeError) as caught:
+        call.open(answer.header, answer.ciphertext)
+    assert str(caught.value) == str(answer_open_failed())
+
+
+def test_another_instance_than_the_sessions_is_refused() -> None:
+    call = env.seal(env.hpke_session())
+    opened = env.open_sealed(call.header, call.ciphertext)
+    header, ciphertext = opening.seal_response(
+        opened, instance_digest=b"o" * 48, message=b"x", trailer=env.ANSWERED, floor=0
+    )
+    with pytest.raises(EnvelopeError) as caught:
+        call.open(header, ciphertext)
+    assert caught.value.code == Code.ANSWER_INSTANCE_UNKNOWN
+
+
+def test_one_ciphertext_with_two_keys_is_refused_by_the_commitment() -> None:
+    header = parse_request_header(env.seal(env.kms_session()).header)
+    assert opening.check_commitment(header, env.KMS_DATA_KEY)
+    for other in (bytes(32), b"", env.KMS_DATA_KEY + b"\0"):
+        with pytest.raises(EnvelopeError) as caught:
+            opening.check_commitment(header, other)
+        assert str(caught.value) == str(open_failed())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key_mode": 1},
+        {"not_before": env.NOT_BEFORE + 1},
+        {"not_after": env.NOT_BEFORE + env.HOUR - 1},
+        {"audience": bytes(32)},
+        {"instance_id": b"j" * 16},
+        {"key_commitment": bytes(32)},
+        {"wrapped_key": b"another"},
+    ],
+)
+def test_a_callers_signature_holds_for_one_session_only(change: dict[str, object]) -> None:
+    call = env.seal(env.kms_session(CALLER))
+    preamble = env.open_sealed(call.header, call.ciphertext).preamble
+    header = parse_request_header(call.header)
+    assert opening.verify_caller(replace(header, sequence=9, request_id=b"x" * 16), preamble)
+    with pytest.raises(EnvelopeError) as caught:
+        opening.verify_caller(replace(header, **change), preamble)  # type: ignore[arg-type]
+    assert str(caught.value) == str(open_failed())
+
+
+def test_a_caller_cannot_name_anothers_key() -> None:
+    call = env.seal(env.kms_session(CALLER))
+    preamble = env.open_sealed(call.header, call.ciphertext).preamble
+    victim = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    for stolen in (victim, b"\xff" * 32, bytes(32)):
+        with pytest.raises(EnvelopeError):
+            opening.verify_caller(
+                parse_request_header(call.header), replace(preamble, caller=stolen)
+            )
+
+
+def test_a_broken_preamble_is_answered_inside_the_seal() -> None:
+    session = env.kms_session()
+    header = session._next_header()
+    th = wire.digest(header)
+    prk = wire.extract(env.KMS_DATA_KEY)
+    unit = units.pack_unit((b"no preamble", b"message"))
+    opened = opening.open_request(
+        header, seal_content(wire.expand(prk, "request", th), th, unit), prk
+    )
+    with pytest.raises(EnvelopeError) as caught:
+        _ = opened.preamble
+    assert caught.value.code == Code.INVALID_REQUEST
+    assert env.answer(opened, None, Trailer(Code.INVALID_REQUEST)).ciphertext
+
+
+def test_the_sequence_ends() -> None:
+    session = env.kms_session()
+    session._sequence = limits.SEQUENCE_MAX - 1
+    assert parse_request_header(env.seal(session).header).sequence == limits.SEQUENCE_MAX - 1
+    with pytest.raises(EnvelopeError) as caught:
+        env.seal(session)
+    assert caught.value.code == Code.EXPIRED
+
+
+def test_threads_never_share_a_sequence() -> None:
+    session = env.kms_session()
+    headers: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: headers.extend(env.seal(session).header for _ in range(50)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {parse_request_header(header).sequence for header in headers} == set(range(200))
+
+
+def test_what_cannot_be_sealed_takes_no_sequence() -> None:
+    session = env.kms_session()
+    for model, message, code in (
+        ("", b"x", Code.INVALID_ARGUMENT),
+        ("m", b"", Code.INVALID_ARGUMENT),
+        ("m", bytes(limits.REQUEST_MAX), Code.TOO_LARGE),
+    ):
+        with pytest.raises(EnvelopeError) as caught:
+            session.seal(model=model, version=None, digest=None, message=message)
+        assert caught.value.code == code
+    assert parse_request_header(env.seal(session).header).sequence == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16])
+def test_a_ciphertext_without_content_is_refused(length: int) -> None:
+    with pytest.raises(BrokenSealError):
+        open_content(bytes(32), b"", bytes(length))
+
+
+def test_the_layout_of_chunks() -> None:
+    content = bytes(limits.CHUNK) + b"tail"
+    sealed = seal_content(b"k" * 32, b"aad", content)
+    assert len(sealed) == len(content) + 32
+    assert open_content(b"k" * 32, b"aad", sealed) == content
+    whole = seal_content(b"k" * 32, b"aad", content[: limits.CHUNK])
+    for cut in (sealed[: limits.CHUNK + 16], sealed[limits.CHUNK + 16 :], whole + bytes(17)):
+        with pytest.raises(BrokenSealError):
+            open_content(b"k" * 32, b"aad", cut)
+    with pytest.raises(BrokenSealError):
+        open_content(b"k" * 32, b"other", sealed)
+
+
+def test_a_declared_length_takes_no_memory() -> None:
+    unit = bytearray(1024)
+    struct.pack_into(">I", unit, 0, 0xFFFFFFFF)
+    with pytest.raises(BrokenSealError):
+        units.split_request(memoryview(unit))
