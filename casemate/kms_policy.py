@@ -73,7 +73,8 @@ def attested_key_policy(
     """Return the least-privilege policy of a key for one purpose and scope.
 
     Args:
-        account_admin: manages the key and may replace this policy, but not use the key.
+        account_admin: manages the key and may replace this policy, but not use the key. An account
+            root stands for whomever that account's IAM lets manage keys: a role is narrower.
         decrypt_principal: whose credentials the enclave uses; these alone release nothing.
         releases: what may decrypt; one statement each, so that registers of two never mix.
         purpose: ``data`` for sessions (SPEC 5.3), ``model`` for sealed models (SPEC 8.2).

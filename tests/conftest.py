@@ -1,8 +1,21 @@
-"""Settings that every test shares."""
+"""Settings and the running deployment that tests share."""
+
+from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+from tests.support.deployment import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casemate_devkit.local import LocalDeployment
 
 # No deadline: a slow moment of a shared machine is no bug, and pytest-timeout ends what hangs.
 # In CI the examples are the same in every run, so that a failure is the change's and not chance's.
@@ -10,3 +23,25 @@ settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(scope="session")
+def tree() -> Path:
+    """The staged tree that `make stage` built."""
+    found = Path(__file__).resolve().parents[1] / ".stage/tree"
+    assert (found / "app/boot.py").is_file(), "no staged tree: run the tests with `make test`"
+    return found
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A private directory whose path is short enough for unix sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="cm-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def deployment(tree: Path) -> Iterator[LocalDeployment]:
+    """The demonstration's deployment, serving; shared by tests that leave it serving."""
+    with tempfile.TemporaryDirectory(prefix="cm-") as folder, running(Path(folder), tree) as world:
+        yield world

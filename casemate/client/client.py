@@ -119,6 +119,8 @@ class Client:
         Raises RequestError (the service refused), EvidenceError (the enclave was refused),
         EnvelopeError (the answer was refused).
         """
+        if not inputs:
+            raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
         message = tensors.to_request(inputs, outputs)
         deadline = time.monotonic() + timeout_s
         try:

@@ -106,7 +106,8 @@ def _error_info(error: grpc.RpcError) -> RequestError | None:
         for detail in status.details if status is not None else ():
             info = ErrorInfo()
             if detail.Unpack(info) and info.domain == "casemate":
-                return RequestError(Code(info.reason), status.message[: limits.DETAIL_MAX])
+                message = status.message.removeprefix(f"{info.reason}: ")
+                return RequestError(Code(info.reason), message[: limits.DETAIL_MAX])
     except (ValueError, DecodeError):
         return None  # an inconsistent status: judged by its gRPC code alone
     return None

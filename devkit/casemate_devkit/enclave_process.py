@@ -1,4 +1,4 @@
-"""The hypervisor's part, from Python: measure a staged tree, give it a fresh register bank, run it isolated."""
+"""The hypervisor's part: measure a staged tree, give it a fresh bank, run it isolated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CAP_SYS_ADMIN: Final = 1 << 21
 
 
 class EnclaveProcess:
-    """One start of an enclave, to be used as a context manager: entering starts it, leaving stops it.
+    """One start of an enclave, as a context manager: entering starts it, leaving stops it.
 
     ``measurement`` is what the launcher measured, ``nsm`` the module of this one start, ``pki``
     what signs for it, ``run_dir`` what the enclave shares with the host, ``form`` how it is
@@ -108,7 +108,7 @@ class EnclaveProcess:
         return self._started().poll() is None
 
     def stop(self) -> int:
-        """End the enclave at once, as a hypervisor does, and remove what was made for it; idempotent."""
+        """End the enclave at once, as a hypervisor does, and clean up; idempotent."""
         _kill(self._started())
         status = self.wait(_STOP_S)
         self._resources.close()
@@ -148,7 +148,7 @@ def _is_privileged() -> bool:
 
 
 def _share(run_dir: Path, *, with_nobody: bool) -> None:
-    """Make the shared directory writable for the enclave's user, and for nobody else but its host."""
+    """Make the shared directory writable for the enclave's user, beside its owner only."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if run_dir.stat().st_mode & _OTHERS:
         raise DevkitError(

@@ -1,4 +1,4 @@
-"""``casemate-sim``: start the enclave of a staged tree on this machine, and play the hypervisor for it.
+"""``casemate-sim``: start the enclave of a staged tree, and play the hypervisor for it.
 
 Prints one JSON object on standard output each time the enclave started. SIGTERM or SIGINT ends the
 enclave. Exit status: 0 when it was told to stop, 1 when the enclave could not be started, 3 when

@@ -1,4 +1,4 @@
-"""``python -m casemate_devkit.measure TREE``: PCR0, PCR1 and PCR2 of a staged tree, for each party to compute itself."""
+"""``python -m casemate_devkit.measure TREE``: its registers, for each party to compute itself."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ MOUNT_POINTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walls:
-    """The directories that the enclave gets, and how it is separated from the user who starts it."""
+    """The directories that the enclave gets, and whether a user namespace is needed."""
 
     tree: str
     run: str
@@ -71,7 +71,7 @@ def enter(walls: Walls) -> None:
 
 
 def confine_files(walls: Walls) -> None:
-    """Make the staged tree the root: read-only but for the run directory, and nothing else in reach."""
+    """Make the staged tree the root, read-only but for the run directory."""
     syscalls.mount(None, "/", syscalls.MS_REC | syscalls.MS_PRIVATE)
     _bind(walls.tree, walls.tree, syscalls.MS_RDONLY)
     _bind(walls.run, walls.tree + RUN, syscalls.MS_NOEXEC)
@@ -92,7 +92,7 @@ def _bind(source: str, target: str, flags: int) -> None:
 
 
 def drop_privileges(walls: Walls | None) -> None:
-    """Become nobody, without capabilities and without a way back; without walls, stay who we are."""
+    """Become nobody without capabilities or a way back; without walls, keep the user."""
     if walls is not None or os.geteuid() == 0:  # others have no capabilities to drop
         syscalls.drop_capability_bounds()
     if walls is not None and not walls.user_namespace:
@@ -111,7 +111,7 @@ def restrict_process() -> None:
 
 
 def missing_support() -> list[str]:
-    """What on this machine is known to forbid namespaces, in words; empty where nothing is known."""
+    """What on this machine is known to forbid namespaces, in words."""
     reasons = {
         ("user/max_user_namespaces", "0"): "user namespaces are off (user.max_user_namespaces = 0)",
         ("kernel/unprivileged_userns_clone", "0"): (

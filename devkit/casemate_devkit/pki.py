@@ -1,4 +1,4 @@
-"""A throw-away Nitro PKI of the real shape: five levels, P-384, lifetimes, names and extensions as AWS's.
+"""A throw-away Nitro PKI of the real shape: five levels, P-384, AWS's lifetimes and names.
 
 Parties of a trial pin this PKI's root exactly as production pins AWS's, so the verifier that runs
 is the production one. Only the root persists; everything below it is made anew by each process and
@@ -92,7 +92,7 @@ class NitroPki:
         region: str = "us-east-1",
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Make a PKI, or open the one in ``directory``; without a directory it lives in memory only.
+        """Make a PKI, or open the one in ``directory``; without one it lives in memory only.
 
         The directory gets ``root.pem`` (key and certificate, mode 0600) and ``root.der``, what
         verifiers pin. Raises DevkitError if the key there is readable by others, or not a PKI's.
@@ -116,12 +116,12 @@ class NitroPki:
         return f"i-0{hashlib.sha256(b'instance' + self.root_der).hexdigest()[:16]}"
 
     def new_module_id(self) -> str:
-        """``<instance id>-enc<16 hex>``, new for each start of an enclave: its time and 16 random bits."""
+        """A new enclave's ``<instance id>-enc<16 hex>``: the time and 16 random bits."""
         milliseconds = int(self._clock() * 1000)
         return f"{self.instance_id}-enc{milliseconds:012x}{secrets.randbits(16):04x}"
 
     def leaf(self, module_id: str) -> Issued:
-        """The key and certificate that sign the documents of ``module_id``, valid for half an hour yet.
+        """What signs the documents of ``module_id``, valid for half an hour at least.
 
         Raises ValueError for an identity that no enclave has.
         """

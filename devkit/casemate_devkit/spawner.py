@@ -124,7 +124,7 @@ def _spawn(plan: Plan) -> int:
 
 
 def _supervise(pid: int) -> int:
-    """Wait for the enclave's end, or for the launcher's; return the exit status, negative for a signal."""
+    """Wait for the enclave's end, or the launcher's; return the exit status, or -signal."""
     ended = os.pidfd_open(pid)
     readable, _, _ = select.select([ended, _LIFELINE], [], [])
     if ended not in readable:

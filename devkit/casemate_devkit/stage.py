@@ -1,4 +1,4 @@
-"""``python -m casemate_devkit.stage --output DIR``: build the staged tree (SPEC 4.1) that is measured and run.
+"""``python -m casemate_devkit.stage --output DIR``: build the staged tree (SPEC 4.1).
 
 A build is deterministic: the same lock, sources, interpreter and system libraries give the same
 manifest. It is skipped when none of them changed and the tree still measures as it did; parts that
@@ -110,7 +110,7 @@ def stage(output: Path, *, force: bool = False) -> bool:
 
 
 def _intact(output: Path) -> Stamp | None:
-    """The stamp of a tree that still measures as stamped; its packages and runtime may be taken over."""
+    """The stamp of a tree whose packages and runtime still measure as stamped."""
     stamp = _stamped(output)
     if stamp is None or not output.is_dir():
         return None

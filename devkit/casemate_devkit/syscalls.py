@@ -1,4 +1,4 @@
-"""Every raw system call of the launcher, through the C library; each raises OSError that names the call."""
+"""Every raw system call of the launcher; each raises OSError that names the call."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WARNING: Final = (
-    "UNSAFE: the enclave runs without namespaces, as the user who started it: it can read that user's files and use "
-    "the network, and other processes of that user can read it. Its evidence says so (form unsafe-process)."
+    "UNSAFE: the enclave runs without namespaces, as the user who started it. It can read that "
+    "user's files and use the network. Its evidence says so (form unsafe-process)."
 )
 
 

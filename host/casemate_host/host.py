@@ -47,7 +47,9 @@ class Host:
         return address
 
     def stop(self) -> None:
-        """Refuse what is new, drain what is under way, close everything."""
+        """Refuse what is new, drain what is under way, close everything; later calls do nothing."""
+        if self._stopping.is_set():
+            return
         log.info("stopping")
         self._stopping.set()
         self._supervisor.stop()

@@ -47,9 +47,6 @@ ALGORITHM = "RSAES_OAEP_SHA_256"
 SECRET = b"planted-plaintext-for-greps-0123"
 
 
-Client = Any  # boto3 carries no types
-
-
 class Key(NamedTuple):
     arn: str
     blob: bytes

@@ -1,7 +1,8 @@
 """An enclave's outside without its inside: it speaks SPEC 9 and attests under a throw-away PKI.
 
 What it does with a request is written in the request, so that tests of the host need no sealing:
-``sleep:SECONDS``, ``die``, ``cut``, ``refuse:CODE``, ``odd``, ``silent``; anything else is echoed.
+``sleep:SECONDS``, ``die``, ``cut``, ``refuse:CODE``, ``odd``, ``silent``, up to the first space;
+anything else is echoed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from casemate import cbor, frames
 from casemate.attestation import InstanceConfig, KeyConfig, LogEntry, callers_digest, encode_log
 from casemate.channel import UnixAddress, listen
-from casemate.errors import Code
+from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
 from casemate.sealed_model import ModelHeader, seal_model
 from casemate.tensors import TensorSpec
@@ -150,7 +151,7 @@ class FakeEnclave:
             threading.Thread(target=self._serve, args=(channel,), daemon=True).start()
 
     def _serve(self, channel: socket.socket) -> None:
-        with channel, contextlib.suppress(OSError, frames.FrameError):
+        with channel, contextlib.suppress(OSError, FrameError):
             while (frame := frames.receive_frame(channel)) is not None:
                 self.budgets.append(frame.budget)
                 self._answer(channel, frame)
@@ -189,7 +190,7 @@ class FakeEnclave:
     def _request(self, channel: socket.socket, payload: bytes) -> None:
         with self._lock:
             self.requests.append(payload[:64])
-        verb, _, argument = payload[:64].partition(b":")
+        verb, _, argument = payload[:64].split(b" ")[0].partition(b":")
         if verb == b"die":
             self.drop_connections()
             return

@@ -1,8 +1,8 @@
 """Stands in for ``app/boot.py`` in a copy of the staged tree: confined like the enclave, then it tries to break out.
 
-It takes the enclave's own command line and confinement, in the enclave's order, and then serves commands where the
-enclave would serve frames: one JSON line in, one out. ``probe.json`` beside it names the defences to leave out, so that
-tests can show that each attempt succeeds without them.
+It takes the enclave's own command line and confinement, in the enclave's order, and then serves
+commands where the enclave would serve frames: one JSON line in, one out. ``probe.json`` beside it
+names the defences to leave out, so that tests can show that each attempt succeeds without them.
 """
 
 from __future__ import annotations
@@ -322,7 +322,9 @@ def load_module(_: dict[str, Any]) -> None:
 
 @attempt
 def leave_namespaces(_: dict[str, Any]) -> None:
-    in_child(lambda: checked(libc().unshare(0x10000000 | 0x40000000)))  # CLONE_NEWUSER, CLONE_NEWNET
+    in_child(
+        lambda: checked(libc().unshare(0x10000000 | 0x40000000))
+    )  # CLONE_NEWUSER, CLONE_NEWNET
 
 
 @attempt
@@ -399,7 +401,9 @@ class Probe:
             hardening.harden_process()
         run = Path(arguments.listen.removeprefix("unix:")).parent
         if "files" not in self.skip:
-            self.timed("files", lambda: sandbox.confine_files(sandbox.tree_paths(str(ROOT)), [str(run)]))
+            self.timed(
+                "files", lambda: sandbox.confine_files(sandbox.tree_paths(str(ROOT)), [str(run)])
+            )
         self.timed("imports", self.load_runtime)
         self.thread = threading.Thread(target=self.started_early, daemon=True)
         self.thread.start()

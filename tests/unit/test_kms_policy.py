@@ -1,4 +1,4 @@
-"""Key policies for attested release: what is written is narrow, what is wide is refused (K1, K3)."""
+"""Key policies: what is written is narrow, what is wide is refused (K1, K3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casemate.kms_policy import KeyPolicy
 
 ACCOUNT = "111122223333"
-ADMIN = f"arn:aws:iam::{ACCOUNT}:root"
+ADMIN = f"arn:aws:iam::{ACCOUNT}:role/kms-admin"
 SEALER = f"arn:aws:iam::{ACCOUNT}:role/clinic-app"
 ENCLAVE = "arn:aws:iam::444455556666:role/enclave"
 SCOPE = "clinic.example/screening"
@@ -47,7 +47,7 @@ TRUST = TrustPolicy(
 PCR = "kms:RecipientAttestation:PCR"
 
 
-def written(**changes: Any) -> KeyPolicy:
+def written(**changes: object) -> KeyPolicy:
     arguments: dict[str, Any] = {
         "account_admin": ADMIN,
         "decrypt_principal": ENCLAVE,
@@ -273,7 +273,9 @@ context_keys = condition("ForAllValues:StringEquals")
         (lambda s: s.update(Action=[]), "actions are not text"),
     ],
 )
-def test_one_flaw_in_the_decrypt_statement(edit: Any, named: str) -> None:
+def test_one_flaw_in_the_decrypt_statement(
+    edit: Callable[[dict[str, Any]], object], named: str
+) -> None:
     policy = written(releases=RELEASES[:1])
     edit(decrypt_statement(policy))
     assert named in refused(policy)
@@ -296,7 +298,7 @@ def test_one_flaw_in_the_decrypt_statement(edit: Any, named: str) -> None:
         ["kms:Encrypt", "kms:Decrypt"],
     ],
 )
-def test_any_unconditioned_way_to_the_plaintext(action: Any) -> None:
+def test_any_unconditioned_way_to_the_plaintext(action: object) -> None:
     wide = {"Effect": "Allow", "Principal": {"AWS": ADMIN}, "Action": action, "Resource": "*"}
     policy = written()
     policy["Statement"].append(wide)

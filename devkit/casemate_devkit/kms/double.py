@@ -100,6 +100,13 @@ class KmsDouble:
         """The audit trail, one event for each request."""
         return AuditTrail(self.directory / "audit.jsonl")
 
+    @property
+    def pid(self) -> int:
+        """The process id of a double that runs as a process."""
+        if self._process is None:
+            raise ValueError("the double runs in this process")
+        return self._process.pid
+
     def endpoint(self, region: str) -> str:
         """Return the endpoint URL for ``region``; raises ValueError if it is not served."""
         if region not in self.regions:

@@ -1,4 +1,4 @@
-"""Shared libraries: what interpreter and extension modules need, and the loader that finds it without a cache."""
+"""Shared libraries that the interpreter and extension modules need, and the loader."""
 
 from __future__ import annotations
 

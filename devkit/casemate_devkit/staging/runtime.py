@@ -56,7 +56,7 @@ def check_platform() -> None:
     ):
         raise DevkitError(
             "the enclave's tree can be staged on Linux with glibc, x86_64 or aarch64, only; "
-            f"this is {platform.system()} {platform.machine()} {platform.libc_ver()[0] or '(no glibc)'}"
+            f"this is {platform.platform()}"
         )
 
 
@@ -80,13 +80,13 @@ def identity() -> list[str]:
 
 
 def stage(root: Path) -> None:
-    """Build the runtime part below ``root``, whose ``packages`` must be complete: their libraries count."""
+    """Build the runtime part below ``root``, whose ``packages`` are complete already."""
     program = root / "usr" / "bin" / _VERSION
     copy_file(interpreter(), program)
     # A link, so that the measured command line names no version.
     (root / cmdline.INTERPRETER[1:]).symlink_to(_VERSION)
     library = root / "usr" / sys.platlibdir / _VERSION
-    copy_tree(standard_library(), library, _belongs)
+    copy_tree(standard_library(), library, belongs)
     modules = [*_shared_objects(library), *_shared_objects(root / "packages")]
     closure(interpreter(), modules, inside=root).copy_to(root)
     make_mount_points(root)
@@ -103,7 +103,8 @@ def make_mount_points(root: Path) -> None:
             path.touch()
 
 
-def _belongs(path: Path) -> bool:
+def belongs(path: Path) -> bool:
+    """Whether a file or folder of the standard library is staged."""
     top, name = path.parts[0], path.name
     if top in _LEFT_OUT or top.startswith("config-") or name in _LEFT_OUT_FOLDERS:
         return False

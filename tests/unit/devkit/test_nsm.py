@@ -121,19 +121,10 @@ def test_the_payload_is_an_indefinite_map_in_the_real_order(nsm: SimulatedNsm) -
     assert made[:1] == b"\xbf"
     assert made.endswith(b"\x6apublic_key\xf6\x69user_data\xf6\x65nonce\xf6\xff")
     assert b"\x69timestamp\x1b" + int(NOW * 1000).to_bytes(8, "big") in made
-    assert list(cbor.decode_nsm(made)) == (
-        [
-            "module_id",
-            "digest",
-            "timestamp",
-            "pcrs",
-            "certificate",
-            "cabundle",
-            "public_key",
-            "user_data",
-            "nonce",
-        ]
-    )
+    assert list(cbor.decode_nsm(made)) == [
+        *("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"),
+        *("public_key", "user_data", "nonce"),
+    ]
 
 
 def test_the_signature_verifies_with_the_leaf(nsm: SimulatedNsm) -> None:
@@ -236,7 +227,7 @@ def test_describe_nsm_in_field_order(nsm: SimulatedNsm) -> None:
 
 def test_answers_without_a_result_are_their_name(nsm: SimulatedNsm) -> None:
     assert nsm.handle(cbor.encode({"LockPCR": {"index": 20}})) == b"\x67LockPCR"
-    assert nsm.handle(b"\x69GetRandom")[:18] == b"\xa1\x69GetRandom\xa1\x66rand"[:18]
+    assert nsm.handle(b"\x69GetRandom").startswith(b"\xa1\x69GetRandom\xa1\x66random\x59\x01\x00")
 
 
 def test_random(nsm: SimulatedNsm) -> None:

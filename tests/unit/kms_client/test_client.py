@@ -156,6 +156,11 @@ def test_expired_credentials_are_unavailable_and_not_retried(bench: Bench) -> No
     assert len(bench.kms.seen) == 1
 
 
+def too_long(request: Seen) -> Answer:
+    status, body = granted()(request)
+    return status, body.ljust(limits.KMS_ANSWER_MAX + 1)
+
+
 INVALID_ANSWERS: dict[str, Callable[[Seen], Answer]] = {
     "wrong KeyId": granted(KeyId=OTHER_ARN),
     "KeyId without ARN": granted(KeyId=ARN.rpartition("/")[2]),
@@ -182,7 +187,7 @@ INVALID_ANSWERS: dict[str, Callable[[Seen], Answer]] = {
     "JSON text": raw(b'"Plaintext"'),
     "deep JSON": raw(b"[" * 60_000),
     "not UTF-8": raw(b'{"KeyId": "\xff"}'),
-    "long": raw(b" " * (limits.KMS_ANSWER_MAX + 1)),
+    "too long": too_long,
     "redirect": raw(b"{}", 307),
     "error that is no JSON": raw(b"\xff\xfe", 400),
 }

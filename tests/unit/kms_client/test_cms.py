@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from casemate import limits
@@ -24,6 +26,7 @@ from tests.support.cms_builder import (
     oaep,
     oaep_identifier,
     oid,
+    pkcs7,
     spki,
     value,
 )
@@ -151,11 +154,24 @@ def test_every_truncation_is_refused(definite: bool) -> None:
         b"\x30\x88" + b"\xff" * 8,
         b"\x30\xff",
         b"\x3f\x81\x00",
+        GOOD.encode()[:-1] + b"\x01",
+        GOOD.encode()[:-4] + b"\x05\x00\x00\x00",
         GOOD.encode().replace(b"\x02\x01\x02", b"\x02\x02\x00\x02"),
     ],
 )
 def test_lengths_and_tags_from_elsewhere_are_refused(ber: bytes) -> None:
     refused(ber)
+
+
+def test_content_under_the_substitute_for_a_failed_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = bytes(32)
+    monkeypatch.setattr(secrets, "token_bytes", lambda _size: key)
+    encryptor = Cipher(algorithms.AES256(key), modes.CBC(GOOD.iv)).encryptor()
+    ciphertext = encryptor.update(pkcs7(CONTENT)) + encryptor.finalize()
+    refused(GOOD.but(encrypted_key=bytes(256), ciphertext=ciphertext).encode())
+    refused(GOOD.but(cek_bytes=16, ciphertext=ciphertext).encode())
 
 
 def test_a_failed_key_costs_the_content_decryption_all_the_same(

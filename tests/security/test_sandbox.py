@@ -1,0 +1,363 @@
+"""THREATS S1 to S3: real attempts inside the real sandbox, and from a neighbour of the same user.
+
+Each attempt is made twice: where all defences stand it must be refused, and where those that the
+table names are left out it must succeed, so that no test passes because its attempt was a bad one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from casemate_devkit.enclave_process import EnclaveProcess
+from casemate_devkit.stage import stage
+from casemate_devkit.staging.files import link_tree
+from tests.support import sandbox_neighbour, sandbox_probe
+from tests.support.sandbox_probe import DONE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STAGE = REPOSITORY / ".stage"
+NOBODY = 65534
+
+Skip = frozenset[str]
+ALL: Skip = frozenset()
+NO_CALLS: Skip = frozenset({"calls"})
+NO_FILES: Skip = frozenset({"files"})
+NEITHER: Skip = frozenset({"calls", "files"})
+NO_TSYNC: Skip = frozenset({"tsync"})
+NO_HARDENING: Skip = frozenset({"harden"})
+NO_NAMESPACES: Skip = frozenset({"unsafe"})
+NOTHING: Skip = frozenset({"unsafe", "calls", "files", "harden"})
+
+# What has to be left out for an attempt to succeed: proof that nothing else stops it.
+SUCCEEDS_WITHOUT: dict[str, Skip] = {
+    "socket_inet": NO_CALLS,
+    "socket_inet_datagram": NO_CALLS,
+    "socket_inet6": NO_CALLS,
+    "socket_netlink": NO_CALLS,
+    "socket_vsock": NO_CALLS,
+    "connect_tcp": NOTHING,
+    "connect_abstract_socket": NOTHING,
+    "connect_foreign_socket": NO_NAMESPACES,
+    "make_listener": NO_CALLS,
+    "fork": NO_CALLS,
+    "spawn": NEITHER,
+    "execute": NEITHER,
+    "trace": NO_CALLS,
+    "read_memory_of_another": NOTHING,
+    "signal_another": NOTHING,
+    "read_passwd": NOTHING,
+    "read_environment_of_another": NOTHING,
+    "read_file_of_another": NOTHING,
+    "read_own_maps": NO_FILES,
+    "write_own_code": NOTHING,
+    "create_file": NEITHER,
+    "create_file_elsewhere": NOTHING,
+    "create_directory": NEITHER,
+    "create_link": NEITHER,
+    "truncate_file": NEITHER,
+    "write_file": NEITHER,
+    "remove_file": NO_CALLS,
+    "rename_file": NEITHER,
+    "make_memory_executable": NO_CALLS,
+    "map_executable_memory": NO_CALLS,
+    "make_memory_file": NO_CALLS,
+    "load_library": NO_CALLS,
+    "leave_namespaces": NO_CALLS,
+    "mount": NEITHER,
+    "use_keyring": NO_CALLS,
+    "make_ring": NO_CALLS,
+    "replace_filter": NO_CALLS,
+    "become_dumpable": NO_CALLS,
+    "trap_page_faults": NO_CALLS,
+    "count_events": NO_CALLS,
+}
+# These need a capability as well, which the process has in no variant.
+NEEDS_PRIVILEGE = {"socket_packet", "raise_core_limit", "load_module", "load_bpf"}
+# A kernel may lack these, or keep them from users.
+OPTIONAL = {
+    *("socket_inet6", "socket_vsock", "leave_namespaces", "mount", "use_keyring", "make_ring"),
+    *("trap_page_faults", "count_events"),
+}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What lies around the enclave and is none of its business."""
+
+    facts: dict[str, Any]
+    directory: Path
+
+    def prepare(self, run: Path) -> None:
+        """Put into the shared directory what a host may keep there."""
+        (run / "host-file").write_bytes(b"host")
+        (run / "host-file").chmod(0o666)
+        (run / "host-socket").write_bytes(b"")
+
+
+class Trial:
+    """A probe that runs in the sandbox, less what is to be skipped."""
+
+    def __init__(self, tree: Path, outside: Outside, skip: Skip) -> None:
+        self._outside = outside
+        self._base = Path(tempfile.mkdtemp(prefix="casemate-trial-"))
+        self.run = self._base / "run"
+        self.run.mkdir(mode=0o700)
+        outside.prepare(self.run)
+        (tree / "app/probe.json").write_text(json.dumps({"skip": sorted(skip)}))
+        unsafe = "unsafe" in skip
+        self.enclave = EnclaveProcess(
+            tree, outside.directory / "pki", self.run, unsafe_no_namespaces=unsafe
+        )
+        self.facts = {**outside.facts, "run": str(self.run) if unsafe else "/run/casemate"}
+
+    def __enter__(self) -> Self:
+        self.enclave.start()
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            assert self.enclave.running(), "the probe ended"
+            assert time.monotonic() < deadline, "the probe does not listen"
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.enclave.stop()
+        shutil.rmtree(self._base)
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("facts")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    def ask(self, command: str, **more: object) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(60)
+            channel.connect(str(self.run / "enclave.sock"))
+            channel.sendall(json.dumps({"do": command, **self.facts, **more}).encode() + b"\n")
+            with channel.makefile("rb") as reader:
+                answer: dict[str, Any] = json.loads(reader.readline())
+                return answer
+
+    def user(self) -> int:
+        return Path(f"/proc/{self.enclave.pid}").stat().st_uid
+
+
+@pytest.fixture(scope="module")
+def probe_tree() -> Iterator[Path]:
+    """A copy of the staged tree whose first code is the probe."""
+    stage(STAGE / "tree")
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=STAGE) as scratch:
+        tree = Path(scratch) / "tree"
+        link_tree(STAGE / "tree", tree)
+        (tree / "app/boot.py").unlink()
+        shutil.copyfile(Path(sandbox_probe.__file__), tree / "app/boot.py")
+        shutil.copyfile(REPOSITORY / "examples/wdbc/wdbc.onnx", tree / "app/probe.onnx")
+        yield tree
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    base = Path(tempfile.mkdtemp(prefix="casemate-outside-"))
+    base.chmod(0o755)
+    (base / "file").write_text("not the enclave's")
+    name = f"casemate-{os.getpid()}"
+    with contextlib.ExitStack() as opened:
+        opened.callback(shutil.rmtree, base)
+        tcp = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for address in (f"\0{name}", str(base / "other.sock")):
+            listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(address)
+            listener.listen()
+        (base / "other.sock").chmod(0o777)
+        # In the form without namespaces the enclave's user is the one who starts it.
+        victim = opened.enter_context(neighbour("victim", os.geteuid()))
+        facts = {
+            "tcp_port": tcp.getsockname()[1],
+            "abstract": name,
+            "socket": str(base / "other.sock"),
+            "file": str(base / "file"),
+            **victim,
+        }
+        yield Outside(facts, tmp_path_factory.mktemp("pki"))
+
+
+@contextlib.contextmanager
+def neighbour(*arguments: object) -> Iterator[dict[str, Any]]:
+    """Run a neighbour until the block ends; yields what it says."""
+    command = [sys.executable, sandbox_neighbour.__file__, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def confined(probe_tree: Path, outside: Outside) -> Iterator[Trial]:
+    """The probe with every defence; the tests that read its state share it."""
+    with Trial(probe_tree, outside, ALL) as trial:
+        yield trial
+
+
+@pytest.fixture(scope="module")
+def attempts(probe_tree: Path, outside: Outside) -> Any:
+    """Outcomes of all attempts in each variant, each variant started once."""
+
+    @functools.cache
+    def outcomes(skip: Skip) -> dict[str, str]:
+        with Trial(probe_tree, outside, skip) as trial:
+            return trial.ask("attempts")
+
+    return outcomes
+
+
+# -- S1: from inside -------------------------------------------------------------------------------
+
+
+def test_every_attempt_is_in_the_table() -> None:
+    assert sandbox_probe.ATTEMPTS.keys() == SUCCEEDS_WITHOUT.keys() | NEEDS_PRIVILEGE
+
+
+@pytest.mark.parametrize("name", sandbox_probe.ATTEMPTS)
+def test_an_attempt_from_inside_is_refused(name: str, attempts: Any) -> None:
+    assert attempts(ALL)[name] != DONE
+
+
+@pytest.mark.parametrize("name", SUCCEEDS_WITHOUT)
+def test_it_succeeds_without_its_defence(name: str, attempts: Any) -> None:
+    result = attempts(SUCCEEDS_WITHOUT[name])[name]
+    if result != DONE and name in OPTIONAL:
+        pytest.skip(f"not on this kernel: {result}")
+    assert result == DONE
+
+
+@pytest.mark.parametrize("name", ["read_passwd", "read_file_of_another", "connect_abstract_socket"])
+def test_landlock_holds_where_there_are_no_namespaces(name: str, attempts: Any) -> None:
+    assert attempts(NO_NAMESPACES)[name] != DONE
+
+
+def test_the_filter_covers_threads_that_ran_before_it(confined: Trial) -> None:
+    assert confined.ask("threads") == {"early": "EPERM", "late": "EPERM"}
+
+
+def test_without_tsync_an_earlier_thread_stays_free(probe_tree: Path, outside: Outside) -> None:
+    with Trial(probe_tree, outside, NO_TSYNC) as trial:
+        assert trial.ask("threads") == {"early": DONE, "late": "EPERM"}
+
+
+def test_models_load_and_run_in_confinement_with_identical_results(confined: Trial) -> None:
+    assert confined.ask("inference") == {"runs": 18, "identical": True}
+
+
+def test_the_environment_is_the_enclaves_own(confined: Trial) -> None:
+    environment = confined.ask("facts")["environment"]
+    assert environment == {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def test_confinement_costs_no_more_than_the_start_may(confined: Trial) -> None:
+    spent = confined.ask("facts")["milliseconds"]
+    assert spent["files"] + spent["calls"] < 300
+
+
+# -- what the kernel says of the process -----------------------------------------------------------
+
+
+def status_of(task: Path) -> dict[str, str]:
+    lines = (task / "status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_no_thread_has_a_capability_or_a_way_to_one(confined: Trial) -> None:
+    confined.ask("inference")
+    tasks = list(Path(f"/proc/{confined.enclave.pid}/task").iterdir())
+    assert len(tasks) > 1
+    for task in tasks:
+        status = status_of(task)
+        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_it_dumps_no_core_and_its_key_buffer_is_locked(confined: Trial) -> None:
+    assert confined.ask("facts")["locked"]
+    process = Path(f"/proc/{confined.enclave.pid}")
+    limits = (process / "limits").read_text()
+    assert [line.split()[4:6] for line in limits.splitlines() if "core" in line] == [["0", "0"]]
+    assert int(status_of(process)["VmLck"].split()[0]) >= 4
+    assert process.stat().st_uid == 0  # not dumpable: its files belong to root, not to its user
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can see more of it")
+def test_it_has_namespaces_of_its_own_and_no_inherited_descriptor(confined: Trial) -> None:
+    process = Path(f"/proc/{confined.enclave.pid}")
+    for name in ("mnt", "pid", "net", "ipc", "uts"):
+        assert (process / "ns" / name).readlink() != Path("/proc/self/ns", name).readlink()
+    targets = {int(path.name): str(path.readlink()) for path in (process / "fd").iterdir()}
+    assert targets.pop(0) == targets.pop(1) == "/dev/null"
+    targets.pop(2)  # standard error: events
+    assert {target.split(":")[0] for target in targets.values()} <= {"socket"}
+    assert not (process / "environ").read_bytes().strip(b"\0")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can see its memory map")
+def test_none_of_its_memory_is_writable_and_executable(confined: Trial) -> None:
+    confined.ask("inference")
+    maps = Path(f"/proc/{confined.enclave.pid}/maps").read_text()
+    assert "r-xp" in maps
+    assert "wxp" not in maps
+
+
+# -- S2: from beside -------------------------------------------------------------------------------
+
+ATTACKS = [function.__name__ for function in sandbox_neighbour.ATTACKS]
+
+
+def enclave_user(trial: Trial) -> int:
+    return int(status_of(Path(f"/proc/{trial.enclave.pid}"))["Uid"].split()[0])
+
+
+@pytest.fixture(scope="module")
+def attacks(confined: Trial) -> dict[str, str]:
+    with neighbour("attack", confined.enclave.pid, enclave_user(confined)) as outcomes:
+        return outcomes
+
+
+@pytest.fixture(scope="module")
+def attacks_unhardened(probe_tree: Path, outside: Outside) -> dict[str, str]:
+    with (
+        Trial(probe_tree, outside, NO_HARDENING) as trial,
+        neighbour("attack", trial.enclave.pid, enclave_user(trial)) as outcomes,
+    ):
+        return outcomes
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_neighbour_of_the_same_user_sees_nothing(name: str, attacks: dict[str, str]) -> None:
+    assert attacks[name] != DONE
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_would_see_all_of_a_dumpable_process(
+    name: str, attacks_unhardened: dict[str, str]
+) -> None:
+    assert attacks_unhardened[name] == DONE
