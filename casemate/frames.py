@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
 
 _HEAD = struct.Struct(">IBI")
-_COUNTED = 5  # bytes of the head that the length counts: type and budget
+HEAD_BYTES = _HEAD.size
+COUNTED = 5  # bytes of the head that the length counts: type and budget
+_SCRATCH = 64 * limits.KIB
 ANSWER = 0x80
 ERROR = 0xFF
 
@@ -36,6 +38,10 @@ class FrameType(IntEnum):
     UNLOAD = 10
 
 
+class OversizedFrameError(FrameError):
+    """A frame above the receiver's own limit; it was read and dropped, so another may follow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One received frame; ``budget`` in milliseconds."""
@@ -50,7 +56,7 @@ def send_frame(
 ) -> None:
     """Send one frame, gathering ``payload`` pieces without joining them."""
     pieces = payload if isinstance(payload, tuple) else (payload,)
-    length = _COUNTED + sum(len(piece) for piece in pieces)
+    length = COUNTED + sum(len(piece) for piece in pieces)
     if length > limits.FRAME_MAX:
         raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limits.FRAME_MAX}")
     buffers = [memoryview(_HEAD.pack(length, kind, budget))]
@@ -75,8 +81,8 @@ def receive_frame(
     The declared length is checked before memory is taken. With ``within_s`` the whole frame has
     that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
     bounds the wait for that byte; without it the channel's own time-out applies to each read.
-    Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above ``limit``; OSError and
-    TimeoutError pass through.
+    Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above the bound of SPEC 9.2;
+    OversizedFrameError above ``limit``. OSError and TimeoutError pass through.
     """
     if within_s is not None:
         channel.settimeout(idle_s)
@@ -86,14 +92,35 @@ def receive_frame(
         return None
     end = None if within_s is None else time.monotonic() + within_s
     _fill(channel, memoryview(head)[got:], end)
-    length, kind, budget = _HEAD.unpack(head)
-    if length < _COUNTED:
-        raise FrameError(Code.MALFORMED, "frame shorter than its head")
+    length, kind, budget = parse_head(head)
     if length > limit:
-        raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
-    payload = memoryview(bytearray(length - _COUNTED))
+        _discard(channel, length - COUNTED, end)
+        raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
+    payload = memoryview(bytearray(length - COUNTED))
     _fill(channel, payload, end)
-    return Frame(kind, budget or limits.FRAME_BUDGET_DEFAULT, payload)
+    return Frame(kind, budget, payload)
+
+
+def parse_head(head: Buffer) -> tuple[int, int, int]:
+    """Return (length, type, budget in milliseconds) of a frame's first HEAD_BYTES bytes.
+
+    Raises FrameError: MALFORMED if the length is below the head's own 5 bytes that it counts,
+    TOO_LARGE above the bound of SPEC 9.2.
+    """
+    length, kind, budget = _HEAD.unpack(head)
+    if length < COUNTED:
+        raise FrameError(Code.MALFORMED, "frame shorter than its head")
+    if length > limits.FRAME_MAX:
+        raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limits.FRAME_MAX}")
+    return length, kind, budget or limits.FRAME_BUDGET_DEFAULT
+
+
+def _discard(channel: socket.socket, count: int, end: float | None) -> None:
+    scratch = memoryview(bytearray(min(count, _SCRATCH)))
+    while count:
+        piece = scratch[:count]
+        _fill(channel, piece, end)
+        count -= len(piece)
 
 
 def _fill(channel: socket.socket, view: memoryview, end: float | None) -> None:

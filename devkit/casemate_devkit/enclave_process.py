@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from casemate.attestation.measurement import Measurement, measure_tree
-from casemate_devkit import acl, cmdline, namespaces, unsafe_form
+from casemate_devkit import cmdline, namespaces, unsafe_form
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.nsm import SimulatedNsm, boot_registers
 from casemate_devkit.nsm_server import NsmServer
@@ -67,6 +67,7 @@ class EnclaveProcess:
         _share(self.run_dir, with_nobody=privileged and isolated)
         with contextlib.ExitStack() as resources:
             server = resources.enter_context(NsmServer(self.nsm))
+            self.nsm_dir = server.directory
             if isolated:
                 plan = _plan(
                     self.tree, self.run_dir, server.directory, user_namespace=not privileged
@@ -156,7 +157,6 @@ def _share(run_dir: Path, *, with_nobody: bool) -> None:
         )
     if with_nobody:
         os.chown(run_dir, namespaces.ENCLAVE_ID, namespaces.ENCLAVE_ID)
-        acl.open_sockets(run_dir, namespaces.ENCLAVE_ID)
 
 
 def _spawner(plan: Plan, stderr: int | IO[Any] | None) -> subprocess.Popen[str]:

@@ -38,9 +38,7 @@ class NsmServer:
         # gate.
         self.directory = self._private / "nsm"
         self.directory.mkdir(mode=0o755)
-        path = self.directory / "nsm.sock"
-        self._listener = listen(UnixAddress(str(path)))
-        path.chmod(0o666)
+        self._listener = listen(UnixAddress(str(self.directory / "nsm.sock")))
         self._peer: int | None = None
         self._admitted = threading.Event()
         self._connections: set[socket.socket] = set()

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import CasemateError, Code, FrameError
-from casemate.frames import ANSWER, FrameType, receive_frame, send_error, send_frame
+from casemate.frames import (
+    ANSWER,
+    FrameType,
+    OversizedFrameError,
+    receive_frame,
+    send_error,
+    send_frame,
+)
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 
@@ -87,13 +94,15 @@ class Server:
 
     def serve(self) -> None:
         """Accept until ``stop``."""
-        while not self._stopping:
-            try:
-                channel, peer = self._listener.accept()
-            except OSError:
-                time.sleep(_ACCEPT_PAUSE_S)
-                continue
-            self._admit(channel, peer)
+        with self._listener:
+            while not self._stopping:
+                try:
+                    channel, peer = self._listener.accept()
+                except OSError:
+                    if not self._stopping:
+                        time.sleep(_ACCEPT_PAUSE_S)
+                    continue
+                self._admit(channel, peer)
 
     def stop(self) -> None:
         """Take no more connections, end the present ones and wait a little for them."""
@@ -154,7 +163,7 @@ class Server:
             )
         except FrameError as error:
             self._send_error(channel, error)
-            return False
+            return isinstance(error, OversizedFrameError)
         if frame is None:
             return False
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import frames
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
+from casemate_host.transfer import Answer, receive_answer, set_timeout
 
 if TYPE_CHECKING:
     import socket
@@ -84,26 +85,28 @@ class Relay:
             channel = self._pooled()
             if channel is not None:
                 with contextlib.suppress(_NotSentError):
-                    frame = _attempt(channel, kind, payload, call)
+                    answer = _attempt(channel, kind, payload, call)
                     kept = channel
-                    return _payload(frame)
+                    return _payload(answer)
             channel = self._dial(call)
             try:
-                frame = _attempt(channel, kind, payload, call)
+                answer = _attempt(channel, kind, payload, call)
             except _NotSentError:
                 raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection") from None
             kept = channel
-            return _payload(frame)
+            return _payload(answer)
         finally:
             self._release(kept)
 
     def _dial(self, call: Call) -> socket.socket:
+        timeout_s = min(_CONNECT_S, call.remaining_s())
         try:
-            return connect(self._address, min(_CONNECT_S, call.remaining_s()))
+            channel = connect(self._address, timeout_s)
         except FrameError as error:
             # The address is the operator's business, not the caller's.
-            detail = "the enclave does not answer"
-            raise FrameError(error.code, detail) from None
+            raise FrameError(error.code, "the enclave does not answer") from None
+        channel.settimeout(None)
+        return channel
 
     def _claim(self, call: Call) -> None:
         """Wait for one of the ``capacity`` places."""
@@ -155,18 +158,16 @@ def _is_quiet(channel: socket.socket) -> bool:
     return not poll.poll(0)
 
 
-def _attempt(
-    channel: socket.socket, kind: frames.FrameType, payload: Buffer, call: Call
-) -> frames.Frame:
+def _attempt(channel: socket.socket, kind: frames.FrameType, payload: Buffer, call: Call) -> Answer:
     """Exchange one frame over ``channel``, which is closed unless an answer comes of it."""
     try:
         call.attach(channel)
         budget_s = call.remaining_s()
-        channel.settimeout(budget_s + _GRACE_S)
+        set_timeout(channel, budget_s + _GRACE_S)
         try:
-            frame = _send(channel, kind, payload, int(budget_s * 1000) or 1)
-            return frame or _receive(channel, kind, call)
-        except TimeoutError:
+            answer = _send(channel, kind, payload, int(budget_s * 1000) or 1)
+            return answer or _receive(channel, kind, call)
+        except BlockingIOError:
             raise FrameError(Code.DEADLINE_EXCEEDED, "no answer before the deadline") from None
         finally:
             call.detach()
@@ -177,11 +178,11 @@ def _attempt(
 
 def _send(
     channel: socket.socket, kind: frames.FrameType, payload: Buffer, budget_ms: int
-) -> frames.Frame | None:
+) -> Answer | None:
     """Send the frame; the answer, if the enclave refused the frame before it was complete."""
     try:
         frames.send_frame(channel, kind, payload, budget_ms)
-    except TimeoutError:
+    except BlockingIOError:
         raise
     except OSError:
         # An error of sendmsg means that bytes of this frame were never accepted.
@@ -192,31 +193,31 @@ def _send(
     return None
 
 
-def _early_answer(channel: socket.socket) -> frames.Frame | None:
+def _early_answer(channel: socket.socket) -> Answer | None:
     with contextlib.suppress(OSError, CasemateError):
-        channel.settimeout(_EARLY_ANSWER_S)
-        frame = frames.receive_frame(channel)
-        if frame is not None and frame.type == frames.ERROR:
-            return frame
+        set_timeout(channel, _EARLY_ANSWER_S)
+        answer = receive_answer(channel)
+        if answer is not None and answer.type == frames.ERROR:
+            return answer
     return None
 
 
-def _receive(channel: socket.socket, kind: frames.FrameType, call: Call) -> frames.Frame:
+def _receive(channel: socket.socket, kind: frames.FrameType, call: Call) -> Answer:
     try:
-        frame = frames.receive_frame(channel)
-    except TimeoutError:
+        answer = receive_answer(channel)
+    except BlockingIOError:
         raise
     except (OSError, FrameError):
-        frame = None
-    if frame is None:
+        answer = None
+    if answer is None:
         call.remaining_s()  # a cancelled call's socket was shut by us: the enclave is not to blame
         raise FrameError(Code.UNAVAILABLE, "the enclave went away before it answered")
-    if frame.type not in {frames.ERROR, kind | frames.ANSWER}:
-        raise FrameError(Code.INTERNAL, f"answer of type {frame.type} to a frame of type {kind}")
-    return frame
+    if answer.type not in {frames.ERROR, kind | frames.ANSWER}:
+        raise FrameError(Code.INTERNAL, f"answer of type {answer.type} to a frame of type {kind}")
+    return answer
 
 
-def _payload(frame: frames.Frame) -> bytes:
-    if frame.type == frames.ERROR:
-        raise frames.remote_error(bytes(frame.payload))
-    return bytes(frame.payload)
+def _payload(answer: Answer) -> bytes:
+    if answer.type == frames.ERROR:
+        raise frames.remote_error(answer.payload)
+    return answer.payload

@@ -1,4 +1,4 @@
-"""Any change to a sealed request or answer is refused; anything unchanged comes out as it went in."""
+"""Any change to a sealed request or answer is refused; unchanged, it opens to what went in."""
 
 from __future__ import annotations
 

@@ -21,11 +21,14 @@ from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casemate.attestation.configuration import KmsConfiguration
 from casemate.attestation.policy import Release
+from casemate.errors import Code, KeyReleaseError
 from casemate.kms_context import data_context
 from casemate.kms_policy import attested_key_policy
 from casemate_devkit.kms import KmsDouble, Principal
 from casemate_devkit.kms.server import BODY_MAX, REASON_HEADER
+from casemate_kms.client import AttestedKms
 from casemate_kms.cms import open_enveloped
 from tests.support import nitro_pki
 
@@ -422,6 +425,53 @@ def test_data_key_and_random_for_a_recipient(
     assert len(open_enveloped(random["CiphertextForRecipient"], rsa_key)) == 24
 
 
+class Attester:
+    """Documents of the throw-away PKI, for the enclave's own KMS client."""
+
+    def __init__(self, chain: nitro_pki.Chain, release: Release) -> None:
+        self._chain = chain
+        self._release = release
+
+    def attest(
+        self, *, public_key: bytes | None, user_data: bytes | None, nonce: bytes | None
+    ) -> bytes:
+        values = registers(self._release)
+        return document(self._chain, public_key, pcrs=values, user_data=user_data, nonce=nonce)
+
+
+def release_to_enclave(
+    double: KmsDouble, key: Key, chain: nitro_pki.Chain, release: Release
+) -> bytes:
+    def dial(host: str, port: int) -> socket.socket:
+        assert (host, port) == (f"kms.{REGION}.amazonaws.com", 443)
+        return socket.create_connection(("127.0.0.1", double.port), timeout=5)
+
+    configuration = KmsConfiguration("aws", (REGION,), (double.ca_der,))
+    kms = AttestedKms(configuration, Attester(chain, release), dial)
+    kms.set_credentials(
+        ENCLAVE.access_key_id, ENCLAVE.secret_access_key, ENCLAVE.session_token, None
+    )
+    try:
+        return kms.decrypt(
+            key_arn=key.arn,
+            ciphertext_blob=key.blob,
+            context=CONTEXT,
+            deadline=time.monotonic() + 20,
+        )
+    finally:
+        kms.close()
+
+
+def test_release_to_the_enclaves_own_client(
+    double: KmsDouble, key: Key, chain: nitro_pki.Chain
+) -> None:
+    assert release_to_enclave(double, key, chain, RELEASE) == SECRET
+    tampered = dataclasses.replace(RELEASE, pcr2=b"\xee" * 48)
+    with pytest.raises(KeyReleaseError) as caught:
+        release_to_enclave(double, key, chain, tampered)
+    assert caught.value.code is Code.KEY_RELEASE_DENIED
+
+
 # Keys, accounts, regions
 
 
@@ -486,6 +536,8 @@ def test_reencrypt_needs_both_keys(double: KmsDouble, key: Key, open_key: Key) -
         )
         assert kind == "AccessDeniedException"
     client = double.client(ADMIN)
+    kind, _ = refusal(client.re_encrypt, CiphertextBlob=open_key.blob, DestinationKeyId=key.arn)
+    assert kind == "AccessDeniedException"
     second = client.create_key()["KeyMetadata"]["Arn"]
     moved = client.re_encrypt(CiphertextBlob=open_key.blob, DestinationKeyId=second)
     assert (moved["SourceKeyId"], moved["KeyId"]) == (open_key.arn, second)
@@ -564,7 +616,7 @@ def test_region_that_is_not_served(double: KmsDouble) -> None:
         verify=str(double.ca_pem),
         aws_access_key_id=ADMIN.access_key_id,
         aws_secret_access_key=ADMIN.secret_access_key,
-        config=Config(retries={"total_max_attempts": 1}),
+        config=Config(retries={"total_max_attempts": 1}, proxies={}),
     )
     assert refusal(client.list_keys)[0] == "InvalidSignatureException"
 

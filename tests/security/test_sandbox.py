@@ -16,20 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pytest
 
 from casemate_devkit.enclave_process import EnclaveProcess
 from casemate_devkit.stage import stage
 from casemate_devkit.staging.files import link_tree
+from casemate_enclave.sandbox import landlock
 from tests.support import sandbox_neighbour, sandbox_probe
 from tests.support.sandbox_probe import DONE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.integration
 
@@ -38,6 +37,7 @@ STAGE = REPOSITORY / ".stage"
 NOBODY = 65534
 
 Skip = frozenset[str]
+Attempts = Callable[[Skip], dict[str, str]]
 ALL: Skip = frozenset()
 NO_CALLS: Skip = frozenset({"calls"})
 NO_FILES: Skip = frozenset({"files"})
@@ -162,16 +162,25 @@ class Trial:
         return Path(f"/proc/{self.enclave.pid}").stat().st_uid
 
 
-@pytest.fixture(scope="module")
-def probe_tree() -> Iterator[Path]:
-    """A copy of the staged tree whose first code is the probe."""
+@contextlib.contextmanager
+def changed_tree(changes: dict[str, bytes]) -> Iterator[Path]:
+    """A copy of the staged tree in which some files are others."""
     stage(STAGE / "tree")
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=STAGE) as scratch:
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=STAGE) as scratch:
         tree = Path(scratch) / "tree"
         link_tree(STAGE / "tree", tree)
-        (tree / "app/boot.py").unlink()
-        shutil.copyfile(Path(sandbox_probe.__file__), tree / "app/boot.py")
-        shutil.copyfile(REPOSITORY / "examples/wdbc/wdbc.onnx", tree / "app/probe.onnx")
+        for name, content in changes.items():
+            (tree / name).unlink(missing_ok=True)  # a link: the staged tree's own must not change
+            (tree / name).write_bytes(content)
+        yield tree
+
+
+@pytest.fixture(scope="module")
+def probe_tree() -> Iterator[Path]:
+    """A tree whose first code is the probe."""
+    model = (REPOSITORY / "examples/wdbc/wdbc.onnx").read_bytes()
+    probe = Path(sandbox_probe.__file__).read_bytes()
+    with changed_tree({"app/boot.py": probe, "app/probe.onnx": model}) as tree:
         yield tree
 
 
@@ -221,7 +230,7 @@ def confined(probe_tree: Path, outside: Outside) -> Iterator[Trial]:
 
 
 @pytest.fixture(scope="module")
-def attempts(probe_tree: Path, outside: Outside) -> Any:
+def attempts(probe_tree: Path, outside: Outside) -> Attempts:
     """Outcomes of all attempts in each variant, each variant started once."""
 
     @functools.cache
@@ -240,12 +249,12 @@ def test_every_attempt_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", sandbox_probe.ATTEMPTS)
-def test_an_attempt_from_inside_is_refused(name: str, attempts: Any) -> None:
+def test_an_attempt_from_inside_is_refused(name: str, attempts: Attempts) -> None:
     assert attempts(ALL)[name] != DONE
 
 
 @pytest.mark.parametrize("name", SUCCEEDS_WITHOUT)
-def test_it_succeeds_without_its_defence(name: str, attempts: Any) -> None:
+def test_it_succeeds_without_its_defence(name: str, attempts: Attempts) -> None:
     result = attempts(SUCCEEDS_WITHOUT[name])[name]
     if result != DONE and name in OPTIONAL:
         pytest.skip(f"not on this kernel: {result}")
@@ -253,7 +262,7 @@ def test_it_succeeds_without_its_defence(name: str, attempts: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["read_passwd", "read_file_of_another", "connect_abstract_socket"])
-def test_landlock_holds_where_there_are_no_namespaces(name: str, attempts: Any) -> None:
+def test_landlock_holds_where_there_are_no_namespaces(name: str, attempts: Attempts) -> None:
     assert attempts(NO_NAMESPACES)[name] != DONE
 
 
@@ -280,6 +289,57 @@ def test_confinement_costs_no_more_than_the_start_may(confined: Trial) -> None:
     assert spent["files"] + spent["calls"] < 300
 
 
+# -- the enclave itself ----------------------------------------------------------------------------
+
+
+def events_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def enclave(tree: Path, base: Path) -> Iterator[tuple[EnclaveProcess, Path]]:
+    """The real enclave of ``tree``, and the file that takes its events."""
+    with (base / "events").open("wb") as log:
+        process = EnclaveProcess(tree, base / "pki", base / "run", stderr=log)
+        with process:
+            yield process, base / "events"
+
+
+def test_the_enclave_is_confined_before_it_serves(tmp_path: Path) -> None:
+    stage(STAGE / "tree")
+    with enclave(STAGE / "tree", tmp_path) as (process, log):
+        deadline = time.monotonic() + 30
+        while not events_of(log):
+            assert process.running()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert events_of(log) == [{"event": "STARTED", "count": landlock.version()}]
+        assert landlock.version() > 0
+        assert_confined(process.pid)
+        user = int(status_of(Path(f"/proc/{process.pid}"))["Uid"].split()[0])
+        with neighbour("attack", process.pid, user) as outcomes:
+            assert DONE not in outcomes.values()
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("landlock", b"\ndef version() -> int:\n    return 0\n"),
+        ("seccomp", b"\ndef load(program: bytes) -> None:\n    raise OSError(errno.ENOSYS, '')\n"),
+    ],
+)
+def test_the_enclave_does_not_start_unconfined(module: str, absent: bytes, tmp_path: Path) -> None:
+    name = f"app/casemate_enclave/sandbox/{module}.py"
+    stage(STAGE / "tree")
+    source = (STAGE / "tree" / name).read_bytes()
+    with (
+        changed_tree({name: source + absent}) as tree,
+        enclave(tree, tmp_path) as (process, log),
+    ):
+        assert process.wait(30) == 1
+        assert events_of(log) == [{"event": "NOT_CONFINED"}]
+
+
 # -- what the kernel says of the process -----------------------------------------------------------
 
 
@@ -288,14 +348,19 @@ def status_of(task: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_no_thread_has_a_capability_or_a_way_to_one(confined: Trial) -> None:
-    confined.ask("inference")
-    tasks = list(Path(f"/proc/{confined.enclave.pid}/task").iterdir())
+def assert_confined(pid: int) -> None:
+    """No thread has a capability or a way to one, and each has the filter."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
     assert len(tasks) > 1
     for task in tasks:
         status = status_of(task)
         assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_every_thread_is_confined(confined: Trial) -> None:
+    confined.ask("inference")
+    assert_confined(confined.enclave.pid)
 
 
 def test_it_dumps_no_core_and_its_key_buffer_is_locked(confined: Trial) -> None:
@@ -304,7 +369,7 @@ def test_it_dumps_no_core_and_its_key_buffer_is_locked(confined: Trial) -> None:
     limits = (process / "limits").read_text()
     assert [line.split()[4:6] for line in limits.splitlines() if "core" in line] == [["0", "0"]]
     assert int(status_of(process)["VmLck"].split()[0]) >= 4
-    assert process.stat().st_uid == 0  # not dumpable: its files belong to root, not to its user
+    assert (process / "mem").stat().st_uid == 0  # not dumpable: not its user's, but root's
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can see more of it")

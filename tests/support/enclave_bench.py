@@ -1,7 +1,7 @@
 """A whole enclave in this process, behind a real unix socket.
 
-Real: keys, sealing, evidence and its verification, model files, onnxruntime. Stand-ins: the security
-module (the devkit's, under a throw-away PKI) and KMS, which here is a dictionary.
+Real: keys, sealing, evidence and its verification, model files, onnxruntime. Stand-ins: the
+security module (the devkit's, under a throw-away PKI) and KMS, which here is a dictionary.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
+    from casemate.sealed_model.header import Callers
+
 AUDIENCE = "clinic.example/screening"
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000001"
 IMAGE = Measurement(b"\x01" * 48, b"\x02" * 48, b"\x03" * 48)
@@ -88,8 +90,14 @@ class FakeKms:
         except KeyError:
             raise KeyReleaseError(Code.KEY_RELEASE_DENIED, "not released") from None
 
-    def set_credentials(self, *credentials: object, **named: object) -> None:
-        self.credentials = (*credentials, *named.values())
+    def set_credentials(
+        self,
+        access_key_id: str,
+        secret_access_key: str,
+        session_token: str | None,
+        expires: int | None,
+    ) -> None:
+        self.credentials = access_key_id, secret_access_key, session_token, expires
 
 
 @dataclass
@@ -99,6 +107,7 @@ class Bench:
     limits: ServiceLimits = LIMITS
     key_release: bool = True
     clock: Callable[[], float] = time.time
+    pki: NitroPki = PKI
     form: str = "unsafe-process"
     kms: FakeKms = field(default_factory=FakeKms)
     publisher: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
@@ -107,7 +116,9 @@ class Bench:
     def __enter__(self) -> Self:
         self.directory = tempfile.TemporaryDirectory()
         self.path = Path(self.directory.name) / "enclave.sock"
-        self.nsm = SimulatedNsm(PKI, boot_registers(IMAGE, PKI.instance_id), clock=self.clock)
+        self.nsm = SimulatedNsm(
+            self.pki, boot_registers(IMAGE, self.pki.instance_id), clock=self.clock
+        )
         self.journal = Journal(self.stderr)
         self.assembly = Assembly(Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms)
         dispatcher = Dispatcher(self.assembly.enclave, self.journal)
@@ -142,7 +153,7 @@ class Bench:
 
     @property
     def configuration(self) -> bytes:
-        kms = KmsConfiguration("aws", ("eu-central-1",), (PKI.root_der,))
+        kms = KmsConfiguration("aws", ("eu-central-1",), (self.pki.root_der,))
         publisher = self.publisher.public_key().public_bytes_raw()
         return Configuration(
             audience=AUDIENCE,
@@ -169,7 +180,7 @@ class Bench:
         return TrustPolicy(
             platform="nitro-enclave",
             audience=AUDIENCE,
-            roots=frozenset({PKI.root_sha256}),
+            roots=frozenset({self.pki.root_sha256}),
             evidence="fresh",
             maximum_age_seconds=300,
             allow_debug=False,
@@ -192,7 +203,7 @@ class Bench:
         version: int = 2,
         files: Mapping[str, bytes] | None = None,
         publisher: Ed25519PrivateKey | None = None,
-        callers: tuple[bytes, ...] | str = "any",
+        callers: Callers = "any",
         **changes: object,
     ) -> tuple[bytes, ModelHeader]:
         """A sealed model file whose key this bench's KMS releases."""

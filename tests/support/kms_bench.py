@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from casemate.attestation.structures import KmsConfiguration
 from casemate.channel import UnixAddress
+from casemate.errors import KeyReleaseError
 from casemate.kms_context import data_context
 from casemate_kms.client import AttestedKms
 from casemate_kms.egress import dialer
@@ -52,6 +55,13 @@ class Bench:
             context=data_context("clinic.example"),
             deadline=time.monotonic() + seconds,
         )
+
+    def failing(self, seconds: float = 10, arn: str = ARN) -> KeyReleaseError:
+        """Return the refusal, which quotes neither the credentials nor what KMS said."""
+        with pytest.raises(KeyReleaseError) as caught:
+            self.decrypt(arn, seconds)
+        assert not any(secret in str(caught.value) for secret in (*SECRETS, "secret-role"))
+        return caught.value
 
     def trusting(self, *roots: bytes, credentials: bool = True) -> AttestedKms:
         self.client.close()

@@ -1,6 +1,7 @@
-"""Another process of the enclave's user: ``attack PID UID`` tries to look into it, ``victim UID`` waits to be looked at.
+"""Another process of the enclave's user.
 
-Prints one JSON line. Started as root it becomes the user first; it never has a capability.
+``attack PID UID`` tries to look into process PID, ``victim UID`` waits to be looked at. Both print
+one JSON line. Started as root they become the user first; neither keeps a capability.
 """
 
 from __future__ import annotations
@@ -118,15 +119,20 @@ def attack(pid: int) -> dict[str, str]:
     return outcomes
 
 
+def say(facts: object) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     mode, *numbers = sys.argv[1:]
     if mode == "attack":
         pid, user = map(int, numbers)
         become(user)
-        print(json.dumps(attack(pid)), flush=True)
+        say(attack(pid))
     else:
         become(int(numbers[0]))
-        print(json.dumps({"pid": os.getpid(), "address": ctypes.addressof(SECRET)}), flush=True)
+        say({"pid": os.getpid(), "address": ctypes.addressof(SECRET)})
         time.sleep(600)
 
 

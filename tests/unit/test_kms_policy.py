@@ -263,14 +263,20 @@ context_keys = condition("ForAllValues:StringEquals")
             lambda s: context_keys(s)["kms:EncryptionContextKeys"].append("more"),
             "other encryption context keys",
         ),
+        (
+            lambda s: context_keys(s).update(
+                {"\u212ams:EncryptionContextKeys": context_keys(s).popitem()[1]}
+            ),
+            "a foreign one",
+        ),
         (lambda s: s.update(Effect="allow"), "neither Allow nor Deny"),
         (lambda s: s.pop("Effect"), "neither Allow nor Deny"),
         (lambda s: s.update(NotPrincipal="x"), "not understood: NotPrincipal"),
         (lambda s: s.update(NotResource="x"), "not understood: NotResource"),
         (lambda s: s.update(NotAction="x"), "exactly one of"),
         (lambda s: s.pop("Action"), "exactly one of"),
-        (lambda s: s.update(Action=1), "actions are not text"),
-        (lambda s: s.update(Action=[]), "actions are not text"),
+        (lambda s: s.update(Action=1), "actions are not understood"),
+        (lambda s: s.update(Action=[]), "actions are not understood"),
     ],
 )
 def test_one_flaw_in_the_decrypt_statement(
@@ -309,6 +315,8 @@ def test_any_unconditioned_way_to_the_plaintext(action: object) -> None:
 def test_not_action_reaches_what_it_does_not_name() -> None:
     wide = {"Effect": "Allow", "Principal": "*", "NotAction": "kms:Encrypt", "Resource": "*"}
     assert "without attestation" in refused({"Statement": [wide]})
+    for foreign in (["\u212ams:*"], ["kms:* "], ["kms:[a-z]*"]):
+        assert "not understood" in refused({"Statement": [wide | {"NotAction": foreign}]})
     narrow = wide | {"NotAction": ["kms:De*", "kms:Re*", "kms:Create*"]}
     check({"Statement": [narrow]})
 
@@ -347,6 +355,8 @@ def test_upper_case_registers_and_further_conditions_are_fine() -> None:
         "{",
         "[" * 30_000,
         '{"Statement": []}',
+        '{"Statement": [{"Effect": []}], "Version": []}',
+        '{"Statement": [{"Effect": []}]}',
         '{"Statement": ["x"]}',
         '{"Statement": [], "Statement": []}',
         '{"Statement": [{"Effect": "Deny", "Effect": "Allow"}]}',

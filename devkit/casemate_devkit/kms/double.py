@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 Client = Any  # boto3 carries no types
 
+_CONFIG = Config(
+    retries={"total_max_attempts": 1},
+    connect_timeout=5,
+    read_timeout=30,
+    proxies={},  # whatever the environment says: the double is on loopback
+)
 _START_S = 60.0  # moto and botocore take seconds to import on a busy machine
 _STOP_S = 10.0
 
@@ -125,7 +131,7 @@ class KmsDouble:
             aws_access_key_id=principal.access_key_id,
             aws_secret_access_key=principal.secret_access_key,
             aws_session_token=principal.session_token,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30),
+            config=_CONFIG,
         )
 
     def _start_thread(self) -> None:

@@ -78,7 +78,7 @@ def parse_policy(text: str) -> dict[str, Any]:
         raise _malformed("it has no statements")
     for item in statements:
         actions = {"Action", "NotAction"} & item.keys()
-        if item.get("Effect") not in {"Allow", "Deny"} or len(actions) != 1:
+        if str(item.get("Effect")) not in {"Allow", "Deny"} or len(actions) != 1:
             raise _malformed("a statement lacks Effect or Action")
         if "Resource" not in item or not {"Principal", "NotPrincipal"} & item.keys():
             raise _malformed("a statement lacks Principal or Resource")
@@ -88,7 +88,7 @@ def parse_policy(text: str) -> dict[str, Any]:
 def decide(policy: dict[str, Any], request: AccessRequest) -> Decision:
     """Judge ``request``; the reason names the statement that decided or came nearest."""
     foreign = sorted(policy.keys() - _TOP)
-    if foreign or policy.get("Version", "2008-10-17") not in _VERSIONS:
+    if foreign or str(policy.get("Version", "2008-10-17")) not in _VERSIONS:
         what = f"the policy has an unknown element or version: {', '.join(foreign) or 'Version'}"
         return Decision(allowed=False, explicit=False, reason=Reason("policy", what))
     matches = [_match(index, item, request) for index, item in enumerate(_statements(policy))]

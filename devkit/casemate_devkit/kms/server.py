@@ -13,10 +13,11 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from casemate_devkit.kms.access import Call
 from casemate_devkit.kms.audit import AuditTrail
 from casemate_devkit.kms.errors import KmsError, Reason
 from casemate_devkit.kms.parameters import decode_parameters, encode_answer, operation_name
-from casemate_devkit.kms.service import Call, KmsService
+from casemate_devkit.kms.service import KmsService
 from casemate_devkit.kms.sigv4 import HttpRequest, authenticate
 from casemate_devkit.kms.tls import endpoint_host, server_context
 
@@ -59,6 +60,9 @@ class KmsServer(ThreadingHTTPServer):
             raise ValueError(msg)
         self.regions = {endpoint_host(region): region for region in regions}
         self.principals = {item.access_key_id: item for item in principals}
+        if len(self.principals) != len(principals):
+            msg = "two principals have the same access key id"
+            raise ValueError(msg)
         self.audit = AuditTrail(directory / "audit.jsonl")
         self.service = KmsService(roots, lambda: time.time_ns() // 1_000_000)
         self._tls = server_context(directory, regions)

@@ -14,7 +14,8 @@ MAIN = """
 import json, os, sys
 def main():
     import only_package
-    print(json.dumps({"path": sys.path, "environ": dict(os.environ), "package": only_package.__file__}))
+    origin = only_package.__file__
+    print(json.dumps({"path": sys.path, "environ": dict(os.environ), "package": origin}))
     return 0
 """
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
-from casemate_enclave import clock as module
-from casemate_enclave.clock import AttestedClock, boottime
+from casemate_enclave.clock import AttestedClock, boottime, set_wall_clock
 
 
 class Device:
@@ -113,6 +112,6 @@ def test_the_carrying_clock_counts_sleep_and_cannot_be_set() -> None:
 
 def test_the_wall_clock_is_set_to_the_devices_time(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(module.time, "clock_settime_ns", lambda *call: calls.append(call))
-    module.set_wall_clock(1_234)
+    monkeypatch.setattr(time, "clock_settime_ns", lambda *call: calls.append(call))
+    set_wall_clock(1_234)
     assert calls == [(time.CLOCK_REALTIME, 1_234_000_000)]

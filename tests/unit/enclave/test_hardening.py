@@ -13,7 +13,8 @@ journal = Journal()
 silence_tracebacks(journal)
 harden_process()
 libc = ctypes.CDLL(None)
-print(libc.prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE), faulthandler.is_enabled())
+core = resource.getrlimit(resource.RLIMIT_CORE)
+print(libc.prctl(3, 0, 0, 0, 0), core, faulthandler.is_enabled())
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("NoNewPrivs")])
 
 def fail():

@@ -1,6 +1,5 @@
 """onnxruntime behind the seam: what it is given, what it says (THREATS C1, C5, M3; SANDBOX.md)."""
 
-import struct
 import subprocess
 import sys
 import threading
@@ -8,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,11 +50,11 @@ def soon(seconds: float = 10) -> float:
     return time.monotonic() + seconds
 
 
-def load(runtime: OnnxRuntime, content: bytes, **header: object) -> LoadedModel:
+def load(runtime: OnnxRuntime, content: bytes, **header: Any) -> LoadedModel:  # noqa: ANN401 - as replace takes them
     return runtime.load({"m.onnx": content}, replace(HEADER, **header))
 
 
-def rejected(runtime: OnnxRuntime, files: Mapping[str, bytes], **header: object) -> str:
+def rejected(runtime: OnnxRuntime, files: Mapping[str, bytes], **header: Any) -> str:  # noqa: ANN401 - as above
     with pytest.raises(ModelError) as refusal:
         runtime.load(files, replace(HEADER, **header))
     assert refusal.value.code == Code.MODEL_REJECTED
@@ -64,11 +64,6 @@ def rejected(runtime: OnnxRuntime, files: Mapping[str, bytes], **header: object)
 def test_a_model_runs_from_bytes(runtime: OnnxRuntime) -> None:
     model = load(runtime, onnx.linear())
     assert model.run({"x": ROWS}, ["y"], soon())["y"].tolist() == [[9, 12], [1, 2]]
-
-
-def test_the_committed_model_is_this_encoders() -> None:
-    data = Path(__file__).parents[2] / "data" / "linear.onnx"
-    assert data.read_bytes() == onnx.linear()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +79,7 @@ def test_no_model_reads_outside_its_sealed_file(
     monkeypatch.chdir("/")
     tensor = onnx.external_tensor("w", (3, 2), location=location, offset="0", length="24")
     files = {"m.onnx": onnx.linear(tensor), "w.bin": WEIGHTS}
-    assert "outside" in rejected(runtime, files) or location == "m.onnx"
+    assert "outside" in rejected(runtime, files)
 
 
 def test_a_path_of_the_sealed_file_with_a_meaning_is_refused(runtime: OnnxRuntime) -> None:
@@ -96,9 +91,10 @@ def test_a_path_of_the_sealed_file_with_a_meaning_is_refused(runtime: OnnxRuntim
 
 def test_external_data_comes_from_the_sealed_file(runtime: OnnxRuntime) -> None:
     tensor = onnx.external_tensor("w", (3, 2), location="d/w.bin", offset="4", length="24")
-    files = {"m.onnx": onnx.linear(tensor), "d/w.bin": bytearray(b"\0\0\0\0" + WEIGHTS)}
+    weights = bytearray(b"\0\0\0\0" + WEIGHTS)
+    files: dict[str, Any] = {"m.onnx": onnx.linear(tensor), "d/w.bin": weights}
     model = runtime.load(files, HEADER)
-    files["d/w.bin"][:] = bytes(28)  # nothing refers to it any longer
+    weights[:] = bytes(28)  # nothing refers to it any longer
     assert model.run({"x": ROWS}, ["y"], soon())["y"].tolist() == [[9, 12], [1, 2]]
 
 
@@ -245,12 +241,12 @@ def test_onnxruntime_phones_nobody(tmp_path: Path) -> None:
     """No thread of its own, no file, no socket: the switch works in this version too."""
     script = f"""
 import os
-import casemate_enclave.runtime, onnxruntime
-model = onnxruntime.InferenceSession({onnx.linear()!r}, providers=["CPUExecutionProvider"])
+import onnxruntime
+from casemate_enclave.runtime import _session_options
+onnxruntime.InferenceSession({onnx.linear()!r}, _session_options([]))
 links = [os.readlink(f"/proc/self/fd/{{fd}}") for fd in os.listdir("/proc/self/fd") if
          os.path.lexists(f"/proc/self/fd/{{fd}}")]
-names = [open(f"/proc/self/task/{{task}}/comm").read().strip() for task in os.listdir("/proc/self/task")]
-print(any(link.startswith("socket:") for link in links), len(set(names)))
+print(any(link.startswith("socket:") for link in links), len(os.listdir("/proc/self/task")))
 """
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = python(script, tmp_path, **quiet)
@@ -262,4 +258,3 @@ def test_a_run_starts_no_threads_of_its_own(runtime: OnnxRuntime) -> None:
     before = len(list(Path("/proc/self/task").iterdir()))
     load(runtime, onnx.linear()).run({"x": ROWS}, ["y"], soon())
     assert len(list(Path("/proc/self/task").iterdir())) == before
-    assert struct.calcsize("<f") == 4

@@ -76,7 +76,7 @@ def test_a_silent_proxy_is_given_up_in_time(tmp_path: Path) -> None:
     with pytest.raises(KeyReleaseError) as caught, until(start + 0.2):
         dialer(proxy.address)("host", 443)
     assert caught.value.code is Code.KEY_RELEASE_UNAVAILABLE
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 4
     assert proxy.closed.wait(2)
 
 

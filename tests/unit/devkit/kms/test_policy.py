@@ -158,6 +158,7 @@ def test_assumed_role_is_named_by_its_role_or_session() -> None:
 def test_unknown_top_level_element_or_version_denies() -> None:
     assert not judge(ALLOW, Surprise=1).allowed
     assert not judge(ALLOW, Version="2030-01-01").allowed
+    assert not judge(ALLOW, Version=[]).allowed
     assert judge(ALLOW, Id="x", Version="2008-10-17").allowed
 
 
@@ -202,6 +203,7 @@ def test_not_understood_is_listed() -> None:
         "[" * 100_000,
         json.dumps({"Statement": []}),
         json.dumps({"Statement": ["x"]}),
+        json.dumps({"Statement": [ALLOW | {"Effect": []}]}),
         json.dumps({"Statement": [ALLOW | {"Effect": "allow"}]}),
         json.dumps({"Statement": [ALLOW | {"NotAction": "x"}]}),
         json.dumps({"Statement": [{k: v for k, v in ALLOW.items() if k != "Resource"}]}),
