@@ -67,7 +67,7 @@ class Code(StrEnum):
     EVIDENCE_INSTANCE = "EVIDENCE_INSTANCE"
     EVIDENCE_AUDIENCE = "EVIDENCE_AUDIENCE"
     EVIDENCE_MODELS = "EVIDENCE_MODELS"
-    # On the client (SPEC 11.3, 12.2)
+    # On the client (SPEC 11.3, 12)
     POLICY_INVALID = "POLICY_INVALID"
     ANSWER_OPEN_FAILED = "ANSWER_OPEN_FAILED"
     ANSWER_INSTANCE_UNKNOWN = "ANSWER_INSTANCE_UNKNOWN"
@@ -103,7 +103,7 @@ class KeyReleaseError(CasemateError):
 
 
 class PolicyError(CasemateError):
-    """A trust policy or key policy was refused (SPEC 12.2)."""
+    """A trust policy or key policy was refused (SPEC 12)."""
 
 
 class FrameError(CasemateError):

@@ -29,7 +29,8 @@ class EnclaveProcess:
 
     ``measurement`` is what the launcher measured, ``nsm`` the module of this one start, ``pki``
     what signs for it, ``run_dir`` what the enclave shares with the host, ``form`` how it is
-    isolated. ``pid`` is the enclave's as seen from here, 0 before the start.
+    isolated. ``pid`` is the enclave's as seen from here, 0 before the start; ``nsm_dir`` holds the
+    module's socket.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class EnclaveProcess:
         registers = boot_registers(self.measurement, self.pki.instance_id, debug=debug)
         self.nsm = SimulatedNsm(self.pki, registers)
         self.pid = 0
+        self.nsm_dir: Path | None = None
         self._stderr = stderr
         self._spawner: subprocess.Popen[str] | None = None
         self._status: int | None = None

@@ -45,7 +45,10 @@ def receive_answer(channel: socket.socket) -> Answer | None:
         return None
     length, kind, _ = frames.parse_head(head)
     size = length - frames.COUNTED
-    return Answer(kind, _receive(channel, size) if size else b"")
+    payload = _receive(channel, size) if size else b""
+    if len(payload) != size:
+        raise FrameError(Code.MALFORMED, "connection closed within a frame")
+    return Answer(kind, payload)
 
 
 def _receive(channel: socket.socket, size: int) -> bytes:

@@ -61,9 +61,11 @@ def probe(tree: Path, short_path: Path) -> Path:
     return root
 
 
-def start(probe: Path, **options: Any) -> EnclaveProcess:
+def start(probe: Path, *, debug: bool = False, unsafe: bool = False) -> EnclaveProcess:
     base = probe.parent
-    return EnclaveProcess(probe, base / "pki", base / "run", **options)
+    return EnclaveProcess(
+        probe, base / "pki", base / "run", debug=debug, unsafe_no_namespaces=unsafe
+    )
 
 
 def say(run: Path, word: bytes) -> bytes:
@@ -190,7 +192,7 @@ def test_the_libraries_run_inside(tree: Path, probe: Path, user: str) -> None:
 # --- measurement and the security module
 
 
-def documented(seen: dict[str, Any]) -> Any:
+def documented(seen: dict[str, Any]) -> cbor.Value:
     document = cbor.decode_nsm(bytes.fromhex(seen["attestation"]))["Attestation"]["document"]
     length = int.from_bytes(document[8:10], "big")
     return cbor.decode_nsm(document[10 : 10 + length])
@@ -254,6 +256,7 @@ def test_the_forged_bytecode_would_run_without_the_measured_option(probe: Path) 
 def test_another_process_cannot_ask_the_module(probe: Path) -> None:
     with start(probe) as enclave:
         facts(enclave.run_dir)
+        assert enclave.nsm_dir
         path = str(enclave.nsm_dir / "nsm.sock")
         with socket.socket(socket.AF_UNIX) as channel:
             channel.settimeout(5)
@@ -429,7 +432,7 @@ def test_the_unsafe_form_is_measured_differently_and_says_so(probe: Path) -> Non
 
 
 def test_the_unsafe_form_runs_the_trees_own_libraries(probe: Path) -> None:
-    with start(probe, unsafe_no_namespaces=True) as enclave:
+    with start(probe, unsafe=True) as enclave:
         facts(enclave.run_dir)
         mapped = Path(f"/proc/{enclave.pid}/maps").read_text().split()
     loaded = {path for path in mapped if path.startswith("/") and ".so" in path}

@@ -85,8 +85,9 @@ def test_a2_other_shapes() -> None:
         b"\xa2" + 2 * (b"\x00" + cbor(bytes(48))),
         b"\xbf" + 2 * (b"\x00" + cbor(bytes(48))) + b"\xff",
         b"\xa2\x00" + cbor(bytes(48)) + b"\x18\x00" + cbor(bytes(48)),
+        b"\xa1\x18\x00" + cbor(bytes(48)),
     ],
-    ids=["twice", "twice, indefinite", "once not shortest"],
+    ids=["twice", "twice, indefinite", "once not shortest", "not shortest"],
 )
 def test_a3_duplicate_registers(pcrs: bytes) -> None:
     payload_refused(pcrs=Raw(pcrs))

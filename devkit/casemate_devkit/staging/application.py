@@ -16,7 +16,8 @@ PACKAGES: Final = ("casemate", "casemate_enclave", "casemate_kms")
 LEFT_OUT: Final = {
     "casemate/client": "what data owners run",
     "casemate/envelope/sealing": "the client's side of the envelope",
-    "casemate/kms_policy": "writes and checks key policies, for those who own the keys",
+    "casemate/kms_policy": "writes key policies, for those who own the keys",
+    "casemate/kms_policy_check": "checks them",
     "casemate/onnx": "reads a model's signature for the publisher who seals it",
 }
 

@@ -27,6 +27,7 @@ from casemate.attestation import (
 )
 from casemate.errors import Code, EvidenceError
 from tests.support import evidence as ev
+from tests.support import nitro_pki as pki
 from tests.support.nitro_pki import NOW
 
 if TYPE_CHECKING:
@@ -247,6 +248,11 @@ def test_log_length_and_shape() -> None:
 def test_non_canonical_encodings_are_refused() -> None:
     encoded = ev.INSTANCE.encode()
     for wrong in (encoded + b"\x00", encoded[:-1], b"\xbf" + encoded[1:] + b"\xff"):
+        refused(InstanceConfig.parse, wrong, Code.EVIDENCE_INSTANCE)
+    long_head = encoded.replace(b"\x61v\x01", b"\x61v\x18\x01")
+    unsorted = pki.cbor(dict(reversed(cbor.decode(encoded).items())))
+    assert len({encoded, long_head, unsorted}) == 3
+    for wrong in (long_head, unsorted):
         refused(InstanceConfig.parse, wrong, Code.EVIDENCE_INSTANCE)
 
 

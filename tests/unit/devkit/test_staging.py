@@ -63,11 +63,12 @@ def staged() -> set[str]:
 
 
 def test_what_the_enclave_imports_is_staged() -> None:
-    assert needed() - staged() == set()
+    assert not needed() - staged()
 
 
 def test_what_is_staged_is_imported_by_the_enclave() -> None:
-    assert staged() - needed() == set()
+    surplus = staged() - needed()
+    assert not surplus, "list them in LEFT_OUT of casemate_devkit.staging.application"
 
 
 def test_neither_client_nor_grpc_nor_command_line_is_staged() -> None:
