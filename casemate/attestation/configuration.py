@@ -25,6 +25,7 @@ PUBLISHER_BYTES: Final = 32
 PARTITIONS: Final = ("aws", "aws-cn", "aws-us-gov")
 PROVIDERS: Final = ("CPUExecutionProvider",)
 PCR_CONFIGURATION: Final = 16
+KEY_POLICY_VARIABLE: Final = "${"  # would make a key policy's condition say something else
 
 _CODE: Final = Code.EVIDENCE_CONFIGURATION
 _REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]")
@@ -106,6 +107,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         between(len(self.audience.encode()), 1, limits.AUDIENCE_MAX, _CODE, "bytes of audience")
+        require(KEY_POLICY_VARIABLE not in self.audience, _CODE, "audience: a variable within")
         between(len(self.publishers), 1, limits.PUBLISHERS_MAX, _CODE, "publishers")
         for publisher in self.publishers:
             sized(publisher, PUBLISHER_BYTES, PUBLISHER_BYTES, _CODE, "publisher key")

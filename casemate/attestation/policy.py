@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import limits
 from casemate.attestation import _toml
 from casemate.attestation._checks import MODEL_NAME
+from casemate.attestation.configuration import KEY_POLICY_VARIABLE
 from casemate.wire import HASH_BYTES
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class TrustPolicy:
     def __post_init__(self) -> None:
         _require(self.platform == PLATFORM_NITRO_ENCLAVE, "platform is not known")
         _between(len(self.audience.encode()), limits.AUDIENCE_MAX, "bytes of audience")
+        _require(KEY_POLICY_VARIABLE not in self.audience, "audience: a variable within")
         _between(len(self.roots), limits.POLICY_ROOTS_MAX, "roots")
         _sizes(self.roots, _ROOT_BYTES, "roots")
         _require(self.evidence in {FRESH, STAPLED}, "evidence is neither fresh nor stapled")

@@ -85,6 +85,9 @@ class Patience:
         self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
         self._thread.start()
 
     @contextlib.contextmanager

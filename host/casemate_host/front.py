@@ -78,6 +78,7 @@ class Front:
         except (RuntimeError, OSError) as error:
             kind = type(error).__name__
             raise CasemateError(Code.UNAVAILABLE, f"cannot listen on {listen}: {kind}") from None
+        self._patience.start()
         self._server.start()
         return f"{listen.rsplit(':', 1)[0]}:{port}"
 

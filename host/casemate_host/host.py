@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from casemate.errors import CasemateError
 from casemate_host.control import Control
 from casemate_host.egress import Egress
 from casemate_host.events import log
@@ -40,7 +41,12 @@ class Host:
         """Open the way out, listen, look for the enclave; return the bound ``host:port``."""
         if self._egress is not None:
             self._egress.start()
-        address = self._front.start()
+        try:
+            address = self._front.start()
+        except CasemateError:
+            if self._egress is not None:
+                self._egress.stop()
+            raise
         self._supervisor.start()
         self._reporter.start()
         log.info("listening", address=address, tls=self._config.front.tls is not None)

@@ -161,6 +161,16 @@ def test_isolation(isolated: tuple[EnclaveProcess, dict[str, Any]]) -> None:
     assert set(seen["root"]) == {path.name for path in enclave.tree.iterdir()}
     assert seen["processors"] == os.cpu_count()
     assert seen["writable"] == [cmdline.RUN]
+    view = ["nodev", "noexec", "nosuid", "ro"]
+    assert seen["mounts"] == {
+        "/": ["nodev", "nosuid", "ro"],
+        cmdline.RUN: ["nodev", "noexec", "nosuid", "rw"],
+        cmdline.NSM: view,
+        "/proc/cpuinfo": view,
+        "/proc/meminfo": view,
+        "/proc/self": view,
+        "/sys/devices/system/cpu": view,
+    }
 
 
 def test_the_hosts_sockets_can_be_reached_whoever_makes_them_and_when(

@@ -24,7 +24,6 @@ from typing import Any, Self
 import pytest
 
 from casemate_devkit.enclave_process import EnclaveProcess
-from casemate_devkit.stage import stage
 from casemate_devkit.staging.files import link_tree
 from casemate_enclave.sandbox import landlock
 from tests.support import sandbox_neighbour, sandbox_probe
@@ -32,9 +31,7 @@ from tests.support.sandbox_probe import DONE
 
 pytestmark = pytest.mark.integration
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STAGE = REPOSITORY / ".stage"
-NOBODY = 65534
+MODEL = Path(__file__).resolve().parents[2] / "examples/wdbc/wdbc.onnx"
 
 Skip = frozenset[str]
 Attempts = Callable[[Skip], dict[str, str]]
@@ -158,30 +155,26 @@ class Trial:
                 answer: dict[str, Any] = json.loads(reader.readline())
                 return answer
 
-    def user(self) -> int:
-        return Path(f"/proc/{self.enclave.pid}").stat().st_uid
-
 
 @contextlib.contextmanager
-def changed_tree(changes: dict[str, bytes]) -> Iterator[Path]:
+def changed(tree: Path, changes: dict[str, bytes]) -> Iterator[Path]:
     """A copy of the staged tree in which some files are others."""
-    stage(STAGE / "tree")
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=STAGE) as scratch:
-        tree = Path(scratch) / "tree"
-        link_tree(STAGE / "tree", tree)
+    # Beside it: links do not cross file systems.
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=tree.parent) as scratch:
+        copy = Path(scratch) / "tree"
+        link_tree(tree, copy)
         for name, content in changes.items():
-            (tree / name).unlink(missing_ok=True)  # a link: the staged tree's own must not change
-            (tree / name).write_bytes(content)
-        yield tree
+            (copy / name).unlink(missing_ok=True)  # a link: the staged tree's own must not change
+            (copy / name).write_bytes(content)
+        yield copy
 
 
 @pytest.fixture(scope="module")
-def probe_tree() -> Iterator[Path]:
+def probe_tree(tree: Path) -> Iterator[Path]:
     """A tree whose first code is the probe."""
-    model = (REPOSITORY / "examples/wdbc/wdbc.onnx").read_bytes()
     probe = Path(sandbox_probe.__file__).read_bytes()
-    with changed_tree({"app/boot.py": probe, "app/probe.onnx": model}) as tree:
-        yield tree
+    with changed(tree, {"app/boot.py": probe, "app/probe.onnx": MODEL.read_bytes()}) as copy:
+        yield copy
 
 
 @pytest.fixture(scope="module")
@@ -305,9 +298,8 @@ def enclave(tree: Path, base: Path) -> Iterator[tuple[EnclaveProcess, Path]]:
             yield process, base / "events"
 
 
-def test_the_enclave_is_confined_before_it_serves(tmp_path: Path) -> None:
-    stage(STAGE / "tree")
-    with enclave(STAGE / "tree", tmp_path) as (process, log):
+def test_the_enclave_is_confined_before_it_serves(tree: Path, short_path: Path) -> None:
+    with enclave(tree, short_path) as (process, log):
         deadline = time.monotonic() + 30
         while not events_of(log):
             assert process.running()
@@ -316,8 +308,7 @@ def test_the_enclave_is_confined_before_it_serves(tmp_path: Path) -> None:
         assert events_of(log) == [{"event": "STARTED", "count": landlock.version()}]
         assert landlock.version() > 0
         assert_confined(process.pid)
-        user = int(status_of(Path(f"/proc/{process.pid}"))["Uid"].split()[0])
-        with neighbour("attack", process.pid, user) as outcomes:
+        with neighbour("attack", process.pid, user_of(process)) as outcomes:
             assert DONE not in outcomes.values()
 
 
@@ -327,14 +318,16 @@ def test_the_enclave_is_confined_before_it_serves(tmp_path: Path) -> None:
         ("landlock", b"\ndef version() -> int:\n    return 0\n"),
         ("seccomp", b"\ndef load(program: bytes) -> None:\n    raise OSError(errno.ENOSYS, '')\n"),
     ],
+    ids=["landlock", "seccomp"],
 )
-def test_the_enclave_does_not_start_unconfined(module: str, absent: bytes, tmp_path: Path) -> None:
+def test_the_enclave_does_not_start_unconfined(
+    module: str, absent: bytes, tree: Path, short_path: Path
+) -> None:
     name = f"app/casemate_enclave/sandbox/{module}.py"
-    stage(STAGE / "tree")
-    source = (STAGE / "tree" / name).read_bytes()
+    source = (tree / name).read_bytes()
     with (
-        changed_tree({name: source + absent}) as tree,
-        enclave(tree, tmp_path) as (process, log),
+        changed(tree, {name: source + absent}) as copy,
+        enclave(copy, short_path) as (process, log),
     ):
         assert process.wait(30) == 1
         assert events_of(log) == [{"event": "NOT_CONFINED"}]
@@ -346,6 +339,10 @@ def test_the_enclave_does_not_start_unconfined(module: str, absent: bytes, tmp_p
 def status_of(task: Path) -> dict[str, str]:
     lines = (task / "status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def user_of(process: EnclaveProcess) -> int:
+    return int(status_of(Path(f"/proc/{process.pid}"))["Uid"].split()[0])
 
 
 def assert_confined(pid: int) -> None:
@@ -397,13 +394,9 @@ def test_none_of_its_memory_is_writable_and_executable(confined: Trial) -> None:
 ATTACKS = [function.__name__ for function in sandbox_neighbour.ATTACKS]
 
 
-def enclave_user(trial: Trial) -> int:
-    return int(status_of(Path(f"/proc/{trial.enclave.pid}"))["Uid"].split()[0])
-
-
 @pytest.fixture(scope="module")
 def attacks(confined: Trial) -> dict[str, str]:
-    with neighbour("attack", confined.enclave.pid, enclave_user(confined)) as outcomes:
+    with neighbour("attack", confined.enclave.pid, user_of(confined.enclave)) as outcomes:
         return outcomes
 
 
@@ -411,7 +404,7 @@ def attacks(confined: Trial) -> dict[str, str]:
 def attacks_unhardened(probe_tree: Path, outside: Outside) -> dict[str, str]:
     with (
         Trial(probe_tree, outside, NO_HARDENING) as trial,
-        neighbour("attack", trial.enclave.pid, enclave_user(trial)) as outcomes,
+        neighbour("attack", trial.enclave.pid, user_of(trial.enclave)) as outcomes,
     ):
         return outcomes
 

@@ -58,6 +58,13 @@ def writable() -> list[str]:
     ]
 
 
+def mounts() -> dict[str, list[str]]:
+    """Each mount point with the flags that restrict it."""
+    restricting = {"ro", "rw", "nosuid", "nodev", "noexec"}
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return {line[1]: sorted(restricting.intersection(line[3].split(","))) for line in lines}
+
+
 def look() -> dict[str, Any]:
     return {
         "argv": sys.argv,
@@ -89,6 +96,7 @@ def look_around() -> dict[str, Any]:
         "root": sorted(path.name for path in Path("/").iterdir()),
         "devices": [path.name for path in Path("/dev").iterdir()],
         "writable": writable(),
+        "mounts": mounts(),
     }
 
 

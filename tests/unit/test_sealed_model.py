@@ -302,6 +302,15 @@ def sealed_under(header: bytes, content: bytes) -> bytes:
     return head + bytes(seal_content(key, m_hash, content))
 
 
+def test_a_wrong_commitment_is_refused_though_all_chunks_open(small: bytes) -> None:
+    """Else one file could open to two models under two keys."""
+    fields = cbor.decode(small[12 : head_length(small) - 68])
+    for commitment in (bytes(32), fields["key_commitment"][::-1]):
+        header = cbor.encode(fields | {"key_commitment": commitment})
+        file = sealed_under(header, b"".join(SMALL.values()))
+        assert refused(file) == Code.MODEL_OPEN_FAILED
+
+
 def test_a_wrong_digest_is_refused_though_all_chunks_open(small: bytes) -> None:
     header = small[12 : head_length(small) - 68]
     content = b"".join(SMALL.values())

@@ -28,11 +28,10 @@ _NEW_THREAD: Final = 0x3D0F00
 _PROT_EXEC: Final = 0x4
 # Access mode, O_CREAT, O_TRUNC and the bit of O_TMPFILE: the same on both processors.
 _OPEN_FOR_WRITING: Final = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | 0o20000000
-_FILE_CONTROL: Final = (1, 2, 3, 4)  # F_GETFD, F_SETFD, F_GETFL, F_SETFL
+_FILE_CONTROL: Final = (1, 3)  # F_GETFD, F_GETFL
 _SOCKET_CONTROL: Final = (0x5421, 0x541B, 0x5451, 0x5450)  # FIONBIO, FIONREAD, FIOCLEX, FIONCLEX
 _NSM_CONTROL: Final = 0xC0200A00
 _CLOCK_REALTIME: Final = 0
-_PR_SET_NAME: Final = 15
 # The kernels of onnxruntime for AMX ask the operating system for the processor's tile registers.
 _ARCH_REQ_XCOMP_PERM: Final = 0x1023
 _XFEATURE_XTILEDATA: Final = 18
@@ -41,24 +40,16 @@ _ALWAYS: Final = (
     # Memory; nothing becomes executable, see below
     *("brk", "munmap", "mremap", "madvise", "mlock", "munlock"),
     # Threads and time
-    *(
-        "futex",
-        "set_robust_list",
-        "rseq",
-        "sched_yield",
-        "sched_getaffinity",
-        "sched_setaffinity",
-        "getcpu",
-    ),
-    *("clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "restart_syscall"),
-    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "exit", "exit_group"),
+    *("futex", "set_robust_list", "rseq", "sched_yield", "sched_getaffinity", "getcpu"),
+    *("clock_gettime", "clock_nanosleep", "restart_syscall"),
+    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "exit", "exit_group"),
     # Descriptors; files only as far as Landlock lets them open, and for reading
-    *("read", "readv", "pread64", "write", "writev", "close", "lseek", "poll", "ppoll"),
-    *("fstat", "newfstatat", "statx", "getdents64", "readlink", "readlinkat"),
-    # Sockets that exist
-    *("connect", "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg", "shutdown"),
-    *("getsockname", "getpeername", "getsockopt", "setsockopt"),
-    # Facts about itself
+    *("read", "write", "writev", "close", "lseek", "poll", "ppoll"),
+    *("fstat", "newfstatat", "getdents64"),
+    # Sockets; without recvmsg no descriptor can be handed in
+    *("connect", "accept4", "sendto", "sendmsg", "recvfrom", "shutdown"),
+    *("getsockname", "getpeername", "getsockopt"),
+    # Facts about itself; callers take it that these cannot fail
     *("getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "uname", "getrandom"),
 )
 
@@ -83,6 +74,5 @@ def calls_of(form: str) -> Mapping[str, tuple[Among, ...]]:
         "socket": (Among(0, families), Among(1, (_STREAM,), _TYPE_MASK)),
         "ioctl": (Among(1, controls),),
         "fcntl": (Among(1, _FILE_CONTROL),),
-        "prctl": (Among(0, (_PR_SET_NAME,)),),
         "arch_prctl": (Among(0, (_ARCH_REQ_XCOMP_PERM,)), Among(1, (_XFEATURE_XTILEDATA,))),
     }

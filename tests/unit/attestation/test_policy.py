@@ -77,6 +77,7 @@ def test_every_key_is_mandatory(line: str) -> None:
         ("nitro-enclave", ""),
         ("clinic.example/screening", ""),
         ("clinic.example/screening", "x" * 256),
+        ("clinic.example/screening", "clinic/${aws:username}"),
         (f'["{ROOT}"]', "[]"),
         (f'["{ROOT}"]', f'"{ROOT}"'),
         (f'["{ROOT}"]', f'["{ROOT}", "{ROOT}"]'),

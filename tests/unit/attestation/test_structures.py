@@ -59,6 +59,7 @@ CONFIGURATION_CHANGES: list[dict[str, object]] = [
     {"audience": ""},
     {"audience": "x" * 256},
     {"audience": "ä" * 128},
+    {"audience": "clinic/${aws:username}"},
     {"audience": b"bytes"},
     {"publishers": []},
     {"publishers": KEYS[:17]},

@@ -75,6 +75,7 @@ def test_what_is_no_preamble_is_an_invalid_request(data: bytes) -> None:
         {"status": "ok"},
         {"status": "no such code"},
         {"detail": "x" * 513},
+        {"detail": "\u00fc" * 257},
         {"detail": None},
         {"model": ""},
         {"version": 0},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,30 @@ def test_a_request_held_up_cannot_outlive_its_window() -> None:
     table.accept(A, BOOT, BOOT + 100, 0, BOOT + 50)
     table.accept(B, BOOT, BOOT + 200, 0, BOOT + 150)
     assert refused(table, A, BOOT, BOOT + 100, 0, BOOT + 60) == Code.EXPIRED
+
+
+def test_state_moves_only_under_the_lock() -> None:
+    """A race is too rare to wait for: look at the lock instead."""
+    table = ReplayTable(BOOT, 4)
+    lock = table._lock
+    held: list[bool] = []
+
+    class Watched(dict[bytes, Any]):
+        def get(self, *args: Any) -> Any:  # noqa: ANN401 - as dict's
+            held.append(lock.locked())
+            return super().get(*args)
+
+        def __setitem__(self, key: bytes, value: object) -> None:
+            held.append(lock.locked())
+            super().__setitem__(key, value)
+
+    table._sessions = Watched()
+    table.accept(A, BOOT, BOOT + HOUR, 0, BOOT)
+    table.accept(A, BOOT, BOOT + HOUR, 1, BOOT)
+    assert held == [True, True, True]
+    assert not lock.locked()
+    assert refused(table, A, BOOT, BOOT + HOUR, 1, BOOT) == Code.REPLAYED
+    assert not lock.locked()
 
 
 def test_of_identical_requests_exactly_one_is_accepted() -> None:

@@ -6,6 +6,7 @@ import struct
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
+from unittest.mock import MagicMock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -189,6 +190,10 @@ def test_the_sequence_ends() -> None:
 
 
 def test_threads_never_share_a_sequence() -> None:
+    session = env.kms_session()
+    session._lock = watched = MagicMock(wraps=session._lock)
+    env.seal(session)
+    watched.__enter__.assert_called_once()  # a race is too rare to wait for
     session = env.kms_session()
     headers: list[bytes] = []
     threads = [

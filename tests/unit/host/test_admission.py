@@ -71,6 +71,7 @@ class _Context:
 
 def test_patience_ends_the_slow_and_only_them() -> None:
     patience = Patience(0.1)
+    patience.start()
     slow, quick = _Context(), _Context()
     with patience.waiting(cast("grpc.ServicerContext", quick)):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,7 +58,7 @@ def test_exceptions_show_no_locals(stream: io.StringIO) -> None:
 def test_foreign_texts_stay_out(stream: io.StringIO) -> None:
     logging.getLogger("grpc").warning("cannot parse %s", PLANTED)
     try:
-        {}[PLANTED]
+        os.environ[PLANTED]
     except KeyError as error:
         log.error("internal_error", **describe(error))
     library, internal = lines(stream)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -223,9 +223,9 @@ def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes
         assert ask(relay, b"warm") == b"done"
 
         class Dies(socket.socket):
-            def sendmsg(self, *args: object) -> int:  # type: ignore[override]
+            def sendmsg(self, *buffers: Any) -> int:  # noqa: ANN401 - as the class it extends
                 self.shutdown(socket.SHUT_RDWR)
-                return super().sendmsg(*args)  # type: ignore[arg-type]
+                return super().sendmsg(*buffers)
 
         idle = relay._idle.pop()
         relay._idle.append(Dies(fileno=idle.detach()))

@@ -1,0 +1,138 @@
+"""What loss, overload and rude callers do, and to whom (THREATS C3, H11, H13)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from casemate import limits
+from casemate.errors import Code
+from casemate_host.front import MESSAGE_MAX
+from tests.support.host_bench import (
+    HEALTH,
+    REFLECTION,
+    SERVICE,
+    SERVING,
+    Bench,
+    eventually,
+    reason,
+    refused,
+    serving,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.fake_enclave import FakeEnclave
+    from tests.support.nitro_pki import Chain
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("verb", [b"die", b"cut"])
+def test_an_enclave_that_dies_within_a_request(
+    bench: Bench, enclave: FakeEnclave, verb: bytes
+) -> None:
+    outcome = refused(lambda: bench.infer(verb))
+    assert outcome == (grpc.StatusCode.UNAVAILABLE, Code.UNAVAILABLE)
+    assert enclave.requests.count(verb) == 1
+    eventually(lambda: bench.host.board.standing.serving)
+    assert bench.infer(b"x") == b"x"
+
+
+def test_a_cancelled_call_frees_its_worker(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    with serving(short_path, chain, "unary = 1") as bench:
+        for _ in range(5):
+            before = len(enclave.requests)
+            call = bench.channel.unary_unary(SERVICE + "Infer").future(b"silent", timeout=30)
+            eventually(lambda seen=before: len(enclave.requests) > seen)  # type: ignore[misc]
+            call.cancel()
+        eventually(lambda: _answers(bench))
+
+
+def _answers(bench: Bench) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return bench.infer(b"x") == b"x"
+    return False
+
+
+def test_a_deadline_frees_its_worker(short_path: Path, chain: Chain, enclave: FakeEnclave) -> None:
+    with serving(short_path, chain, "unary = 1") as bench:
+        code, _ = refused(lambda: bench.infer(b"silent", timeout=0.2))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: _answers(bench))
+
+
+def test_overload_is_refused_with_its_code(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    with serving(short_path, chain, "unary = 2") as bench, ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(bench.infer, b"sleep:5") for _ in range(2)]
+        eventually(lambda: len(enclave.requests) == 2)
+        outcome = refused(lambda: bench.infer(b"x"))
+        assert outcome == (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.OVERLOADED)
+        assert bench.health() == SERVING
+        bench.evidence()
+        enclave.released.set()
+        assert [future.result() for future in busy] == [b"sleep:5"] * 2
+
+
+def test_oversized_messages_are_refused(bench: Bench, enclave: FakeEnclave) -> None:
+    outcome = refused(lambda: bench.infer(bytes(MESSAGE_MAX + 1)))
+    assert outcome == (grpc.StatusCode.RESOURCE_EXHAUSTED, Code.TOO_LARGE)
+    code, _ = refused(lambda: bench.infer(bytes(MESSAGE_MAX + 10 * limits.MIB)))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert enclave.requests == []
+    assert bench.infer(b"x") == b"x"
+
+
+def test_callers_who_send_nothing_cannot_keep_the_workers(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    with serving(short_path, chain, "unary = 2\nreceive_seconds = 1") as bench:
+        ended = threading.Event()
+        infer = bench.channel.stream_unary(SERVICE + "Infer")
+
+        def nothing() -> Iterator[bytes]:
+            ended.wait(20)
+            yield from ()
+
+        calls = [infer.future(nothing(), timeout=20) for _ in range(2)]
+        eventually(lambda: reason(lambda: bench.infer(b"x")) == Code.OVERLOADED, 5)
+        for call in calls:
+            assert refused(call.result)[0] is grpc.StatusCode.CANCELLED
+        assert bench.infer(b"x") == b"x"
+        ended.set()
+
+
+def test_a_call_without_a_message_is_malformed(bench: Bench) -> None:
+    infer = bench.channel.stream_unary(SERVICE + "Infer")
+    assert refused(lambda: infer(iter([]), timeout=5))[1] == Code.MALFORMED
+
+
+def test_held_open_streams_cannot_keep_the_workers(bench: Bench) -> None:
+    ended = threading.Event()
+
+    def silence() -> Iterator[bytes]:
+        ended.wait(20)
+        yield from ()
+
+    reflect = bench.channel.stream_stream(REFLECTION)
+    open_ones = [reflect(silence(), timeout=20) for _ in range(3 * limits.STREAMS_MAX)]
+    watch = bench.channel.unary_stream(HEALTH + "Watch")
+    eventually(lambda: reason(lambda: next(watch(b"", timeout=5))) == Code.OVERLOADED)
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(bench.infer, [b"sleep:0.02"] * 64)) == [b"sleep:0.02"] * 64
+    assert bench.health() == SERVING
+    ended.set()
+    for call in open_ones:
+        call.cancel()
+    eventually(lambda: reason(lambda: next(watch(b"", timeout=5))) is None)
