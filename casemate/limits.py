@@ -82,7 +82,8 @@ MODEL_BYTES_MAX: Final = 1 << 40
 ANSWER_BUCKET_MAX: Final = 64 * MIB
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
-TENSOR_DESCRIPTION_MAX: Final = 1 * KIB  # a name, a datatype, eight dimensions of ten bytes, with room
+# A name, a datatype, eight dimensions of ten bytes, with room.
+TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
 
@@ -100,16 +101,20 @@ EGRESS_NAME_MAX: Final = 259  # a 253-byte host name, colon, port
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
 UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains
-EVIDENCE_CALLS_MAX: Final = 4  # fresh documents being made; a stalled device must not hold the workers
+# Fresh documents being made; a stalled device must not hold the workers.
+EVIDENCE_CALLS_MAX: Final = 4
 EVIDENCE_RATE: Final = 10.0  # fresh documents a second: the device signs some tens
 EVIDENCE_BURST: Final = 20
-STREAMS_MAX: Final = 16  # health watches and reflection; each holds a worker for as long as it is open
+# Health watches and reflection; each holds a worker for as long as it is open.
+STREAMS_MAX: Final = 16
 SPARE_WORKERS: Final = 8  # answer health checks and refusals while all others are busy
 RECEIVE_TIMEOUT_S: Final = 30.0  # a caller may take this long to deliver its message
 DRAIN_DEFAULT_S: Final = 10.0
 HEALTH_PERIOD_S: Final = 2.0  # how long the loss of an idle enclave may go unseen
-CONTROL_TIMEOUT_S: Final = 10.0  # health, evidence, configuration: the enclave answers in milliseconds
-LOAD_TIMEOUT_S: Final = 600.0  # gigabytes of model, attested key release and optimisation by the runtime
+# Health, evidence, configuration: the enclave answers in milliseconds.
+CONTROL_TIMEOUT_S: Final = 10.0
+# Gigabytes of model, attested key release and optimisation by the runtime.
+LOAD_TIMEOUT_S: Final = 600.0
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 5.0  # a restarted enclave waits no longer than this for its configuration
 RELOAD_MAX_S: Final = 60.0  # between attempts to load a model that failed

@@ -27,8 +27,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 @pytest.fixture(scope="session")
 def tree() -> Path:
-    """The staged tree that `make stage` built."""
-    found = Path(__file__).resolve().parents[1] / ".stage/tree"
+    """The staged tree that `make stage` built, or the one that CASEMATE_TREE names."""
+    built = Path(__file__).resolve().parents[1] / ".stage/tree"
+    found = Path(os.environ.get("CASEMATE_TREE", built))
     assert (found / "app/boot.py").is_file(), "no staged tree: run the tests with `make test`"
     return found
 

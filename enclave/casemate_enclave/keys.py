@@ -23,12 +23,13 @@ _ROTATE_AFTER = limits.KEM_LIFETIME_MAX // 2
 class RingKey(Guarded):
     """One KEM key with the encoded configuration that publishes it."""
 
-    __slots__ = ("_private", "config", "encoded")
+    __slots__ = ("_private", "config", "encoded", "identifier")
 
     def __init__(self, private: KemKey, config: KeyConfig) -> None:
         self._private = private
         self.config = config
         self.encoded = config.encode()
+        self.identifier = key_id(self.encoded)
 
     @classmethod
     def generate(cls, not_before: int) -> Self:
@@ -64,7 +65,7 @@ class KeyRing:
         now = self._clock.now()
         with self._lock:
             for key in self._keys:
-                if key_id(key.encoded) == identifier and now < _kept_until(key):
+                if key.identifier == identifier and now < _kept_until(key):
                     return key
         raise EnvelopeError(Code.UNKNOWN_KEY, "this enclave has no such key")
 

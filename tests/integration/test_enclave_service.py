@@ -21,7 +21,7 @@ from casemate.attestation.structures import LogEntry, audience_hash, callers_dig
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.sealed_message import encode_sealed
 from casemate.envelope.sealing import DataKeySession
-from casemate.errors import Code, EvidenceError, FrameError
+from casemate.errors import CasemateError, Code, EvidenceError, FrameError
 from casemate.frames import ERROR, FrameType, exchange, receive_frame, send_frame
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.pki import NitroPki
@@ -97,6 +97,14 @@ def test_there_is_one_configuration(bench: Bench) -> None:
     assert bench.health()["state"] == "ready"
     assert refusal(bench.ask, FrameType.CONFIGURE, bench.configuration) == Code.ALREADY_CONFIGURED
     bench.verify(b"n" * 32)
+
+
+def test_a_configuration_that_lost_a_race_does_no_harm(bench: Bench) -> None:
+    bench.configure()
+    with pytest.raises(CasemateError) as refused:
+        bench.assembly.enclave.configure(bench.configuration)  # past the table of states
+    assert refused.value.code == Code.ALREADY_CONFIGURED
+    assert bench.health()["state"] == "ready"
 
 
 def test_two_configurations_at_once_leave_one(bench: Bench) -> None:
@@ -342,6 +350,25 @@ def test_without_key_release_there_is_only_hpke() -> None:
         assert refusal(bench.ask, FrameType.CREDENTIALS, payload) == Code.KEY_RELEASE_UNAVAILABLE
         answer = bench.infer(bench.session())
         assert answer.trailer.status == Code.UNKNOWN_MODEL
+
+
+def test_a_ciphertext_opens_under_the_committed_key_only(
+    served: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One header and ciphertext, a second key that opens them: equivocation (THREATS H20)."""
+    session, other = served.kms_session(), served.kms_session()
+    commitment = other._template.key_commitment
+    forged = replace(session._template, key_commitment=commitment)
+    monkeypatch.setattr(session, "_template", forged)
+    assert refusal(served.infer, session) == Code.OPEN_FAILED
+
+
+def test_a_session_may_start_at_a_document_that_is_ahead_of_the_carried_time() -> None:
+    shift = [0.0]
+    with Bench(clock=lambda: time.time() + shift[0]) as bench:
+        bench.serve()
+        shift[0] = 5.0  # the device's clock runs faster than the one that carries it
+        assert rows_of(bench.infer(bench.session())) == ANSWER
 
 
 # Sealed statuses

@@ -310,6 +310,8 @@ def launcher(probe: Path, *options: str) -> subprocess.Popen[str]:
             *(sys.executable, "-m", "casemate_devkit.launcher", "--tree", str(probe)),
             *("--pki", str(base / "pki"), "--run", str(base / "run"), *options),
         ],
+        # What a killed launcher leaves behind goes with the test's directory.
+        env={**os.environ, "TMPDIR": str(base)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -216,6 +216,22 @@ def test_shapes_that_lie_are_refused_without_memory(shape: list[int]) -> None:
     assert peak < 100_000
 
 
+@pytest.mark.parametrize(
+    ("shape", "raw"), [([-2, -3], bytes(24)), ([-1, 0], b""), ([1 << 62, 0], b"")]
+)
+def test_shapes_that_lie_are_refused_where_the_model_takes_any(
+    shape: list[int], raw: bytes
+) -> None:
+    described = Pb.InferInputTensor(name="x", datatype="FP32", shape=shape)
+    question = Pb(inputs=[described], raw_input_contents=[raw]).SerializeToString()
+    output = pb.ModelInferResponse.InferOutputTensor(name="x", datatype="FP32", shape=shape)
+    answer = pb.ModelInferResponse(outputs=[output], raw_output_contents=[raw]).SerializeToString()
+    with pytest.raises(CasemateError, match="out of bounds"):
+        read_request(question, [TensorSpec("x", "FP32", (0, 0))], [])
+    with pytest.raises(CasemateError, match="out of bounds"):
+        from_response(answer)
+
+
 def test_raw_lengths() -> None:
     message = request()
     message.raw_input_contents[0] += b"\0"

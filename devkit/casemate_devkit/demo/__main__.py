@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -45,6 +46,8 @@ def run(base: Path, tree: Path, folder: Path, *, keep: bool) -> int:
         click.secho(f"\nThe demonstration failed: {error}", fg="red", err=True)
         click.echo(f"Logs are in {base}", err=True)
         return 1
+    if not keep:
+        shutil.rmtree(base)
     elapsed = time.monotonic() - started
     click.secho(f"\nAll {story.checks} checks passed in {elapsed:.1f} s.", fg="green", bold=True)
     return 0

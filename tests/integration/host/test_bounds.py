@@ -106,7 +106,8 @@ def test_callers_who_send_nothing_cannot_keep_the_workers(
             yield from ()
 
         calls = [infer.future(nothing(), timeout=20) for _ in range(2)]
-        eventually(lambda: reason(lambda: bench.infer(b"x")) == Code.OVERLOADED, 5)
+        eventually(lambda: bench.host._front._unary._taken == 2)
+        assert reason(lambda: bench.infer(b"x")) == Code.OVERLOADED
         for call in calls:
             assert refused(call.result)[0] is grpc.StatusCode.CANCELLED
         assert bench.infer(b"x") == b"x"
@@ -128,7 +129,8 @@ def test_held_open_streams_cannot_keep_the_workers(bench: Bench) -> None:
     reflect = bench.channel.stream_stream(REFLECTION)
     open_ones = [reflect(silence(), timeout=20) for _ in range(3 * limits.STREAMS_MAX)]
     watch = bench.channel.unary_stream(HEALTH + "Watch")
-    eventually(lambda: reason(lambda: next(watch(b"", timeout=5))) == Code.OVERLOADED)
+    eventually(lambda: bench.host._front.health._streams._taken == limits.STREAMS_MAX)
+    assert reason(lambda: next(watch(b"", timeout=5))) == Code.OVERLOADED
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(bench.infer, [b"sleep:0.02"] * 64)) == [b"sleep:0.02"] * 64
     assert bench.health() == SERVING

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from casemate.errors import Code, ModelError, RequestError
@@ -126,6 +127,20 @@ def test_what_is_no_plain_onnx_model_is_rejected(
 ) -> None:
     rejected(runtime, {"m.onnx": content})
     assert capfd.readouterr() == ("", "")
+
+
+def test_onnxruntimes_own_format_is_rejected(
+    runtime: OnnxRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(onnx.linear(), options, providers=["CPUExecutionProvider"])
+    content = (tmp_path / "model.ort").read_bytes()
+    rejected(runtime, {"m.onnx": content})
+    # Were it to pass the scan, which reads protobuf, onnxruntime would still not take it.
+    monkeypatch.setattr("casemate_enclave.runtime.external_locations", lambda _: set())
+    assert "onnxruntime" in rejected(runtime, {"m.onnx": content})
 
 
 @pytest.mark.parametrize(
