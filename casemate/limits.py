@@ -49,7 +49,7 @@ CBOR_ITEMS: Final = 4096  # above the measurement log's 1,024 entries; bounds wo
 # A large tensor opens while it arrives; per-chunk cost below 0.1 % of AES-GCM.
 CHUNK: Final = 1 * MIB
 UNIT_MIN: Final = 1024  # smallest bucket: short requests look alike
-WRAPPED_KEY_MAX: Final = 6400  # a KMS ciphertext blob of 6,144 with its ARN
+WRAPPED_KEY_MAX: Final = 6404  # a KMS ciphertext blob of 6,144 with its LP(ARN) of at most 260
 CIPHERTEXT_BLOB_MAX: Final = 6144  # KMS API limit
 KEY_ARN_MAX: Final = 256
 HEADER_MAX: Final = 118 + 4 + WRAPPED_KEY_MAX

@@ -58,7 +58,10 @@ class ReplayTable:
         return len(self._sessions)
 
     def check_times(self, not_before: int, not_after: int, now: int) -> None:
-        """Refuse a session outside its time; raises EnvelopeError: STALE_SESSION or EXPIRED."""
+        """Refuse a session outside its time; raises EnvelopeError.
+
+        STALE_SESSION before boot or in the future, EXPIRED after its end, MALFORMED if too long.
+        """
         if not self._boot_time <= not_before <= now:
             raise EnvelopeError(
                 Code.STALE_SESSION, "the session starts before boot or in the future"
@@ -66,14 +69,14 @@ class ReplayTable:
         if now >= not_after:
             raise EnvelopeError(Code.EXPIRED, "the session has ended")
         if not_after - not_before > limits.SESSION_SPAN_MAX:
-            raise EnvelopeError(Code.STALE_SESSION, "the session spans more than an hour")
+            raise EnvelopeError(Code.MALFORMED, "the session spans more than an hour")
 
     def accept(
         self, commitment: bytes, not_before: int, not_after: int, sequence: int, now: int
     ) -> None:
         """Mark one authenticated request as seen, atomically, or refuse it.
 
-        Raises EnvelopeError, and marks nothing: STALE_SESSION, EXPIRED, REPLAYED or OVERLOADED.
+        Raises EnvelopeError, and marks nothing: as ``check_times``, REPLAYED or OVERLOADED.
         """
         with self._lock:
             # A thread that was held up must not bring back a session whose window is gone.

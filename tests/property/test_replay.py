@@ -41,7 +41,7 @@ class ReplayMachine(RuleBasedStateMachine):
         if end <= self.now:
             return Code.EXPIRED
         if end - start > SPAN_MAX:
-            return Code.STALE_SESSION
+            return Code.MALFORMED
         if commitment not in self.seen:
             return Code.OVERLOADED if len(self.seen) >= CAPACITY else Code.OK
         if self.times[commitment] != (start, end):

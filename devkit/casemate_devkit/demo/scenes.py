@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +23,6 @@ from casemate_devkit.local import AUDIENCE, MODEL
 from casemate_devkit.parties import run_tool
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from casemate.client import Client
     from casemate.sealed_model import ModelHeader
     from casemate_devkit.demo.story import Story
@@ -282,9 +282,11 @@ def find_pieces(record: bytes, pieces: list[bytes]) -> list[str]:
 def how_to_call(story: Story, world: LocalDeployment, folder: Path) -> None:
     """Say how to call the services that are left running."""
     story.scene("The services are left running")
+    if world.enclave is None or world.host is None:
+        raise Deviation("enclave or host is not running")
     environment = world.aws.environment(world.clinic.principals["app"])
     trust, key = world.clinic.directory / "trust.toml", world.clinic.directory / "key.pem"
-    casemate = "casemate"
+    casemate = Path(sys.executable).parent / "casemate"
     story.command(f"{casemate} verify {world.target} --policy {trust}")
     story.command(
         f"{casemate} infer {world.target} {MODEL} --policy {trust} --caller-key {key} "
@@ -293,3 +295,6 @@ def how_to_call(story: Story, world: LocalDeployment, folder: Path) -> None:
     story.say("With data keys from the clinic's own KMS, add --kms-key and this environment:")
     story.output("export " + " ".join(f"{k}={shlex.quote(v)}" for k, v in environment.items()))
     story.output(f"--kms-key {world.clinic_key}")
+    story.say("Stop them, and remove what the demonstration made, with:")
+    pids = (world.kms.pid, world.enclave.pid, world.host.pid)
+    story.command(f"kill {' '.join(map(str, pids))} && rm -r {world.base}")

@@ -26,7 +26,7 @@ def refused(table: ReplayTable, *args: object) -> Code:
         (BOOT, BOOT + HOUR, BOOT + HOUR - 1, None),
         (BOOT - 1, BOOT + 10, BOOT, Code.STALE_SESSION),
         (BOOT + 1, BOOT + 10, BOOT, Code.STALE_SESSION),
-        (BOOT, BOOT + HOUR + 1, BOOT, Code.STALE_SESSION),
+        (BOOT, BOOT + HOUR + 1, BOOT, Code.MALFORMED),
         (BOOT, BOOT + 10, BOOT + 10, Code.EXPIRED),
         (BOOT, BOOT, BOOT, Code.EXPIRED),
         (BOOT + 5, BOOT + 1, BOOT + 6, Code.EXPIRED),
