@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from casemate.channel import Address
 
-# Where the machine is the enclave's own, its wall clock is set from the device: TLS to KMS and the
-# signatures of requests to it read that clock.
+# Where the machine is the enclave's own, its wall clock is set from the device (TLS to KMS and the
+# signatures of requests to it read that clock), and its randomness is stirred by it.
 _OWN_MACHINE = frozenset({"nitro-enclave", "vm"})
 # The one form without a root of its own: there is no tree that could be told from the machine.
 _NO_ROOT = "unsafe-process"
@@ -43,6 +43,8 @@ def _confine_files(form: str, address: Address, nsm: str) -> int:
         return 0
     sockets = [os.path.dirname(address.path)] if isinstance(address, UnixAddress) else []  # noqa: PTH120
     devices = [nsm] if nsm.startswith("/") else []
+    if form in _OWN_MACHINE:
+        devices.append("/dev/urandom")
     return confine_files(tree_paths(), sockets, devices)
 
 
@@ -59,10 +61,13 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     from casemate_enclave.assembly import Assembly, kms_through  # noqa: PLC0415
     from casemate_enclave.clock import set_wall_clock  # noqa: PLC0415
     from casemate_enclave.dispatch import Dispatcher  # noqa: PLC0415
-    from casemate_enclave.nsm import open_nsm  # noqa: PLC0415
+    from casemate_enclave.nsm import open_nsm, seed_kernel  # noqa: PLC0415
     from casemate_enclave.server import Server  # noqa: PLC0415
 
-    assembly = Assembly(open_nsm(arguments.nsm), arguments.form, journal, kms_through(egress))
+    nsm = open_nsm(arguments.nsm)
+    if arguments.form in _OWN_MACHINE:
+        seed_kernel(nsm)
+    assembly = Assembly(nsm, arguments.form, journal, kms_through(egress))
     if arguments.form in _OWN_MACHINE:
         set_wall_clock(assembly.clock.stated)
     listener = listen(address)

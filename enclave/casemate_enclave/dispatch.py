@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from casemate import cbor, limits
 from casemate.errors import CasemateError, Code, KeyReleaseError
-from casemate.frames import FrameType
+from casemate.frames import COUNTED, FrameType
 from casemate_enclave.enclave import State
 from casemate_enclave.events import Counter, Event
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Keys = dict[str, type | tuple[type, ...]]
     Handlers = dict[FrameType, Callable[["Exchange"], Answer]]
 
-_FRAME_HEAD = 5  # type and budget: what the length counts before the payload
 _SEALED_OVERHEAD = (
     limits.HEADER_MAX + 64
 )  # beside the ciphertext: the header and protobuf's own bytes
@@ -78,9 +77,9 @@ class Dispatcher:
     def frame_limit(self) -> int:
         """The longest frame that makes sense in the present state, by the count of SPEC 9.2."""
         if self._enclave.state is not State.READY:
-            return _FRAME_HEAD + limits.CONFIGURATION_MAX
+            return COUNTED + limits.CONFIGURATION_MAX
         request_bytes = self._enclave.parts.configuration.limits.request_bytes
-        return _FRAME_HEAD + max(request_bytes + _SEALED_OVERHEAD, limits.CONFIGURATION_MAX)
+        return COUNTED + max(request_bytes + _SEALED_OVERHEAD, limits.CONFIGURATION_MAX)
 
     def answer(self, kind: int, exchange: Exchange) -> Answer:
         """Return the answer's payload; raises CasemateError, ConnectionEndError to hang up."""

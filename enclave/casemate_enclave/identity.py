@@ -93,7 +93,6 @@ class Identity:
         self._keys = keys
         self._log = log
         self._configuration = configuration
-        self._snapshot = threading.Lock()
         self._instance = instance.encode()
         self.instance_id = instance.instance_id
         self.instance_digest = digest(self._instance)
@@ -103,15 +102,15 @@ class Identity:
 
         Raises CasemateError(UNAVAILABLE) when the security module does not answer.
         """
-        with self._snapshot:
-            bundle = EvidenceBundle(
-                platform=PLATFORM,
-                attestation_document=b"",
-                configuration=self._configuration,
-                key_configs=self._keys.published(),
-                instance_config=self._instance,
-                measurement_log=self._log.encode(),
-            )
+        # The snapshot of SPEC 3.6: whatever changes from here on, these bytes do not.
+        bundle = EvidenceBundle(
+            platform=PLATFORM,
+            attestation_document=b"",
+            configuration=self._configuration,
+            key_configs=self._keys.published(),
+            instance_config=self._instance,
+            measurement_log=self._log.encode(),
+        )
         document = self._nsm.attest(public_key=None, user_data=bundle.user_data(), nonce=nonce)
         self._clock.observe(parse_document(document).timestamp)
         return replace(bundle, attestation_document=document).serialize()

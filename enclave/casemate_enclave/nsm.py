@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate import cbor, limits
@@ -162,6 +163,15 @@ def _bytes(result: dict[str, Any], key: str) -> bytes:
 
 def _unavailable(reason: str) -> CasemateError:
     return CasemateError(Code.UNAVAILABLE, f"security module: {reason}")
+
+
+def seed_kernel(nsm: Nsm, pool: str = "/dev/urandom") -> None:
+    """Stir the module's randomness into the kernel's, which a VM just started has little of.
+
+    Nothing is credited: a bad module cannot make it worse. Raises CasemateError or OSError.
+    """
+    with Path(pool).open("wb", buffering=0) as stream:
+        stream.write(nsm.random())
 
 
 def open_nsm(name: str) -> Nsm:

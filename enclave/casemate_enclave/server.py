@@ -13,6 +13,7 @@ from casemate import limits
 from casemate.errors import CasemateError, Code, FrameError
 from casemate.frames import (
     ANSWER,
+    COUNTED,
     FrameType,
     OversizedFrameError,
     receive_frame,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
 
 _PARENT_CID = 3  # linux/vm_sockets.h on Nitro: the instance that started the enclave
-_FRAME_HEAD = 5
 _ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
 
 # What may be said in the clear (SPEC 11.1); UNKNOWN_MODEL answers an unload.
@@ -66,9 +66,7 @@ class _Exchange:
     def _next(self, most: int) -> Frame:
         within_s = limits.FRAME_HEAD_TIMEOUT_S
         try:
-            frame = receive_frame(
-                self.channel, _FRAME_HEAD + most, idle_s=within_s, within_s=within_s
-            )
+            frame = receive_frame(self.channel, COUNTED + most, idle_s=within_s, within_s=within_s)
         except FrameError as error:
             raise ConnectionEndError(error.code, error.detail) from None
         except OSError:

@@ -102,11 +102,13 @@ class RequestService:
         raw_header, ciphertext = parse_sealed(payload)
         header = parse_request_header(raw_header)
         self._check_header(header, len(ciphertext))
-        prk = self._session_key(header, deadline)
+        wrapped = wire.digest(header.wrapped_key)
+        prk = self._session_key(header, wrapped, deadline)
         opened = open_request(raw_header, ciphertext, prk)
         preamble = _preamble(opened)
         caller = verify_caller(header, preamble) if preamble else None
-        self._accept(header, prk)
+        self._accept(header)
+        self._cache.put(wrapped, header.key_commitment, prk, header.not_after)
         outcome = self._outcome(opened, preamble, caller, deadline)
         return encode_sealed(*self._seal(opened, outcome))
 
@@ -128,10 +130,9 @@ class RequestService:
         own = self._identity.instance_id
         return (own,) if key_mode == KEY_MODE_HPKE else (own, ANY_INSTANCE)
 
-    def _session_key(self, header: RequestHeader, deadline: float) -> bytes:
+    def _session_key(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
         """Return prk(data key), whose commitment matched: from the cache, or unwrapped."""
-        name = wire.digest(header.wrapped_key)
-        cached = self._cache.get(name, header.key_commitment, self._clock.now())
+        cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
         return cached or check_commitment(header, self._unwrap(header, deadline))
 
     def _unwrap(self, header: RequestHeader, deadline: float) -> bytes:
@@ -146,14 +147,12 @@ class RequestService:
             deadline=deadline,
         )
 
-    def _accept(self, header: RequestHeader, prk: bytes) -> None:
+    def _accept(self, header: RequestHeader) -> None:
         # By the present time: an unwrap may have taken longer than the session had left.
         now = self._clock.now()
         self._replay.accept(
             header.key_commitment, header.not_before, header.not_after, header.sequence, now
         )
-        name = wire.digest(header.wrapped_key)
-        self._cache.put(name, header.key_commitment, prk, header.not_after)
 
     def _outcome(
         self,

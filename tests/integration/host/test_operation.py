@@ -142,10 +142,10 @@ def test_stopping_drains_what_is_under_way(
         with serving(short_path, chain) as bench:
             watch = bench.channel.unary_stream(HEALTH + "Watch")(b"", timeout=20)
             next(watch)
-            slow = pool.submit(bench.infer, b"sleep:0.5")
+            slow = pool.submit(bench.infer, b"sleep:1.2")
             eventually(lambda: len(enclave.requests) == 1)
             bench.host.stop()
-            assert slow.result() == b"sleep:0.5"
+            assert slow.result() == b"sleep:1.2"
         left = {t.name for t in set(threading.enumerate()) - before if t.name.startswith("call")}
         assert not left
         assert not {t.name for t in threading.enumerate()} & {"supervisor", "patience", "report"}

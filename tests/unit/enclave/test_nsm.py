@@ -14,7 +14,7 @@ from casemate.channel import UnixAddress, listen
 from casemate.errors import CasemateError, Code
 from casemate_devkit.nsm import SimulatedNsm
 from casemate_devkit.pki import NitroPki
-from casemate_enclave.nsm import DeviceTransport, Nsm, SocketTransport, open_nsm
+from casemate_enclave.nsm import DeviceTransport, Nsm, SocketTransport, open_nsm, seed_kernel
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,14 @@ def test_an_address_that_is_no_device_is_refused() -> None:
             open_nsm(name)
     with pytest.raises(OSError, match="No such file"):
         open_nsm("/nonexistent")
+
+
+def test_the_kernels_randomness_is_stirred(nsm: Nsm, tmp_path: Path) -> None:
+    pool = tmp_path / "urandom"
+    seed_kernel(nsm, str(pool))
+    assert len(pool.read_bytes()) == 256
+    with pytest.raises(CasemateError):
+        seed_kernel(answering({"GetRandom": {"random": b""}}), str(pool))
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
