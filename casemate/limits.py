@@ -16,6 +16,7 @@ DOCUMENT_MAX: Final = 20 * KIB
 DOCUMENT_PAYLOAD_MAX: Final = 16 * KIB  # AWS's attestation_process.md section 3.1
 DOCUMENT_FIELD_MAX: Final = 1024  # public_key, user_data, nonce, each certificate: AWS's CDDL
 CABUNDLE_MAX: Final = 8  # genuine chains have 4 entries
+CHAIN_CACHE_MAX: Final = 64  # one live leaf for each enclave; some KiB each
 PCR_MAX: Final = 32  # NSM banks have 32 registers
 PCR_BYTES: Final = 48  # SHA-384
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,10 @@ def lp_list(parts: Iterable[bytes]) -> bytes:
 
 def digest(*parts: Buffer) -> bytes:
     """Return ``H`` (SHA-384, 48 bytes) of the concatenated parts (SPEC 1.2)."""
-    state = hashes.Hash(hashes.SHA384())
+    state = hashlib.sha384()
     for part in parts:
         state.update(part)
-    return state.finalize()
+    return state.digest()
 
 
 def label(name: str) -> bytes:

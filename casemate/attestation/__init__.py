@@ -1,5 +1,6 @@
 """Attestation: evidence, its verification and the policy it is judged by (SPEC 3, 4, 12)."""
 
+from casemate.attestation.chain_cache import ChainCache
 from casemate.attestation.document import UnverifiedDocument, VerifiedDocument, parse_document
 from casemate.attestation.evidence import EvidenceBundle
 from casemate.attestation.measurement import Measurement, measure_tree
@@ -32,6 +33,7 @@ __all__ = [
     "DEBUG_RELEASE",
     "STEPS",
     "AllowedModel",
+    "ChainCache",
     "Configuration",
     "EvidenceBundle",
     "InstanceConfig",

@@ -57,6 +57,12 @@ def check_nonce(document: VerifiedDocument, policy: TrustPolicy, nonce: bytes | 
         require(policy.evidence != FRESH, code, "the policy wants fresh evidence: issue a nonce")
         require(document.nonce is None, code, "the document answers a nonce of somebody else")
         return
+    check_issued_nonce(document, nonce)
+
+
+def check_issued_nonce(document: VerifiedDocument, nonce: bytes) -> None:
+    """Step 10 where ``nonce`` was issued: the document's is byte-equal to it."""
+    code = Code.EVIDENCE_NONCE
     usable = limits.NONCE_MIN <= len(nonce) <= limits.NONCE_MAX
     require(usable, code, f"a nonce has {limits.NONCE_MIN} to {limits.NONCE_MAX} bytes")
     require(document.nonce is not None, code, "the document has no nonce")

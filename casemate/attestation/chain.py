@@ -3,7 +3,7 @@
 No path is built and nothing is fetched: the document names one chain, root first, and either each
 certificate in it was issued by the one before or the document is refused. AWS runs this PKI without
 revocation; the certificates' lifetimes of hours take its place, which is why every one of them is
-judged at the verifier's time.
+judged at the verifier's time, also where the chain was seen before.
 """
 
 from __future__ import annotations
@@ -16,46 +16,62 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
+from casemate.attestation.chain_cache import CheckedChain, Lifetime
 from casemate.errors import Code, EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from casemate.attestation.chain_cache import ChainCache
+
 T = TypeVar("T", bound=x509.ExtensionType)
 
 _UNDERSTOOD: Final = (x509.BasicConstraints, x509.KeyUsage)
 
 
-def verify_chain(certificates: Sequence[bytes], now: int) -> ec.EllipticCurvePublicKey:
+def verify_chain(
+    certificates: Sequence[bytes], now: int, cache: ChainCache | None = None
+) -> ec.EllipticCurvePublicKey:
     """Return the leaf's public key, a P-384 key, if every check holds at ``now`` (milliseconds).
 
-    ``certificates`` are DER, root first, leaf last; the caller has compared the root with its trust
-    anchors. Raises EvidenceError (EVIDENCE_CHAIN) and nothing else.
+    ``certificates`` are DER, root first, leaf last. The caller has compared the root's bytes with
+    its trust anchors, so the root's signature over itself would add nothing and is not looked at.
+    ``cache`` may know what does not depend on the time. Raises EvidenceError (EVIDENCE_CHAIN) only.
     """
+    known = cache.get(certificates) if cache is not None else None
+    if known is not None:
+        _check_lifetimes(known, now)
+        return known.leaf_key
     try:
-        return _verify_chain(certificates, now)
+        checked = _check_chain(certificates, now)
     except EvidenceError:
         raise
     except Exception:  # noqa: BLE001 - the parser reads lazily and its errors have no common base
         raise _refused("a certificate is malformed") from None
+    if cache is not None:
+        cache.put(certificates, checked)
+    return checked.leaf_key
 
 
-def _verify_chain(certificates: Sequence[bytes], now: int) -> ec.EllipticCurvePublicKey:
+def _check_chain(certificates: Sequence[bytes], now: int) -> CheckedChain:
+    """Everything, the signatures last: they cost nearly all of it."""
     if len(set(certificates)) < len(certificates):
         raise _refused("a certificate occurs twice")
     chain = [_parse(der) for der in certificates]
     last = len(chain) - 1
+    keys = []
     for depth, certificate in enumerate(chain):
-        name = "root" if depth == 0 else "leaf" if depth == last else f"certificate {depth}"
-        _check_form(certificate, name)
-        _check_validity(certificate, now, name)
+        name = _name(depth, last)
+        keys.append(_check_form(certificate, name))
         if depth < last:
             _check_issuer(certificate, last - 1 - depth, name)
     _check_leaf(chain[last])
-    for issuer, subject in pairwise([chain[0], *chain]):
+    checked = CheckedChain(tuple(_lifetime(certificate) for certificate in chain), keys[last])
+    _check_lifetimes(checked, now)
+    for issuer, subject in pairwise(chain):
         _check_issued(subject, issuer)
-    return _key(chain[last], "leaf")
+    return checked
 
 
 def _parse(der: bytes) -> x509.Certificate:
@@ -65,36 +81,46 @@ def _parse(der: bytes) -> x509.Certificate:
     return certificate
 
 
-def _check_form(certificate: x509.Certificate, name: str) -> None:
+def _check_form(certificate: x509.Certificate, name: str) -> ec.EllipticCurvePublicKey:
     if certificate.version is not x509.Version.v3:
         raise _refused(f"{name}: not an X.509 version 3 certificate")
     if certificate.serial_number <= 0:
         raise _refused(f"{name}: serial number is not positive")
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         raise _refused(f"{name}: not signed with ECDSA and SHA-384")
-    _key(certificate, name)
     for extension in certificate.extensions:  # raises where one occurs twice
         if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
             raise _refused(f"{name}: unknown critical extension {extension.oid.dotted_string}")
-
-
-def _key(certificate: x509.Certificate, name: str) -> ec.EllipticCurvePublicKey:
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise _refused(f"{name}: not a P-384 key")
     return key
 
 
-def _check_validity(certificate: x509.Certificate, now: int, name: str) -> None:
-    """Both ends belong to the lifetime (RFC 5280 section 4.1.2.5)."""
-    if now < _milliseconds(certificate.not_valid_before_utc):
-        raise _refused(f"{name}: not yet valid")
-    if now > _milliseconds(certificate.not_valid_after_utc):
-        raise _refused(f"{name}: expired")
+def _lifetime(certificate: x509.Certificate) -> Lifetime:
+    return Lifetime(
+        _milliseconds(certificate.not_valid_before_utc),
+        _milliseconds(certificate.not_valid_after_utc),
+    )
 
 
 def _milliseconds(time: datetime) -> int:
     return int(time.timestamp()) * 1000
+
+
+def _check_lifetimes(chain: CheckedChain, now: int) -> None:
+    """Both ends belong to the lifetime (RFC 5280 section 4.1.2.5)."""
+    last = len(chain.lifetimes) - 1
+    for depth, lifetime in enumerate(chain.lifetimes):
+        name = _name(depth, last)
+        if now < lifetime.not_before:
+            raise _refused(f"{name}: not yet valid")
+        if now > lifetime.not_after:
+            raise _refused(f"{name}: expired")
+
+
+def _name(depth: int, last: int) -> str:
+    return "root" if depth == 0 else "leaf" if depth == last else f"certificate {depth}"
 
 
 def _check_issuer(certificate: x509.Certificate, below: int, name: str) -> None:

@@ -53,6 +53,11 @@ class DocumentFields:
     payload: bytes
     signature: bytes
 
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """All certificates as DER, root first, leaf last."""
+        return (*self.cabundle, self.certificate)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnverifiedDocument(DocumentFields):

@@ -22,9 +22,10 @@ STAPLED: Final = "stapled"
 VERSION: Final = 1
 REGISTERS: Final = ("pcr0", "pcr1", "pcr2", "pcr16")
 
-_ROOT_BYTES: Final = 32
+ROOT_BYTES: Final = 32
+RELEASE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
 _PUBLISHER_BYTES: Final = 32
-_RELEASE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Release:
     pcr16: bytes
 
     def __post_init__(self) -> None:
-        _require(bool(_RELEASE_NAME.fullmatch(self.name)), "release: name is not usable")
+        _require(bool(RELEASE_NAME.fullmatch(self.name)), "release: name is not usable")
         for name in REGISTERS:
             value = getattr(self, name)
             _require(len(value) == HASH_BYTES, f"release {self.name}: {name} is not 48 bytes")
@@ -92,11 +93,11 @@ class TrustPolicy:
     models: tuple[AllowedModel, ...]
 
     def __post_init__(self) -> None:
-        _require(self.platform == PLATFORM_NITRO_ENCLAVE, "platform is not known")
+        _require(self.platform == PLATFORM_NITRO_ENCLAVE, "platform is not nitro-enclave")
         _between(len(self.audience.encode()), limits.AUDIENCE_MAX, "bytes of audience")
         _require(KEY_POLICY_VARIABLE not in self.audience, "audience: a variable within")
         _between(len(self.roots), limits.POLICY_ROOTS_MAX, "roots")
-        _sizes(self.roots, _ROOT_BYTES, "roots")
+        _sizes(self.roots, ROOT_BYTES, "roots")
         _require(self.evidence in {FRESH, STAPLED}, "evidence is neither fresh nor stapled")
         _between(self.maximum_age_seconds, limits.AGE_MAX_SECONDS, "maximum_age_seconds")
         _between(len(self.releases), limits.POLICY_RELEASES_MAX, "releases")
@@ -127,12 +128,7 @@ class TrustPolicy:
     @classmethod
     def load(cls, path: Path) -> TrustPolicy:
         """Read and parse a policy file; raises PolicyError (POLICY_INVALID)."""
-        try:
-            with path.open("rb") as file:
-                data = file.read(limits.POLICY_MAX + 1)
-            return cls.parse(data.decode())
-        except (OSError, UnicodeDecodeError) as error:
-            _toml.refuse(f"cannot be read: {type(error).__name__}")
+        return cls.parse(read_policy(path))
 
     def to_toml(self) -> str:
         """Return TOML that parses to an equal policy."""
@@ -153,6 +149,15 @@ class TrustPolicy:
             lines += [f'publisher = "{model.publisher.hex()}"']
             lines += [f"digests = {_toml.hex_list(model.digests)}"] if model.digests else []
         return "\n".join(lines) + "\n"
+
+
+def read_policy(path: Path) -> str:
+    """Read a policy file, one byte beyond the bound at most; raises PolicyError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.POLICY_MAX + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        _toml.refuse(f"cannot be read: {type(error).__name__}")
 
 
 def _release(table: _toml.Table) -> Release:

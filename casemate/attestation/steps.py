@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, TypeVar
 
+from casemate.attestation.details import detail as passed_detail
 from casemate.errors import Code, EvidenceError
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ STEPS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The report of one step; ``detail`` says what differs where it failed or was skipped."""
+    """The report of one step; ``detail`` says in a line what was found, what differs, or why not.
+
+    It may quote the evidence: whoever prints it escapes it.
+    """
 
     number: int
     name: str
@@ -61,7 +65,8 @@ class Run:
         except EvidenceError as error:
             self._report(number, "failed", error.detail)
             raise
-        self._report(number, "passed")
+        if self._observe is not None:
+            self._report(number, "passed", passed_detail(number, result, args))
         return result
 
     def skip(self, number: int, detail: str) -> None:

@@ -38,6 +38,7 @@ from casemate.wire import digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casemate.attestation.chain_cache import ChainCache
     from casemate.attestation.evidence import EvidenceBundle
     from casemate.attestation.policy import TrustPolicy
     from casemate.attestation.structures import Configuration, InstanceConfig, KeyConfig, LogEntry
@@ -83,13 +84,15 @@ def verify_evidence(
     nonce: bytes | None,
     now: int,
     observe: Callable[[Step], None] | None = None,
+    chains: ChainCache | None = None,
 ) -> VerifiedEvidence:
     """Return verified evidence, or raise EvidenceError with the code of the first failed step.
 
     ``nonce`` is the one issued for this evidence, 16 to 64 bytes and used once, or None if none
     was, which a policy that wants fresh evidence refuses. ``now`` is the present in milliseconds;
     another time is for archives only, since it brings expired certificates back to life.
-    ``observe`` is called with the report of each step.
+    ``observe`` is called with the report of each step. ``chains`` spares the signatures of
+    certificates seen before; a document's own signature and all lifetimes are checked each time.
     """
     run = Run(observe)
     run(1, bundle.check_sizes)
@@ -98,7 +101,7 @@ def verify_evidence(
     claimed = run(4, parse_payload, cose)
     run(5, appraisal.check_platform, bundle, claimed, policy)
     run(6, check_root, claimed, policy.roots)
-    leaf = run(7, verify_chain, (*claimed.cabundle, claimed.certificate), now)
+    leaf = run(7, verify_chain, claimed.chain, now, chains)
     document = run(8, check_signature, claimed, leaf)
     run(9, appraisal.check_age, document, policy.maximum_age_seconds, now)
     run(10, appraisal.check_nonce, document, policy, nonce)
@@ -129,19 +132,21 @@ def verify_evidence(
     )
 
 
-def verify_document(data: bytes, *, roots: frozenset[bytes], now: int) -> VerifiedDocument:
+def verify_document(
+    data: bytes, *, roots: frozenset[bytes], now: int, chains: ChainCache | None = None
+) -> VerifiedDocument:
     """Return a document whose chain ends in ``roots`` and whose signature holds: steps 1-4, 6-8.
 
-    ``roots`` are SHA-256 digests of DER, ``now`` is in milliseconds. This says who signed, not
-    what: the caller still judges ``pcr_field``, the registers, the age and everything else.
-    Raises EvidenceError with the code of the first failed step.
+    ``roots`` are SHA-256 digests of DER, ``now`` is in milliseconds, ``chains`` as above. This says
+    who signed, not what: the caller still judges ``pcr_field``, the registers, the age and
+    everything else. Raises EvidenceError with the code of the first failed step.
     """
     check_document_size(data)
     cose = parse_cose(data)
     check_algorithm(cose)
     claimed = parse_payload(cose)
     check_root(claimed, roots)
-    leaf = verify_chain((*claimed.cabundle, claimed.certificate), now)
+    leaf = verify_chain(claimed.chain, now, chains)
     return check_signature(claimed, leaf)
 
 

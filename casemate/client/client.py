@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from casemate import limits, tensors
-from casemate.attestation import verify_evidence
+from casemate.attestation import ChainCache, verify_evidence
 from casemate.client.transport import HostConnection
 from casemate.envelope.sealing import DataKeySession
 from casemate.errors import Code, EnvelopeError, RequestError
@@ -80,6 +80,7 @@ class Client:
         self._policy = policy
         self._caller_key = caller_key
         self._data_keys = data_keys
+        self._chains = ChainCache()
         self._connection = HostConnection(target, tls_roots=tls_roots)
         self._session: _Session | None = None
         self._lock = threading.Lock()
@@ -97,7 +98,9 @@ class Client:
         fresh = self._policy.evidence == "fresh"
         nonce = secrets.token_bytes(_NONCE_BYTES) if fresh else None
         bundle = self._connection.get_evidence(nonce, timeout_s)
-        return verify_evidence(bundle, self._policy, nonce=nonce, now=_now(), observe=observe)
+        return verify_evidence(
+            bundle, self._policy, nonce=nonce, now=_now(), observe=observe, chains=self._chains
+        )
 
     def infer(
         self,

@@ -25,6 +25,7 @@ PUBLIC_KEY_BYTES: Final = 32
 Callers = Literal["any"] | tuple[bytes, ...]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_PATH: Final = re.compile(r"[A-Za-z0-9._/-]+", re.ASCII)
 _U32_MAX: Final = (1 << 32) - 1
 _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "v": int,
@@ -59,7 +60,8 @@ class ModelEntry:
 
     def check(self) -> None:
         """Refuse what SPEC 8.2 does not allow; raises ModelError (MODEL_MALFORMED)."""
-        _require(len(self.path.encode()) <= limits.NAME_MAX, "path too long")
+        _require(_PATH.fullmatch(self.path) is not None, "path with other than A-Za-z0-9._/-")
+        _require(len(self.path) <= limits.NAME_MAX, "path too long")
         components = self.path.split("/")
         _require(not {"", ".", ".."} & set(components), "path with an empty, . or .. component")
         _require(len(self.digest) == wire.HASH_BYTES, "digest of an entry has a wrong length")

@@ -10,7 +10,6 @@ import ctypes
 import fcntl
 import os
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate import cbor, limits
@@ -170,8 +169,11 @@ def seed_kernel(nsm: Nsm, pool: str = "/dev/urandom") -> None:
 
     Nothing is credited: a bad module cannot make it worse. Raises CasemateError or OSError.
     """
-    with Path(pool).open("wb", buffering=0) as stream:
-        stream.write(nsm.random())
+    device = os.open(pool, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(device, nsm.random())
+    finally:
+        os.close(device)
 
 
 def open_nsm(name: str) -> Nsm:

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from casemate import limits
+from casemate.attestation.chain_cache import ChainCache
 from casemate.attestation.evidence import EvidenceBundle
 from casemate.attestation.policy import STAPLED, TrustPolicy
 from casemate.attestation.verify import verify_evidence
@@ -53,6 +54,7 @@ class Supervisor:
         # The host's check is operational: it bounds age and needs no nonce of its own.
         policy = TrustPolicy.load(config.trust_policy)
         self._policy = dataclasses.replace(policy, evidence=STAPLED)
+        self._chains = ChainCache()
         self._refresh_s = min(config.evidence_s, policy.maximum_age_seconds / 2)
         self._slots = [ModelSlot(path) for path in config.models]
         self._names: set[str] = set()
@@ -132,7 +134,8 @@ class Supervisor:
         """Fetch evidence and hold it if it passes the host's policy; raises EvidenceError."""
         data = self._control.evidence()
         now = time.time_ns() // 1_000_000
-        verified = verify_evidence(EvidenceBundle.parse(data), self._policy, nonce=None, now=now)
+        bundle = EvidenceBundle.parse(data)
+        verified = verify_evidence(bundle, self._policy, nonce=None, now=now, chains=self._chains)
         if verified.instance_digest != self._instance:
             self._forget()
             self._instance = verified.instance_digest

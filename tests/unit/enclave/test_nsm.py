@@ -174,6 +174,7 @@ def test_an_address_that_is_no_device_is_refused() -> None:
 
 def test_the_kernels_randomness_is_stirred(nsm: Nsm, tmp_path: Path) -> None:
     pool = tmp_path / "urandom"
+    pool.touch()
     seed_kernel(nsm, str(pool))
     assert len(pool.read_bytes()) == 256
     with pytest.raises(CasemateError):
