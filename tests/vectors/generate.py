@@ -576,7 +576,7 @@ def frames_vectors() -> Json:
         "trailing byte": one + two + b"\x00",
         "empty header": b"\x0a\x00" + two,
         "empty ciphertext": one + b"\x12\x00",
-        "header above its bound": b"\x0a\xfb\x32" + bytes(6523) + two,
+        "header above its bound": b"\x0a\xff\x32" + bytes(6527) + two,
     }
     return {
         "frames": [
