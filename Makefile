@@ -7,13 +7,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAGE  := .stage/tree
 STAMP  := $(VENV)/.installed
+FUZZ   := .venv-fuzz
+
+RUNS           ?= 1000000
+BENCHES        := verifier
+VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
+    tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
+    tests/security/test_chain_cache.py tests/security/test_evidence_binding.py
 
 MANIFESTS := pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml devkit/pyproject.toml
 LOCKS     := requirements/dev.txt requirements/protoc.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check protos lock clean
+.PHONY: help venv stage demo test check coverage mutants fuzz bench protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +57,26 @@ check: venv ## Lint, format, types, import contracts, drift of generated files
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python tests/vectors/generate.py --check
 
+coverage: venv ## Every branch of casemate.attestation and casemate.cbor is tested, or it fails
+	@$(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider $(VERIFIER_TESTS)
+	@$(BIN)/python -m coverage report
+
+mutants: venv ## Disable each check in turn, in a copy: a named test must notice
+	@$(BIN)/python -m tests.mutants
+
+fuzz: $(FUZZ)/.installed ## Throw RUNS (1,000,000) damaged documents at the parsers
+	@$(FUZZ)/bin/python -m tests.fuzz.documents --runs $(RUNS)
+
+bench: venv ## Measure against the targets of docs/performance.md (JSON=1 for machines)
+	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench $(if $(filter 1,$(JSON)),--json) || exit 1; done
+
+# Apart from the other tools: instrumented, and for Linux alone.
+$(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt
+	@test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	@$(FUZZ)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes \
+	    -r requirements/client.txt -r requirements/fuzz.txt
+	@touch $@
+
 protos: venv ## Regenerate the committed code from protos/
 	@$(BIN)/python protos/generate.py
 
@@ -57,5 +84,5 @@ lock: ## Regenerate requirements/*.txt (UPGRADE=1 takes newer versions); needs u
 	@requirements/lock.sh
 
 clean: ## Remove what the other targets made
-	@rm -rf $(VENV) .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(FUZZ) .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Interleaved timing: every case once a round, so that a slow moment of the machine hits them all."""
+"""Interleaved timing: every case once a round, so that a slow moment hits them all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, base: str, target: fl
 
 
 def report(title: str, times: Mapping[str, Sequence[float]], ratios: Sequence[Ratio]) -> int:
-    """Print medians and ratios, with ``--json`` as one JSON object; return 1 if a target is missed."""
+    """Print medians and ratios, as JSON with ``--json``; return 1 if a target is missed."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     if "--json" in sys.argv[1:]:
         judged = [

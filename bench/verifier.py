@@ -6,7 +6,7 @@ Run by `make bench`, from the root of the repository: `python -m bench.verifier 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -37,11 +37,7 @@ Check = tuple[ec.EllipticCurvePublicKey, bytes, bytes]  # key, DER signature, me
 def signatures(document: UnverifiedDocument) -> list[Check]:
     """Return the signatures of a genuine document: four of its chain, then its own."""
     chain = [x509.load_der_x509_certificate(der) for der in document.chain]
-    keys = []
-    for certificate in chain:
-        key = certificate.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
-        keys.append(key)
+    keys = [cast("ec.EllipticCurvePublicKey", certificate.public_key()) for certificate in chain]
     checks = [
         (key, certificate.signature, certificate.tbs_certificate_bytes)
         for key, certificate in zip(keys[:-1], chain[1:], strict=True)

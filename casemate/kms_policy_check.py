@@ -36,7 +36,7 @@ _ALLOW_ELEMENTS: Final = frozenset(
     {"Action", "Condition", "Effect", "NotAction", "Principal", "Resource", "Sid"}
 )
 # Each further condition only narrows an Allow; operators outside this list are not understood.
-_NARROWING: Final = frozenset(
+NARROWING: Final = frozenset(
     {
         "ArnEquals",
         "ArnLike",
@@ -79,7 +79,7 @@ def check_key_policy(
             _too_wide(name, f"it has elements that are not understood: {_listed(unknown)}")
         action = _reached(name, statement)
         if action is not None:
-            _check_condition(name, action, statement.get("Condition"), trust.releases, context)
+            _check_condition(name, action, statement.get("Condition"), trust.accepted, context)
 
 
 def exact_context(purpose: str, scope: str) -> dict[str, str]:
@@ -181,7 +181,7 @@ def _entries(name: str, condition: dict[str, object]) -> list[_Equality]:
     """Return all conditions, keys in lower case; raises on what is not understood."""
     entries: list[_Equality] = []
     for operator, block in condition.items():
-        if operator not in _NARROWING or not isinstance(block, dict) or not block:
+        if operator not in NARROWING or not isinstance(block, dict) or not block:
             _too_wide(name, f"its condition operator {operator[:64]!r} is not understood")
         keys = [key.lower() for key in block]
         if len(set(keys)) != len(keys) or not "".join(block).isascii():

@@ -141,6 +141,10 @@ KMS_IDLE_S: Final = 20.0  # KMS closes idle connections soon after
 KMS_RECIPIENT_KEY_S: Final = 3600.0  # an RSA key made inside the enclave serves for one hour
 CREDENTIAL_MAX: Final = 8 * KIB  # session tokens reach 4 KiB
 
+# Enclave images (SPEC 4.4)
+# A certificate and a COSE_Sign1 as arrays of numbers take 4 KiB; the rest of an image is streamed.
+EIF_SIGNATURE_MAX: Final = 32 * KIB
+
 # Trust policy (SPEC 12)
 POLICY_MAX: Final = 256 * KIB
 POLICY_ROOTS_MAX: Final = 8

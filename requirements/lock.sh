@@ -19,7 +19,7 @@ compile() {
 compile dev.txt pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml \
     devkit/pyproject.toml --extra aws requirements/dev.in
 for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml enclave.txt:enclave/pyproject.toml \
-    train.txt:requirements/train.in protoc.txt:requirements/protoc.in; do
+    train.txt:requirements/train.in fuzz.txt:requirements/fuzz.in protoc.txt:requirements/protoc.in; do
     constraint=(--constraint requirements/dev.txt)
     extra=()
     case ${lock} in

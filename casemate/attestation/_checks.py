@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from casemate import cbor
 from casemate.errors import Code, EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+Ordered = TypeVar("Ordered", bytes, int)
 
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION_MAX: Final = (1 << 32) - 1
@@ -42,7 +44,7 @@ def matching(value: object, pattern: re.Pattern[str], code: Code, name: str) -> 
         raise EvidenceError(code, f"{name}: not of the form {pattern.pattern}")
 
 
-def ascending(values: Sequence[bytes]) -> bool:
+def ascending(values: Sequence[Ordered]) -> bool:
     """Whether each value is greater than the one before it, so that none occurs twice."""
     return all(first < second for first, second in pairwise(values))
 

@@ -51,6 +51,10 @@ class Table:
             refuse(f"{self._name}: {key} has the wrong type")
         return value
 
+    def optional(self, key: str, kind: type[T]) -> T | None:
+        """Take the value of a key that may be missing."""
+        return self.take(key, kind) if key in self._left else None
+
     def hex(self, key: str) -> bytes:
         """Take lower-case hex digits."""
         return self._bytes(key, self.take(key, str))

@@ -83,11 +83,12 @@ def check_debug(document: VerifiedDocument, policy: TrustPolicy) -> bool:
     return debug
 
 
-def check_measurements(
-    document: VerifiedDocument, releases: tuple[Release, ...]
-) -> tuple[Release, ...]:
-    """Step 12: return the releases whose PCR0, PCR1 and PCR2 are all equal to the document's."""
-    differing = {release: _differing(document, release) for release in releases}
+def check_measurements(document: VerifiedDocument, policy: TrustPolicy) -> tuple[Release, ...]:
+    """Step 12: return the accepted releases whose image registers all equal the document's.
+
+    A release below the policy's minimum is recognised, so that the refusal can say so.
+    """
+    differing = {release: _differing(document, release) for release in policy.releases}
     matching = tuple(release for release, registers in differing.items() if not registers)
     if not matching:
         closest = min(differing, key=lambda release: len(differing[release]))
@@ -95,11 +96,14 @@ def check_measurements(
         verb = "differ" if len(differing[closest]) > 1 else "differs"
         detail = f"{names} {verb} from release {closest.name}"
         raise EvidenceError(Code.EVIDENCE_MEASUREMENTS, detail)
-    return matching
+    accepted = tuple(release for release in matching if release in policy.accepted)
+    old = f"release {matching[-1].name} is below the minimum, release {policy.minimum_release}"
+    require(bool(accepted), Code.EVIDENCE_MEASUREMENTS, old)
+    return accepted
 
 
 def _differing(document: VerifiedDocument, release: Release) -> list[int]:
-    return [i for i in IMAGE_PCRS if document.pcrs.get(i) != release.registers[i]]
+    return [index for index, value in release.image.items() if document.pcrs.get(index) != value]
 
 
 def check_configuration(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
-from casemate.attestation.structures import key_id
+from casemate.attestation.structures import PCR_CONFIGURATION, key_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from casemate.attestation.document import UnverifiedDocument, VerifiedDocument
     from casemate.attestation.policy import Release
     from casemate.attestation.structures import Configuration, InstanceConfig, KeyConfig, LogEntry
+    from casemate.attestation.tpm_policy import TpmRelease
 
 Detail = Callable[..., str]
 
@@ -76,9 +77,10 @@ def _debug(debug: bool, *_: object) -> str:  # noqa: FBT001 - the check's result
     return "DEBUG MODE, which the policy allows" if debug else "PCR0, 1 and 2 are set"
 
 
-def _measurements(releases: tuple[Release, ...], *_: object) -> str:
+def _measurements(releases: tuple[Release | TpmRelease, ...], *_: object) -> str:
     names = " or ".join(release.name for release in releases)
-    return f"PCR0, 1 and 2 of release {names}"
+    compared = [f"PCR{i}" for i in releases[0].registers if i != PCR_CONFIGURATION]
+    return f"{', '.join(compared)} of release {names}"
 
 
 def _configuration(found: tuple[Configuration, Release], *_: object) -> str:

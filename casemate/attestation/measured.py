@@ -84,7 +84,7 @@ def _enclave(run: Run, document: VerifiedDocument, policy: TrustPolicy) -> str:
         _log.warning("allow_debug: accepted an enclave in debug mode, whose memory is readable")
         run.skip(12, "debug mode: the registers are zero and say nothing")
         return DEBUG_RELEASE
-    return run(12, appraisal.check_measurements, document, policy.releases)[0].name
+    return run(12, appraisal.check_measurements, document, policy)[0].name
 
 
 def _check_platform(document: UnverifiedDocument, policy: TrustPolicy | TpmPolicy) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.attestation import _toml
-from casemate.attestation._checks import MODEL_NAME
+from casemate.attestation._checks import MODEL_NAME, VERSION_MAX, ascending
 from casemate.attestation.configuration import KEY_POLICY_VARIABLE
 from casemate.wire import HASH_BYTES
 
@@ -21,6 +21,7 @@ FRESH: Final = "fresh"
 STAPLED: Final = "stapled"
 VERSION: Final = 1
 REGISTERS: Final = ("pcr0", "pcr1", "pcr2", "pcr16")
+SIGNER: Final = "pcr8"
 
 ROOT_BYTES: Final = 32
 RELEASE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -30,25 +31,39 @@ _PUBLISHER_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One accepted release: all four registers, 48 bytes each, none zero."""
+    """One release: all four registers, and PCR8 if it was signed; 48 bytes each, none zero.
+
+    PCR8 is the digest of the certificate that signed the image: it narrows a release, and never
+    stands for one. ``number`` orders releases; it is the policy's own and nothing attests it.
+    """
 
     name: str
     pcr0: bytes
     pcr1: bytes
     pcr2: bytes
     pcr16: bytes
+    pcr8: bytes | None = field(default=None, kw_only=True)
+    number: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(bool(RELEASE_NAME.fullmatch(self.name)), "release: name is not usable")
-        for name in REGISTERS:
+        for name in (*REGISTERS, SIGNER) if self.pcr8 is not None else REGISTERS:
             value = getattr(self, name)
             _require(len(value) == HASH_BYTES, f"release {self.name}: {name} is not 48 bytes")
             _require(any(value), f"release {self.name}: {name} is zero")
+        if self.number is not None:
+            _between(self.number, VERSION_MAX, f"release {self.name}: number")
 
     @property
     def registers(self) -> dict[int, bytes]:
         """Value of each register by its index: 0, 1, 2 and 16."""
         return {int(name.removeprefix("pcr")): getattr(self, name) for name in REGISTERS}
+
+    @property
+    def image(self) -> dict[int, bytes]:
+        """What step 12 compares: registers 0, 1 and 2, and 8 if the release names it."""
+        image = {0: self.pcr0, 1: self.pcr1, 2: self.pcr2}
+        return image if self.pcr8 is None else image | {8: self.pcr8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,9 @@ class TrustPolicy:
     must answer a nonce of the client; with "stapled" only its age bounds replay.
 
     ``allow_debug`` accepts enclaves whose operator can read their memory: for development only.
+
+    ``releases`` lists what is known; those with a number below ``minimum_release`` are recognised
+    and refused. ``accepted`` is the rest.
     """
 
     platform: str
@@ -91,6 +109,7 @@ class TrustPolicy:
     allow_debug: bool
     releases: tuple[Release, ...]
     models: tuple[AllowedModel, ...]
+    minimum_release: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.platform == PLATFORM_NITRO_ENCLAVE, "platform is not nitro-enclave")
@@ -105,6 +124,22 @@ class TrustPolicy:
         _distinct([release.name for release in self.releases], "release name")
         _distinct([tuple(release.registers.values()) for release in self.releases], "release")
         _distinct([(model.name, model.publisher) for model in self.models], "model")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Numbers order all releases or none, and leave at least one accepted."""
+        numbers = [release.number for release in self.releases if release.number is not None]
+        _require(len(numbers) in {0, len(self.releases)}, "only some releases have a number")
+        _require(ascending(numbers), "release numbers are not strictly ascending")
+        if self.minimum_release is not None:
+            _require(bool(numbers), "minimum_release: the releases have no numbers")
+            _between(self.minimum_release, numbers[-1], "minimum_release")
+
+    @property
+    def accepted(self) -> tuple[Release, ...]:
+        """The releases that are not below ``minimum_release``; at least one."""
+        minimum = self.minimum_release or 0
+        return tuple(release for release in self.releases if (release.number or 0) >= minimum)
 
     @classmethod
     def parse(cls, text: str) -> TrustPolicy:
@@ -121,6 +156,7 @@ class TrustPolicy:
             allow_debug=table.has("allow_debug") and table.take("allow_debug", bool),
             releases=tuple(_release(entry) for entry in table.tables("release")),
             models=tuple(_model(entry) for entry in table.tables("model")),
+            minimum_release=table.optional("minimum_release", int),
         )
         table.close()
         return policy
@@ -141,9 +177,13 @@ class TrustPolicy:
             f"maximum_age_seconds = {self.maximum_age_seconds}",
             f"allow_debug = {'true' if self.allow_debug else 'false'}",
         ]
+        if self.minimum_release is not None:
+            lines.append(f"minimum_release = {self.minimum_release}")
         for release in self.releases:
             lines += ["", "[[release]]", f"name = {_toml.text(release.name)}"]
             lines += [f'{name} = "{getattr(release, name).hex()}"' for name in REGISTERS]
+            lines += [f'{SIGNER} = "{release.pcr8.hex()}"'] if release.pcr8 is not None else []
+            lines += [f"number = {release.number}"] if release.number is not None else []
         for model in self.models:
             lines += ["", "[[model]]", f"name = {_toml.text(model.name)}"]
             lines += [f'publisher = "{model.publisher.hex()}"']
@@ -161,7 +201,12 @@ def read_policy(path: Path) -> str:
 
 
 def _release(table: _toml.Table) -> Release:
-    release = Release(table.take("name", str), *(table.hex(register) for register in REGISTERS))
+    release = Release(
+        table.take("name", str),
+        *(table.hex(register) for register in REGISTERS),
+        pcr8=table.hex(SIGNER) if table.has(SIGNER) else None,
+        number=table.optional("number", int),
+    )
     table.close()
     return release
 

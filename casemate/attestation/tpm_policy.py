@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import limits
 from casemate.attestation import _toml
 from casemate.attestation.policy import RELEASE_NAME, ROOT_BYTES, VERSION, TrustPolicy, read_policy
+from casemate.errors import Code, EvidenceError
 from casemate.wire import HASH_BYTES
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ def parse_any_policy(text: str) -> TrustPolicy | TpmPolicy:
 def load_any_policy(path: Path) -> TrustPolicy | TpmPolicy:
     """Read and parse either policy; raises PolicyError (POLICY_INVALID)."""
     return parse_any_policy(read_policy(path))
+
+
+def evidence_policy(policy: TrustPolicy | TpmPolicy) -> TrustPolicy:
+    """Return ``policy`` if evidence can be judged by it; raises EvidenceError otherwise."""
+    if isinstance(policy, TrustPolicy):
+        return policy
+    detail = "a nitrotpm policy judges documents alone: a NitroTPM gives no evidence"
+    raise EvidenceError(Code.EVIDENCE_PLATFORM, detail)
 
 
 def _release(table: _toml.Table) -> TpmRelease:

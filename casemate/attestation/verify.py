@@ -109,9 +109,9 @@ def verify_evidence(
     if debug:
         _log.warning("allow_debug: accepted an enclave in debug mode, whose memory is readable")
         run.skip(12, "debug mode: the registers are zero and say nothing")
-        candidates = policy.releases
+        candidates = policy.accepted
     else:
-        candidates = run(12, appraisal.check_measurements, document, policy.releases)
+        candidates = run(12, appraisal.check_measurements, document, policy)
     configuration, release = run(
         13, appraisal.check_configuration, document, bundle.configuration, candidates
     )

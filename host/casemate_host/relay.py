@@ -7,17 +7,15 @@ time was refused by the kernel on a connection that had died while it was idle.
 from __future__ import annotations
 
 import contextlib
-import select
 import threading
 from typing import TYPE_CHECKING, Final
 
 from casemate import frames
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
-from casemate_host.transfer import Answer, receive_answer, set_timeout
+from casemate_host.transfer import Answer, Connection
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from casemate.channel import Address
@@ -42,7 +40,7 @@ class Relay:
         self._capacity = capacity
         self._lost = lost
         self._ready = threading.Condition()
-        self._idle: list[socket.socket] = []
+        self._idle: list[Connection] = []
         self._busy = 0
         self._closed = False
 
@@ -68,8 +66,8 @@ class Relay:
         """Close the idle connections, as after the enclave went away."""
         with self._ready:
             idle, self._idle = self._idle, []
-        for channel in idle:
-            channel.close()
+        for connection in idle:
+            connection.close()
 
     def close(self) -> None:
         """Refuse further exchanges and close what is idle; exchanges under way close their own."""
@@ -80,33 +78,31 @@ class Relay:
 
     def _exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
         self._claim(call)
-        kept: socket.socket | None = None
+        kept: Connection | None = None
         try:
-            channel = self._pooled()
-            if channel is not None:
+            connection = self._pooled()
+            if connection is not None:
                 with contextlib.suppress(_NotSentError):
-                    answer = _attempt(channel, kind, payload, call)
-                    kept = channel
+                    answer = _attempt(connection, kind, payload, call)
+                    kept = connection
                     return _payload(answer)
-            channel = self._dial(call)
+            connection = self._dial(call)
             try:
-                answer = _attempt(channel, kind, payload, call)
+                answer = _attempt(connection, kind, payload, call)
             except _NotSentError:
                 raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection") from None
-            kept = channel
+            kept = connection
             return _payload(answer)
         finally:
             self._release(kept)
 
-    def _dial(self, call: Call) -> socket.socket:
+    def _dial(self, call: Call) -> Connection:
         timeout_s = min(_CONNECT_S, call.remaining_s())
         try:
-            channel = connect(self._address, timeout_s)
+            return Connection(connect(self._address, timeout_s))
         except FrameError as error:
             # The address is the operator's business, not the caller's.
             raise FrameError(error.code, "the enclave does not answer") from None
-        channel.settimeout(None)
-        return channel
 
     def _claim(self, call: Call) -> None:
         """Wait for one of the ``capacity`` places."""
@@ -129,82 +125,75 @@ class Relay:
         if self._busy >= self._capacity:
             raise FrameError(Code.DEADLINE_EXCEEDED, "no connection became free in time")
 
-    def _release(self, channel: socket.socket | None) -> None:
+    def _release(self, connection: Connection | None) -> None:
         with self._ready:
             self._busy -= 1
-            if channel is not None and not self._closed:
-                self._idle.append(channel)
-                channel = None
+            if connection is not None and not self._closed:
+                self._idle.append(connection)
+                connection = None
             self._ready.notify()
-        if channel is not None:
-            channel.close()
+        if connection is not None:
+            connection.close()
 
-    def _pooled(self) -> socket.socket | None:
+    def _pooled(self) -> Connection | None:
         """Return the idle connection used last that is still open."""
         while True:
             with self._ready:
                 if not self._idle:
                     return None
-                channel = self._idle.pop()
-            if _is_quiet(channel):
-                return channel
-            channel.close()
+                connection = self._idle.pop()
+            if connection.is_quiet():
+                return connection
+            connection.close()
 
 
-def _is_quiet(channel: socket.socket) -> bool:
-    """Whether an idle connection is open and, as it must be between exchanges, silent."""
-    poll = select.poll()
-    poll.register(channel, select.POLLIN)
-    return not poll.poll(0)
-
-
-def _attempt(channel: socket.socket, kind: frames.FrameType, payload: Buffer, call: Call) -> Answer:
-    """Exchange one frame over ``channel``, which is closed unless an answer comes of it."""
+def _attempt(connection: Connection, kind: frames.FrameType, payload: Buffer, call: Call) -> Answer:
+    """Exchange one frame over ``connection``, which is closed unless an answer comes of it."""
     try:
-        call.attach(channel)
+        call.attach(connection.channel)
         budget_s = call.remaining_s()
-        set_timeout(channel, budget_s + _GRACE_S)
+        connection.set_timeout(budget_s + _GRACE_S)
         try:
-            answer = _send(channel, kind, payload, int(budget_s * 1000) or 1)
-            return answer or _receive(channel, kind, call)
+            answer = _send(connection, kind, payload, int(budget_s * 1000) or 1)
+            return answer or _receive(connection, kind, call)
         except BlockingIOError:
             raise FrameError(Code.DEADLINE_EXCEEDED, "no answer before the deadline") from None
         finally:
             call.detach()
     except BaseException:
-        channel.close()
+        connection.close()
         raise
 
 
 def _send(
-    channel: socket.socket, kind: frames.FrameType, payload: Buffer, budget_ms: int
+    connection: Connection, kind: frames.FrameType, payload: Buffer, budget_ms: int
 ) -> Answer | None:
     """Send the frame; the answer, if the enclave refused the frame before it was complete."""
     try:
-        frames.send_frame(channel, kind, payload, budget_ms)
+        frames.send_frame(connection.channel, kind, payload, budget_ms)
     except BlockingIOError:
         raise
     except OSError:
         # An error of sendmsg means that bytes of this frame were never accepted.
-        early = _early_answer(channel)
+        early = _early_answer(connection)
         if early is None:
             raise _NotSentError from None
         return early
     return None
 
 
-def _early_answer(channel: socket.socket) -> Answer | None:
+def _early_answer(connection: Connection) -> Answer | None:
     with contextlib.suppress(OSError, CasemateError):
-        set_timeout(channel, _EARLY_ANSWER_S)
-        answer = receive_answer(channel)
+        connection.set_timeout(_EARLY_ANSWER_S)
+        answer = connection.receive()
         if answer is not None and answer.type == frames.ERROR:
             return answer
     return None
 
 
-def _receive(channel: socket.socket, kind: frames.FrameType, call: Call) -> Answer:
+def _receive(connection: Connection, kind: frames.FrameType, call: Call) -> Answer:
     try:
-        answer = receive_answer(channel)
+        answer = connection.receive()
     except BlockingIOError:
         raise
     except (OSError, FrameError):

@@ -184,6 +184,14 @@ def _duplicate(tbs: der.Node) -> None:
     der.extensions(tbs).children.append(copy.deepcopy(usage))
 
 
+def _version_1(tbs: der.Node) -> None:
+    del tbs.children[0]
+
+
+def _version_2(tbs: der.Node) -> None:
+    tbs.children[0].children[0].content = b"\x01"
+
+
 def _no_extensions(tbs: der.Node) -> None:
     tbs.children[:] = [child for child in tbs.children if child.tag != 0xA3]
 
@@ -196,7 +204,7 @@ def _extra_in_tbs(tbs: der.Node) -> None:
 @pytest.mark.parametrize(
     "edit",
     [_critical_boolean, _default_encoded, _long_length, _long_tbs, _padded_serial]
-    + [_negative_serial, _duplicate, _no_extensions, _extra_in_tbs]
+    + [_negative_serial, _duplicate, _no_extensions, _extra_in_tbs, _version_1, _version_2]
     + [constraints(c) for c in ("3003010101", "30070101ff02020000", "30080101ff0201000500")]
     + [constraints(c) for c in ("30800101ff0201000000", "30060101ff0201ff", "3003010100", "")],
 )
@@ -223,6 +231,19 @@ def test_a25_bytes_around_the_certificate() -> None:
         refused(pki.document(ev.chain(), certificate=wrong), Code.EVIDENCE_CHAIN)
     bundle = [*certificates[:-2], certificates[-2] + b"\x00"]
     refused(pki.document(ev.chain(), cabundle=bundle), Code.EVIDENCE_CHAIN)
+
+
+def test_a25_a_parser_that_forgives_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Today's parser is as strict as DER; should one not be, what it understood is compared."""
+    data = pki.document(ev.chain())
+    load = x509.load_der_x509_certificate
+    wrong = ev.chain().certificates[2]
+    forgiving = {wrong: ev.chain().certificates[1]}
+    monkeypatch.setattr(
+        x509, "load_der_x509_certificate", lambda der: load(forgiving.get(der, der))
+    )
+    with pytest.raises(EvidenceError, match="re-encode"):
+        verify(data)
 
 
 @pytest.mark.parametrize("depth", range(5))

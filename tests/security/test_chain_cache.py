@@ -11,6 +11,7 @@ import pytest
 
 from casemate import limits
 from casemate.attestation import ChainCache, chain, parse_document, verify_document, verify_evidence
+from casemate.attestation.chain_cache import CheckedChain
 from casemate.errors import Code, EvidenceError
 from tests.support import evidence as ev
 from tests.support import nitro_pki as pki
@@ -118,7 +119,7 @@ def test_a_refused_chain_is_not_remembered() -> None:
 
 def test_the_chain_unused_for_longest_makes_room() -> None:
     cache = ChainCache(2)
-    known = chain.CheckedChain((), ev.chain().keys[0].public_key())
+    known = CheckedChain((), ev.chain().keys[0].public_key())
     for name in (b"a", b"b"):
         cache.put([name], known)
     assert cache.get([b"a"]) is known
@@ -129,7 +130,7 @@ def test_the_chain_unused_for_longest_makes_room() -> None:
 
 def test_any_number_of_chains_fits_in_the_bound() -> None:
     cache = ChainCache()
-    known = chain.CheckedChain((), ev.chain().keys[0].public_key())
+    known = CheckedChain((), ev.chain().keys[0].public_key())
     for number in range(3 * limits.CHAIN_CACHE_MAX):
         cache.put([number.to_bytes(2, "big")], known)
     assert len(cache) == limits.CHAIN_CACHE_MAX

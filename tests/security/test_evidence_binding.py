@@ -88,8 +88,44 @@ def test_a32_the_signer_and_the_role_do_not_vouch() -> None:
     signed = {3: b"\x03" * 48, 4: b"\x04" * 48, 8: b"\x08" * 48}
     bundle = ev.good(pcrs=ev.pcrs(pcr0=b"\x66" * 48) | signed)
     assert judged_code(bundle) == Code.EVIDENCE_MEASUREMENTS
-    with pytest.raises(PolicyError):  # and a policy cannot name them
-        TrustPolicy.parse(ev.policy().to_toml().replace("pcr0 =", "pcr8 ="))
+    for register in ("pcr3", "pcr4", "pcr8"):  # nor can a policy name one in place of the image
+        with pytest.raises(PolicyError):
+            TrustPolicy.parse(ev.policy().to_toml().replace("pcr0 =", f"{register} ="))
+
+
+def test_a32_a_named_signer_counts_beside_the_image() -> None:
+    signed = replace(ev.RELEASE, pcr8=b"\x08" * 48)
+    trusted = ev.policy(releases=(signed,))
+    ev.judge(ev.good(pcrs=ev.pcrs(pcr8=b"\x08" * 48)), trusted)
+    without = {index: value for index, value in ev.pcrs().items() if index != 8}
+    for pcrs in (ev.pcrs(), ev.pcrs(pcr8=b"\x09" * 48), without):
+        with pytest.raises(EvidenceError, match="EVIDENCE_MEASUREMENTS: PCR8 differs"):
+            ev.judge(ev.good(pcrs=pcrs), trusted)
+    other = ev.good(pcrs=ev.pcrs(pcr0=b"\x66" * 48, pcr8=b"\x08" * 48))
+    assert judged_code(other, trusted) == Code.EVIDENCE_MEASUREMENTS
+
+
+def test_a32_a_release_below_the_minimum() -> None:
+    """The old image is genuine, signed and well known: that is what the floor is against."""
+    old = replace(ev.RELEASE, number=1)
+    new = replace(ev.RELEASE, name="0.2.0", pcr0=b"\x20" * 48, number=2)
+    ev.judge(ev.good(), ev.policy(releases=(old, new)))
+    ev.judge(ev.good(), ev.policy(releases=(old, new), minimum_release=1))
+    floor = ev.policy(releases=(old, new), minimum_release=2)
+    with pytest.raises(EvidenceError, match=r"MEASUREMENTS: release 0\.1\.0 is below the minimum"):
+        ev.judge(ev.good(), floor)
+    ev.judge(ev.good(pcrs=ev.pcrs(pcr0=b"\x20" * 48)), floor)
+
+
+def test_a32_an_old_configuration_of_the_same_image() -> None:
+    """Where only PCR16 tells two releases apart, the floor still holds, in debug mode too."""
+    old = replace(ev.RELEASE, number=1)
+    new = replace(ev.RELEASE, name="0.2.0", pcr16=b"\x26" * 48, number=2)
+    floor = ev.policy(releases=(old, new), minimum_release=2, allow_debug=True)
+    assert judged_code(ev.good(), floor) == Code.EVIDENCE_CONFIGURATION
+    debug = ev.good(pcrs=ev.pcrs() | {index: bytes(48) for index in (0, 1, 2)})
+    assert judged_code(debug, floor) == Code.EVIDENCE_CONFIGURATION
+    ev.judge(debug, ev.policy(releases=(old, new), allow_debug=True))
 
 
 def test_a33_the_bundle_has_no_registers_of_its_own() -> None:

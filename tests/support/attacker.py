@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from casemate import cbor
-from casemate.attestation import EvidenceBundle, verify_evidence
+from casemate.attestation import Configuration, EvidenceBundle, verify_evidence
 from casemate.channel import UnixAddress, connect
 from casemate.client.kms import generate_data_key
+from casemate.client.transport import HostConnection
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession
 from casemate.errors import CasemateError, Code
@@ -208,9 +209,11 @@ def side_enclave(
         try:
             wait_for_socket(run / "enclave.sock")
             enclave = EnclaveSocket(run / "enclave.sock")
-            enclave.ask(FrameType.CONFIGURE, configuration or world.configuration)
-            credentials = Credentials.load(world.operator.directory / "credentials.json")
-            enclave.ask(FrameType.CREDENTIALS, credentials.reveal())
+            configuration = configuration or world.configuration
+            enclave.ask(FrameType.CONFIGURE, configuration)
+            if Configuration.parse(configuration).kms is not None:
+                credentials = Credentials.load(world.operator.directory / "credentials.json")
+                enclave.ask(FrameType.CREDENTIALS, credentials.reveal())
             yield enclave
         finally:
             egress.stop()
@@ -230,7 +233,13 @@ def second_host(
         )
     )
     log = directory / f"{name}.log"
-    with Service("casemate_host", "--config", str(config), log=log) as host:
+    with (
+        Service("casemate_host", "--config", str(config), log=log) as host,
+        HostConnection(host.ready["address"]) as connection,
+    ):
+        # Until it has checked the enclave itself it answers everything with UNAVAILABLE.
+        probe = lambda: refusal(lambda: connection.infer(b"?", b"?", TIMEOUT_S))  # noqa: E731
+        assert eventually(lambda: probe() is Code.UNSUPPORTED_VERSION)
         yield host
 
 

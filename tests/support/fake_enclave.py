@@ -153,7 +153,8 @@ class FakeEnclave:
     def _serve(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, FrameError):
             while (frame := frames.receive_frame(channel)) is not None:
-                self.budgets.append(frame.budget)
+                if frame.type == FrameType.REQUEST:
+                    self.budgets.append(frame.budget)
                 self._answer(channel, frame)
         with self._lock:
             self._open.discard(channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -333,6 +334,16 @@ def test_the_default_policy_and_pcr0_alone_are_too_wide() -> None:
 def test_release_that_is_not_trusted() -> None:
     other = Release("9", b"\x09" * 48, b"\xa1" * 48, b"\xa2" * 48, b"\xb0" * 48)
     assert "not accepted: PCR0" in refused(written(releases=[other]))
+
+
+def test_release_below_the_minimum() -> None:
+    """An old release that is only known, not accepted, must not be released to either."""
+    old, new = (replace(release, number=n) for n, release in enumerate(RELEASES, 1))
+    floor = replace(TRUST, releases=(old, new), minimum_release=2)
+    check_key_policy(written(releases=[new]), floor, purpose="data", scope=SCOPE)
+    for releases in ([old], [old, new]):
+        with pytest.raises(PolicyError, match="not accepted: PCR0"):
+            check_key_policy(written(releases=releases), floor, purpose="data", scope=SCOPE)
 
 
 def test_upper_case_registers_and_further_conditions_are_fine() -> None:

@@ -24,6 +24,7 @@ LEFT_OUT: Final = {
     "casemate/envelope/sealing": "the client's side of the envelope",
     "casemate/kms_policy": "writes key policies, for those who own the keys",
     "casemate/kms_policy_check": "checks them",
+    "casemate/kms_policy_lint": "names their weaknesses",
     "casemate/onnx": "reads a model's signature for the publisher who seals it",
 }
 

@@ -46,7 +46,7 @@ def test_configuration_and_evidence_come_first(bench: Bench, enclave: FakeEnclav
 
 def test_the_deadline_travels_as_the_budget(bench: Bench, enclave: FakeEnclave) -> None:
     bench.infer(b"x", timeout=5)
-    assert 3000 < enclave.budgets[-1] <= 5000
+    assert 3000 < enclave.budgets[-1] <= 5100  # gRPC rounds up
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,61 @@ def test_optional_keys() -> None:
     assert policy.models[0].digests == frozenset([bytes.fromhex(PCR)])
 
 
+SECOND = RELEASE.replace("0.1.0", "0.2.0").replace(PCR, "ce" * 48)
+
+
+def numbered(*numbers: int | str, head: str = "") -> str:
+    """Two releases with these numbers, or without where a number is empty."""
+    lines = [f"number = {number}\n" if number != "" else "" for number in numbers]
+    return HEAD + head + RELEASE + lines[0] + SECOND + lines[1] + MODEL
+
+
+def test_releases_in_order() -> None:
+    policy = TrustPolicy.parse(numbered(3, 7))
+    assert [release.number for release in policy.accepted] == [3, 7]
+    policy = TrustPolicy.parse(numbered(3, 7, head="minimum_release = 3\n"))
+    assert [release.number for release in policy.accepted] == [3, 7]
+    for minimum in (4, 7):
+        policy = TrustPolicy.parse(numbered(3, 7, head=f"minimum_release = {minimum}\n"))
+        assert [release.number for release in policy.accepted] == [7]
+        assert [release.number for release in policy.releases] == [3, 7]
+        assert TrustPolicy.parse(policy.to_toml()) == policy
+
+
+@pytest.mark.parametrize("numbers", [(7, 3), (7, 7), (3, ""), ("", 3), (0, 1), (1, 1 << 32)])
+def test_numbers_order_all_releases_or_none(numbers: tuple[int | str, ...]) -> None:
+    refused(numbered(*numbers))
+
+
+@pytest.mark.parametrize("minimum", ["0", "8", "-1", "true", '"0.1.0"', "3.0"])
+def test_a_minimum_that_means_nothing(minimum: str) -> None:
+    refused(numbered(3, 7, head=f"minimum_release = {minimum}\n"))
+
+
+def test_a_minimum_needs_numbers() -> None:
+    refused(numbered("", "", head="minimum_release = 1\n"))
+
+
+def test_a_release_may_name_its_signer() -> None:
+    policy = TrustPolicy.parse(HEAD + RELEASE + f'pcr8 = "{"88" * 48}"\n' + MODEL)
+    assert policy.releases[0].image[8] == b"\x88" * 48
+    assert 8 not in policy.releases[0].registers
+    assert TrustPolicy.parse(policy.to_toml()) == policy
+    assert 8 not in TrustPolicy.parse(GOOD).releases[0].image
+    for wrong in ("00" * 48, "88" * 47, "88" * 32, "", "GG"):
+        refused(HEAD + RELEASE + f'pcr8 = "{wrong}"\n' + MODEL)
+
+
+def test_a_signer_does_not_make_another_release() -> None:
+    again = RELEASE.replace("0.1.0", "0.1.1") + f'pcr8 = "{"88" * 48}"\n'
+    refused(HEAD + RELEASE + again + MODEL)
+
+
+def test_a_release_is_a_table() -> None:
+    for wrong in ("[1]", "[[]]", '["0.1.0"]'):
+        assert "not a table" in str(refused(HEAD + f"release = {wrong}\n" + MODEL))
+
+
 @pytest.mark.parametrize("line", [line for line in GOOD.splitlines() if "=" in line])
 def test_every_key_is_mandatory(line: str) -> None:
     refused(GOOD.replace(line, "", 1))

@@ -157,6 +157,26 @@ def test_cancelling_a_call_that_waits_for_a_connection(relay: Relay, enclave: Fa
             future.result()
 
 
+def test_a_cancelled_call_hands_its_turn_on(enclave: FakeEnclave) -> None:
+    """Whoever is woken for a free connection and does not want it wakes the next."""
+    relay = Relay(UnixAddress(str(enclave.path)), 1, lambda: None)
+    cancelled, patient = Call(20), Call(20)
+    with ThreadPoolExecutor(3) as pool:
+        busy = pool.submit(ask, relay, b"sleep:5")
+        while not enclave.requests:
+            time.sleep(0.01)
+        first = pool.submit(relay.exchange, FrameType.REQUEST, b"x", cancelled)
+        time.sleep(0.1)
+        second = pool.submit(relay.exchange, FrameType.REQUEST, b"y", patient)
+        time.sleep(0.1)
+        cancelled.cancel()
+        enclave.released.set()
+        busy.result()
+        assert second.result(5) == b"y"
+        assert refused(first.result).code is Code.DEADLINE_EXCEEDED
+    relay.close()
+
+
 def test_a_finished_call_cannot_cut_the_connection_of_another(
     relay: Relay, enclave: FakeEnclave
 ) -> None:
@@ -188,6 +208,7 @@ def test_unasked_bytes_end_an_idle_connection(tmp_path: Path) -> None:
                 frames.receive_frame(channel)
                 kind = FrameType.REQUEST | frames.ANSWER
                 frames.send_frame(channel, kind, b"first")
+                time.sleep(0.02)
                 frames.send_frame(channel, kind, b"stray")
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -195,7 +216,7 @@ def test_unasked_bytes_end_an_idle_connection(tmp_path: Path) -> None:
         relay = Relay(address, 1, lambda: None)
         for _ in range(2):
             assert ask(relay, b"x") == b"first"
-            time.sleep(0.05)
+            time.sleep(0.1)
         thread.join()
         relay.close()
 
@@ -227,8 +248,8 @@ def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes
                 self.shutdown(socket.SHUT_RDWR)
                 return super().sendmsg(*buffers)
 
-        idle = relay._idle.pop()
-        relay._idle.append(Dies(fileno=idle.detach()))
+        idle = relay._idle[0].channel
+        relay._idle[0].channel = Dies(fileno=idle.detach())
         assert ask(relay, payload) == b"done"
         assert executed == [4, len(payload)]
         relay.close()

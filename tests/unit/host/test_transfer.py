@@ -11,31 +11,33 @@ import pytest
 
 from casemate import frames, limits
 from casemate.errors import Code, FrameError
-from casemate_host.transfer import receive_answer, set_timeout
+from casemate_host.transfer import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+Pair = tuple[Connection, socket.socket]
 WHOLE = b"\x00\x00\x00\x0a\x83\x00\x00\x00\x00hello"
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        set_timeout(ours, 5)
-        yield ours, theirs
+        connection = Connection(ours)
+        connection.set_timeout(5)
+        yield connection, theirs
 
 
-def test_a_whole_answer(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_whole_answer(pair: Pair) -> None:
     ours, theirs = pair
     theirs.sendall(WHOLE)
-    answer = receive_answer(ours)
+    answer = ours.receive()
     assert answer is not None
     assert (answer.type, answer.payload) == (0x83, b"hello")
 
 
-def test_an_answer_in_single_bytes(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_an_answer_in_single_bytes(pair: Pair) -> None:
     ours, theirs = pair
 
     def drip() -> None:
@@ -44,22 +46,22 @@ def test_an_answer_in_single_bytes(pair: tuple[socket.socket, socket.socket]) ->
 
     thread = threading.Thread(target=drip)
     thread.start()
-    answer = receive_answer(ours)
+    answer = ours.receive()
     thread.join()
     assert answer is not None
     assert answer.payload == b"hello"
 
 
 @pytest.mark.parametrize("at", range(len(WHOLE)))
-def test_cut_anywhere(pair: tuple[socket.socket, socket.socket], at: int) -> None:
+def test_cut_anywhere(pair: Pair, at: int) -> None:
     ours, theirs = pair
     theirs.sendall(WHOLE[:at])
     theirs.close()
     if at == 0:
-        assert receive_answer(ours) is None
+        assert ours.receive() is None
         return
     with pytest.raises(FrameError) as raised:
-        receive_answer(ours)
+        ours.receive()
     assert raised.value.code is Code.MALFORMED
 
 
@@ -67,27 +69,46 @@ def test_cut_anywhere(pair: tuple[socket.socket, socket.socket], at: int) -> Non
     ("length", "code"),
     [(0, Code.MALFORMED), (4, Code.MALFORMED), (limits.FRAME_MAX + 1, Code.TOO_LARGE)],
 )
-def test_bad_lengths_take_no_memory(
-    pair: tuple[socket.socket, socket.socket], length: int, code: Code
-) -> None:
+def test_bad_lengths_take_no_memory(pair: Pair, length: int, code: Code) -> None:
     ours, theirs = pair
     theirs.sendall(length.to_bytes(4, "big") + b"\x83\x00\x00\x00\x00")
     with pytest.raises(FrameError) as raised:
-        receive_answer(ours)
+        ours.receive()
     assert raised.value.code is code
 
 
 @pytest.mark.parametrize("sent", [b"", WHOLE[:3], WHOLE[:-1]])
-def test_silence_ends_in_time(pair: tuple[socket.socket, socket.socket], sent: bytes) -> None:
+def test_silence_ends_in_time(pair: Pair, sent: bytes) -> None:
     ours, theirs = pair
-    set_timeout(ours, 0.05)
+    ours.set_timeout(0.05)
     theirs.sendall(sent)
     with pytest.raises(BlockingIOError):
-        receive_answer(ours)
+        ours.receive()
 
 
-def test_sending_to_nobody_ends_in_time(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_sending_to_nobody_ends_in_time(pair: Pair) -> None:
     ours, _ = pair
-    set_timeout(ours, 0.05)
+    ours.set_timeout(0.05)
     with pytest.raises(BlockingIOError), contextlib.suppress(FrameError):
-        frames.send_frame(ours, 3, bytes(5_000_000))
+        frames.send_frame(ours.channel, 3, bytes(5_000_000))
+
+
+def test_sizes_of_every_kind_over_one_connection(pair: Pair) -> None:
+    """Small answers take another path than large ones, and either may follow the other."""
+    ours, theirs = pair
+    for size in (0, 1, 8182, 8183, 8184, 300_000, 0, 1_000_000, 1_000_000, 3):
+        payload = (bytes(range(256)) * (size // 256 + 1))[:size]
+        thread = threading.Thread(target=frames.send_frame, args=(theirs, 0x83, payload))
+        thread.start()
+        answer = ours.receive()
+        thread.join()
+        assert answer is not None
+        assert answer.payload == payload
+
+
+def test_two_answers_at_once_are_refused(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.sendall(WHOLE + WHOLE[:1])
+    with pytest.raises(FrameError) as raised:
+        ours.receive()
+    assert raised.value.code is Code.MALFORMED

@@ -1,0 +1,16 @@
+"""The command line: `casemate`, what a data owner, a publisher or an auditor types."""
+
+from __future__ import annotations
+
+from casemate.client.cli.calls import infer, keygen, seal_model_command
+from casemate.client.cli.conforming import conformance
+from casemate.client.cli.group import main
+from casemate.client.cli.inspecting import inspect
+from casemate.client.cli.measuring import measure
+from casemate.client.cli.policies import policy
+from casemate.client.cli.verifying import verify
+
+__all__ = ["main"]
+
+for _command in (verify, infer, inspect, measure, keygen, seal_model_command, conformance, policy):
+    main.add_command(_command)

@@ -1,0 +1,5 @@
+"""``python -m casemate.client.cli``."""
+
+from casemate.client.cli import main
+
+main()

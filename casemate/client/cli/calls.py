@@ -1,0 +1,136 @@
+"""`casemate keygen`, `infer`, `seal-model`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate.attestation import TrustPolicy
+from casemate.client.cli.group import existing, new, policy_option, tls_option
+from casemate.client.client import Client
+from casemate.client.files import (
+    answer_as_json,
+    parse_public_key,
+    read_private_key,
+    read_tensor,
+    write_private_key,
+)
+from casemate.client.kms import KmsDataKeys
+from casemate.client.seal import seal_onnx
+from casemate.errors import CasemateError, Code
+from casemate.sealed_model import model_digest
+
+
+@click.command(short_help="Make an Ed25519 key for a publisher or a caller.")
+@click.argument("output", type=new)
+def keygen(output: Path) -> None:
+    """Make an Ed25519 key (publisher or caller) in OUTPUT; print its public key."""
+    key = Ed25519PrivateKey.generate()
+    write_private_key(output, key)
+    click.echo(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex())
+
+
+@click.command(short_help="Run a model on sealed tensors.")
+@click.argument("target")
+@click.argument("model")
+@policy_option
+@tls_option
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="NAME=FILE",
+    help="A tensor: .npy, .csv (float32) or .json. May be repeated.",
+)
+@click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
+@click.option("--caller-key", type=existing, help="Your Ed25519 key, for models that list callers.")
+@click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
+@click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+def infer(
+    target: str,
+    model: str,
+    policy: Path,
+    tls_roots: Path | None,
+    inputs: tuple[str, ...],
+    version: int | None,
+    caller_key: Path | None,
+    kms_key: str | None,
+    timeout: float,
+) -> None:
+    """Run MODEL on sealed tensors at TARGET (host:port); print the answer as JSON."""
+    with Client(
+        target,
+        TrustPolicy.load(policy),
+        caller_key=read_private_key(caller_key) if caller_key else None,
+        data_keys=KmsDataKeys(kms_key) if kms_key else None,
+        tls_roots=tls_roots.read_bytes() if tls_roots else None,
+    ) as client:
+        tensors = dict(_named_tensor(item) for item in inputs)
+        result = client.infer(model, tensors, version=version, timeout_s=timeout)
+    click.echo(json.dumps(answer_as_json(result)))
+
+
+def _named_tensor(item: str) -> tuple[str, Any]:
+    name, separator, path = item.partition("=")
+    if not (name and separator and path):
+        raise CasemateError(Code.INVALID_ARGUMENT, f"not NAME=FILE: {item!r}")
+    return name, read_tensor(Path(path))
+
+
+@click.command("seal-model", short_help="Seal an ONNX model under your own KMS key.")
+@click.argument("model", type=existing)
+@click.argument("output", type=new)
+@click.option("--name", required=True, help="Model name, as callers will ask for it.")
+@click.option("--version", required=True, type=click.IntRange(1), help="Model version.")
+@click.option("--publisher-key", required=True, type=existing, help="Your Ed25519 signing key.")
+@click.option("--kms-key", required=True, help="ARN of your KMS key.")
+@click.option(
+    "--caller",
+    "callers",
+    multiple=True,
+    help="Public key (hex) of one who may call the model; repeat, or write `any`.",
+)
+@click.option("--answer-bucket", default=1024, show_default=True, help="Floor of answers, bytes.")
+def seal_model_command(
+    model: Path,
+    output: Path,
+    name: str,
+    version: int,
+    publisher_key: Path,
+    kms_key: str,
+    callers: tuple[str, ...],
+    answer_bucket: int,
+) -> None:
+    """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
+    header = seal_onnx(
+        model,
+        output,
+        name=name,
+        version=version,
+        publisher=read_private_key(publisher_key),
+        kms_key=kms_key,
+        callers=_callers(callers),
+        answer_bucket=answer_bucket,
+    )
+    summary = {
+        "name": header.name,
+        "version": header.version,
+        "digest": model_digest(header.entries).hex(),
+        "publisher": header.publisher.hex(),
+        "bytes": output.stat().st_size,
+    }
+    click.echo(json.dumps(summary, indent=2))
+
+
+def _callers(texts: tuple[str, ...]) -> Any:  # noqa: ANN401 - Literal["any"] or a tuple
+    if not texts:
+        raise CasemateError(Code.INVALID_ARGUMENT, "name the callers, or write --caller any")
+    if texts == ("any",):
+        return "any"
+    return tuple(sorted({parse_public_key(text) for text in texts}))

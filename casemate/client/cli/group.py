@@ -1,0 +1,72 @@
+"""What all commands share: refusals, exit codes, options."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from casemate.client.cli.tables import printable
+from casemate.errors import CasemateError, Code
+
+EXIT_CODES: Final = """Exit codes: 0 done; 1 refused, with a reason code on standard error; 2 wrong usage; 3 nobody answered, so nothing was judged (HOST_UNREACHABLE, UNAVAILABLE, DEADLINE_EXCEEDED)."""  # noqa: E501 - click wraps it
+
+_SILENT: Final = frozenset({Code.HOST_UNREACHABLE, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
+
+existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+new = click.Path(dir_okay=False, path_type=Path)
+policy_option = click.option(
+    "--policy", required=True, type=existing, help="Trust policy (TOML): what you accept."
+)
+tls_option = click.option("--tls-roots", type=existing, help="PEM roots; turns TLS to the host on.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _Refusal(click.ClickException):
+    """One line on standard error."""
+
+    def __init__(self, error: CasemateError) -> None:
+        super().__init__(printable(f"{error.code}: {error.detail}"))
+
+
+class _NoAnswer(_Refusal):
+    exit_code = 3
+
+
+class _Commands(click.Group):
+    """Turns every refusal into one line; a traceback is a defect."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except CasemateError as error:
+            raise (_NoAnswer if error.code in _SILENT else _Refusal)(error) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has gone: click ends quietly
+                raise
+            name = f"{error.filename}: " if isinstance(error.filename, str | Path) else ""
+            detail = f"{name}{error.strerror or type(error).__name__}"
+            raise _Refusal(CasemateError(Code.INVALID_ARGUMENT, detail)) from None
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
+@click.version_option(package_name="casemate")
+def main() -> None:
+    """Confidential inference: verify the enclave, then seal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    click.secho(f"warning: {printable(text)}", fg="yellow", err=True)

@@ -1,0 +1,178 @@
+"""The envelope, sealed models, labels and key derivation (SPEC 1, 5, 6, 8): each binding off."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+VECTORS = ("tests/unit/test_vectors.py",)
+SEALING = ("tests/unit/envelope/test_sealing.py", "tests/property/test_envelope.py")
+HEADERS = ("tests/unit/envelope/test_header.py",)
+HPKE = ("tests/unit/envelope/test_hpke.py",)
+MESSAGES = ("tests/unit/envelope/test_messages.py",)
+REPLAY = ("tests/unit/envelope/test_replay.py", "tests/property/test_replay.py")
+GUARD = ("tests/unit/envelope/test_guard.py",)
+MODELS = ("tests/unit/test_sealed_model.py",)
+
+_WIRE = "wire.py"
+_CHUNKS = "envelope/chunks.py"
+_UNITS = "envelope/units.py"
+_PADDING = "envelope/padding.py"
+_HEADER = "envelope/header.py"
+_HPKE = "envelope/hpke.py"
+_OPENING = "envelope/opening.py"
+_SEALING = "envelope/sealing.py"
+_SEALED = "envelope/sealed_message.py"
+_MESSAGES = "envelope/messages.py"
+_REPLAY = "envelope/replay.py"
+_READER = "sealed_model/reader.py"
+_CONTENTS = "sealed_model/contents.py"
+_MODEL = "sealed_model/header.py"
+
+# fmt: off
+WIRE = (
+    Mutant("length prefix", _WIRE, '(struct.pack(">I", len(part)), part)', "(part,)", VECTORS),
+    Mutant("length prefix of a list", _WIRE, "return lp(lp(*parts))", "return lp(*parts)", VECTORS),
+    Mutant("label: version", _WIRE, 'b"casemate/v1 " + name', 'b"casemate/v2 " + name', VECTORS),
+    Mutant("label: end", _WIRE, '.encode("ascii") + b"\\x00"', '.encode("ascii")', VECTORS),
+    Mutant("extract: salt", _WIRE, 'b"casemate/v1", data_key', 'b"", data_key', VECTORS),
+    Mutant("expand: label", _WIRE, "info = label(name) + lp(*context)", "info = lp(*context)", VECTORS),
+    Mutant("expand: context", _WIRE, "info = label(name) + lp(*context)", "info = label(name)", VECTORS),
+    Mutant("expand: prefixes", _WIRE, "+ lp(*context)", '+ b"".join(context)', VECTORS),
+    Mutant("expand: hash", _WIRE, "HKDFExpand(algorithm=hashes.SHA384()", "HKDFExpand(algorithm=hashes.SHA256()", VECTORS),
+)
+
+CHUNKS = (
+    Mutant("chunk: counter", _CHUNKS, 'counter.to_bytes(_COUNTER_BYTES, "big")', "bytes(_COUNTER_BYTES)", VECTORS + SEALING),
+    Mutant("chunk: last", _CHUNKS, "(_LAST if last else _MORE)", "_MORE", VECTORS),
+    Mutant("chunk: flag", _CHUNKS, '_LAST: Final = b"\\x02"', '_LAST: Final = b"\\x01"', VECTORS),
+    Mutant("chunk: aad sealed", _CHUNKS, "chunk, self._aad, out", "chunk, None, out", VECTORS),
+    Mutant("chunk: aad opened", _CHUNKS, "sealed, self._aad, out", "sealed, None, out", VECTORS),
+    Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING),
+    Mutant("unit: zeros", _UNITS, "        if block != _ZEROS[: len(block)]:\n", "        if False:\n", VECTORS + SEALING),
+    Mutant("unit: parts", _UNITS, "if length > len(unit) - start or len(parts) == most:", "if length > len(unit) - start:", VECTORS + SEALING),
+    Mutant("unit: overrun", _UNITS, "if length > len(unit) - start or len(parts) == most:", "if len(parts) == most:", VECTORS + SEALING),
+    Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING),
+    Mutant("unit: request's parts", _UNITS, "if len(parts) != 2 or", "if len(parts) < 2 or", VECTORS + SEALING),
+    Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING),
+    Mutant("unit: answer's room", _UNITS, "or len(unit) < padded_length(length) or", "or", VECTORS + SEALING),
+    Mutant("unit: empty part", _UNITS, "if not all(parts):", "if False:", SEALING),
+    Mutant("unit: bound", _UNITS, "if length > limits.REQUEST_MAX:", "if False:", SEALING),
+    Mutant("padding: floor", _PADDING, "max(limits.UNIT_MIN, floor, length)", "max(limits.UNIT_MIN, length)", VECTORS + SEALING),
+    Mutant("padding: least", _PADDING, "max(limits.UNIT_MIN, floor, length)", "max(floor, length)", VECTORS + SEALING),
+    Mutant("padding: bucket", _PADDING, "return (length + mask) & ~mask", "return length", VECTORS),
+)
+
+HEADER = (
+    Mutant("header: version", _HEADER, "if data[:1] != bytes([VERSION]):", "if False:", HEADERS),
+    Mutant("header: bounds", _HEADER, "if not _FIXED.size < len(data) <= limits.HEADER_MAX:", "if not _FIXED.size < len(data):", HEADERS),
+    Mutant("header: end", _HEADER, "if fields[-1] != len(data) - _FIXED.size:", "if False:", HEADERS),
+    Mutant("header: sequence", _HEADER, "if header.sequence >= limits.SEQUENCE_MAX:", "if False:", HEADERS),
+    Mutant("header: wrapped key", _HEADER, "if len(header.wrapped_key) != KEY_ID_BYTES + WRAPPED_BYTES:", "if False:", HEADERS),
+    Mutant("header: instance", _HEADER, "if header.instance_id == ANY_INSTANCE:", "if False:", HEADERS),
+    Mutant("header: key mode", _HEADER, '        raise _malformed("unknown key mode")\n', "        pass\n", HEADERS),
+    Mutant("header: ARN's bounds", _HEADER, "if not 1 <= arn_length <= limits.KEY_ARN_MAX:", "if False:", HEADERS),
+    Mutant("header: blob's bounds", _HEADER, "if not 1 <= blob_length <= limits.CIPHERTEXT_BLOB_MAX:", "if False:", HEADERS),
+    Mutant("header: ARN", _HEADER, '        parse_key_arn(wrapped_key[_U32.size : _U32.size + arn_length].decode("ascii"))\n', "        pass\n", HEADERS),
+    Mutant("header: answer's version", _HEADER, "if len(data) != _RESPONSE.size or data[0] != VERSION:", "if len(data) != _RESPONSE.size:", HEADERS + SEALING),
+    Mutant("hpke: label", _HPKE, 'wire.label("data-key") + key_config', "key_config", HPKE + VECTORS),
+    Mutant("hpke: key_config", _HPKE, 'wire.label("data-key") + key_config', 'wire.label("data-key")', HPKE + VECTORS),
+    Mutant("hpke: length", _HPKE, "if len(wrapped) != WRAPPED_BYTES:", "if False:", HPKE),
+    Mutant("hpke: data key", _HPKE, "        if len(data_key) != wire.KEY_BYTES:\n            raise open_failed()\n        return", "        return", HPKE),
+    Mutant("guard: repr", "envelope/guard.py", 'return f"<{type(self).__name__}: redacted>"', "return object.__repr__(self)", GUARD),
+    Mutant("guard: pickle", "envelope/guard.py", "    def __reduce_ex__(", "    def _reduce_ex(", GUARD),
+    Mutant("sealed message: order", _SEALED, "if (first, first_kind, second, second_kind) != (", "if (first, first_kind, second, second_kind) == (0, 0) + (", SEALING),
+    Mutant("sealed message: sizes", _SEALED, "if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:", "if False:", SEALING),
+)
+
+ENVELOPE = (
+    Mutant("open: commitment", _OPENING, 'if not hmac.compare_digest(wire.expand(prk, "commit"), header.key_commitment):', "if False:", SEALING),
+    Mutant("open: label of commitment", _OPENING, 'wire.expand(prk, "commit")', 'wire.expand(prk, "request")', SEALING),
+    Mutant("open: data key", _OPENING, "if len(data_key) != wire.KEY_BYTES:", "if False:", SEALING),
+    Mutant("open: header in the key", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "request")', VECTORS + SEALING),
+    Mutant("open: label", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "response", th)', VECTORS + SEALING),
+    Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext)', '"request", th), b"", ciphertext)', VECTORS + SEALING),
+    Mutant("open: caller", _OPENING, "        key.verify(preamble.signature, caller_statement(header))\n", "        pass\n", SEALING),
+    Mutant("answer: request in the key", _OPENING, '"response", self._th, rh)', '"response", rh)', VECTORS + SEALING),
+    Mutant("answer: header in the key", _OPENING, '"response", self._th, rh)', '"response", self._th)', VECTORS + SEALING),
+    Mutant("answer: label", _OPENING, '"response", self._th, rh)', '"request", self._th, rh)', VECTORS + SEALING),
+    Mutant("answer: aad", _OPENING, "seal_content(opened.response_key(rh), rh, unit)", 'seal_content(opened.response_key(rh), b"", unit)', SEALING),
+    Mutant("answer: nonce", _OPENING, "secrets.token_bytes(_RESPONSE_NONCE_BYTES)", "bytes(_RESPONSE_NONCE_BYTES)", SEALING),
+    Mutant("answer: message and status", _OPENING, "if (message is not None) != (trailer.status == Code.OK):", "if False:", SEALING),
+    Mutant("seal: commitment, hpke", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=key_id(', 'key_commitment=bytes(32),\n            wrapped_key=key_id(', SEALING),
+    Mutant("seal: commitment, kms", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=wire.lp(', 'key_commitment=bytes(32),\n            wrapped_key=wire.lp(', SEALING),
+    Mutant("seal: key", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request"), th, unit)', SEALING),
+    Mutant("seal: aad", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request", th), b"", unit)', SEALING),
+    Mutant("seal: sequence", _SEALING, "self._sequence += 1", "pass", SEALING),
+    Mutant("seal: last sequence", _SEALING, "if sequence >= limits.SEQUENCE_MAX:", "if False:", SEALING),
+    Mutant("seal: request id", _SEALING, "request_id=secrets.token_bytes(16)", "request_id=bytes(16)", SEALING),
+    Mutant("seal: data key", _SEALING, "data_key = secrets.token_bytes(wire.KEY_BYTES)", "data_key = bytes(wire.KEY_BYTES)", SEALING),
+    Mutant("answer opened: key", _SEALING, '"response", self._th, rh)', '"response", self._th)', VECTORS + SEALING),
+    Mutant("answer opened: request", _SEALING, '"response", self._th, rh)', '"response", rh)', VECTORS + SEALING),
+    Mutant("answer opened: aad", _SEALING, "open_content(key, rh, ciphertext)", 'open_content(key, b"", ciphertext)', VECTORS + SEALING),
+)
+
+PARTS = (
+    *(
+        Mutant(f"caller: {name}", _MESSAGES, f"            {value},\n", f"            {nothing},\n", VECTORS + MESSAGES)
+        for name, value, nothing in (
+            ("key mode", "header.key_mode", "1"),
+            ("not before", "header.not_before", "0"),
+            ("not after", "header.not_after", "0"),
+            ("audience", "header.audience", "bytes(32)"),
+            ("instance", "header.instance_id", "bytes(16)"),
+            ("commitment", "header.key_commitment", "bytes(32)"),
+            ("wrapped key", "wire.digest(header.wrapped_key)", "bytes(48)"),
+        )
+    ),
+    Mutant("caller: label", _MESSAGES, 'wire.label("caller") + wire.lp(', 'wire.label("callers") + wire.lp(', VECTORS + MESSAGES),
+    Mutant("preamble: signature", _MESSAGES, "_require((self.caller is None) == (self.signature is None),", "_require(True,", MESSAGES),
+    Mutant("preamble: size", _MESSAGES, "_require(len(data) <= limits.PREAMBLE_MAX,", "_require(True,", MESSAGES),
+    Mutant("preamble: digest", _MESSAGES, "_require(digest is None or len(digest) == wire.HASH_BYTES,", "_require(True,", MESSAGES),
+    Mutant("trailer: size", _MESSAGES, "_require(len(data) <= limits.TRAILER_MAX,", "_require(True,", MESSAGES),
+    Mutant("trailer: status", _MESSAGES, "_require(trailer.status in SEALED_STATUSES,", "_require(True,", MESSAGES),
+    Mutant("trailer: detail", _MESSAGES, "_require(len(trailer.detail.encode()) <= limits.DETAIL_MAX,", "_require(True,", MESSAGES),
+    Mutant("replay: boot", _REPLAY, "if not self._boot_time <= not_before <= now:", "if not not_before <= now:", REPLAY),
+    Mutant("replay: future", _REPLAY, "if not self._boot_time <= not_before <= now:", "if not self._boot_time <= not_before:", REPLAY),
+    Mutant("replay: expired", _REPLAY, "if now >= not_after:", "if False:", REPLAY),
+    Mutant("replay: last moment", _REPLAY, "if now >= not_after:", "if now > not_after:", REPLAY),
+    Mutant("replay: span", _REPLAY, "if not_after - not_before > limits.SESSION_SPAN_MAX:", "if False:", REPLAY),
+    Mutant("replay: seen", _REPLAY, "or self.below & bit:", "or False:", REPLAY),
+    Mutant("replay: highest", _REPLAY, "if not bit or -ahead", "if -ahead", REPLAY),
+    Mutant("replay: too old", _REPLAY, "or -ahead > limits.REPLAY_WINDOW or", "or", REPLAY),
+    Mutant("replay: marked", _REPLAY, "        self.below |= bit\n", "", REPLAY),
+    Mutant("replay: slides", _REPLAY, "(seen << (ahead - 1)) & _WINDOW", "seen & _WINDOW", REPLAY),
+    Mutant("replay: capacity", _REPLAY, "if len(self._sessions) >= self._capacity:", "if False:", REPLAY),
+    Mutant("replay: other times", _REPLAY, "elif (session.not_before, session.not_after) != (not_before, not_after):", "elif False:", REPLAY),
+    Mutant("replay: held up", _REPLAY, "self._latest = now = max(self._latest, now)", "pass", REPLAY),
+    Mutant("replay: pruned early", _REPLAY, "while self._ends and self._ends[0][0] <= now:", "while self._ends:", REPLAY),
+)
+
+SEALED_MODELS = (
+    Mutant("model: publisher", _READER, "if header.publisher not in publishers:", "if False:", MODELS),
+    Mutant("model: signature", _READER, 'self._signature, wire.label("model") + wire.digest(self._signed)\n', 'self._signature, Ed25519PublicKey.from_public_bytes(header.publisher) and b""\n', MODELS),
+    Mutant("model: signature's label", _READER, 'wire.label("model") + wire.digest(self._signed)', "wire.digest(self._signed)", MODELS + VECTORS),
+    Mutant("model: minimum version", _READER, "if header.version < minimum:", "if False:", MODELS),
+    Mutant("model: size", _READER, "if header.total_bytes > self._max_bytes:", "if False:", MODELS),
+    Mutant("model: commitment", _READER, 'if not hmac.compare_digest(wire.expand(prk, "commit"), header.key_commitment):', "if False:", MODELS),
+    Mutant("model: file in the key", _READER, 'wire.expand(prk, "model", file_hash), file_hash', 'wire.expand(prk, "model"), file_hash', MODELS),
+    Mutant("model: file as aad", _READER, 'wire.expand(prk, "model", file_hash), file_hash', 'wire.expand(prk, "model", file_hash), b""', MODELS),
+    Mutant("model: last chunk", _READER, "last = self._remaining == len(plain)", "last = False", MODELS),
+    Mutant("model: bytes after the end", _READER, "                raise open_failed()  # the file ends with the last chunk\n", "                return\n", MODELS),
+    Mutant("model: cut", _READER, "if contents is None or remaining:", "if contents is None:", MODELS),
+    Mutant("model: digest", _CONTENTS, "if self.missing or not hmac.compare_digest(self._hash.finalize(), self.entry.digest):", "if self.missing:", MODELS),
+    Mutant("model: magic", _READER, "if buffer[: len(MAGIC)] != MAGIC[: len(buffer)]:", "if False:", MODELS),
+    Mutant("model: header's length", _READER, "if not 0 < length <= limits.MODEL_HEADER_MAX:", "if False:", MODELS),
+    Mutant("model: signature's length", _READER, "[0] != SIGNATURE_BYTES:", "[0] < 0:", MODELS),
+    Mutant("model: unvouched chunks", _READER, "if len(self._buffer) + len(view) > limits.MODEL_HEADER_MAX + 2 * limits.MIB:", "if False:", MODELS),
+    Mutant("model: digest's label", _MODEL, 'wire.digest(wire.label("digest"), wire.lp(encoded))', "wire.digest(wire.lp(encoded))", VECTORS),
+    Mutant("model: paths", _MODEL, '_require(not {"", ".", ".."} & set(components),', "_require(True,", MODELS),
+    Mutant("model: path's letters", _MODEL, "_require(_PATH.fullmatch(self.path) is not None,", "_require(True,", MODELS),
+    Mutant("model: a path twice", _MODEL, "_require(len({entry.path for entry in entries}) == len(entries),", "_require(True,", MODELS),
+    Mutant("model: name", _MODEL, "_require(_NAME.fullmatch(self.name),", "_require(True,", MODELS),
+    Mutant("model: runtime", _MODEL, "_require(self.runtime == RUNTIME,", "_require(True,", MODELS),
+    Mutant("model: callers' order", _MODEL, "_require(sorted(set(callers)) == list(callers),", "_require(True,", MODELS),
+    Mutant("model: callers' keys", _MODEL, "_require(good, \"a caller", "_require(True, \"a caller", MODELS),
+)
+# fmt: on
+
+MUTANTS = WIRE + CHUNKS + HEADER + ENVELOPE + PARTS + SEALED_MODELS
