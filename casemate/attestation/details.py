@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cryptography import x509
 
-from casemate.attestation.structures import PCR_CONFIGURATION, key_id
+from casemate.attestation.structures import key_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from casemate.attestation.document import UnverifiedDocument, VerifiedDocument
     from casemate.attestation.policy import Release
     from casemate.attestation.structures import Configuration, InstanceConfig, KeyConfig, LogEntry
-    from casemate.attestation.tpm_policy import TpmRelease
 
 Detail = Callable[..., str]
+
+
+class _Measured(Protocol):
+    """A release of any platform: the registers by which step 12 knows it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def image(self) -> Mapping[int, bytes]: ...
+
 
 _SHORT: Final = 16  # hex digits: enough to compare by eye
 _YEAR_10000: Final = 253_402_300_800_000  # beyond it datetime has no name for a time
@@ -77,10 +87,9 @@ def _debug(debug: bool, *_: object) -> str:  # noqa: FBT001 - the check's result
     return "DEBUG MODE, which the policy allows" if debug else "PCR0, 1 and 2 are set"
 
 
-def _measurements(releases: tuple[Release | TpmRelease, ...], *_: object) -> str:
+def _measurements(releases: tuple[_Measured, ...], *_: object) -> str:
     names = " or ".join(release.name for release in releases)
-    compared = [f"PCR{i}" for i in releases[0].registers if i != PCR_CONFIGURATION]
-    return f"{', '.join(compared)} of release {names}"
+    return f"{', '.join(f'PCR{index}' for index in releases[0].image)} of release {names}"
 
 
 def _configuration(found: tuple[Configuration, Release], *_: object) -> str:

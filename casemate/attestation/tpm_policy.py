@@ -46,6 +46,11 @@ class TpmRelease:
             _require(any(value) or index == _MAY_BE_ZERO, f"{where} is zero")
             _require(set(value) != {0xFF}, f"{where} is unset")
 
+    @property
+    def image(self) -> Mapping[int, bytes]:
+        """What step 12 compares: every register there is."""
+        return self.registers
+
 
 @dataclass(frozen=True, slots=True)
 class TpmPolicy:

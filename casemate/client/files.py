@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from casemate.client.client import Inference
 
 _PUBLIC_KEY_BYTES = 32
+# All that numpy and json raise on files that are not what they seem to be.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError),
+    *(OverflowError, RecursionError, MemoryError),
+)
 
 
 def write_private_key(path: Path, key: Ed25519PrivateKey) -> None:
@@ -69,7 +74,7 @@ def read_tensor(path: Path) -> np.ndarray:
     try:
         match path.suffix.lower():
             case ".npy":
-                tensor = np.load(path, allow_pickle=False)
+                tensor = _read_npy(path)
             case ".csv":
                 tensor = _read_csv(path)
             case ".json":
@@ -77,11 +82,18 @@ def read_tensor(path: Path) -> np.ndarray:
                 tensor = np.array(document["data"], dtype=np.dtype(document["datatype"]))
             case _:
                 tensor = None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except _UNREADABLE as error:
         raise CasemateError(Code.INVALID_ARGUMENT, f"{path}: cannot be read: {error}") from None
     if tensor is None:
         raise CasemateError(Code.INVALID_ARGUMENT, f"{path}: known formats: .npy, .csv, .json")
     return np.ascontiguousarray(tensor)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """Unlike ``np.load``, take one array and no archive of several."""
+    with path.open("rb") as stream:
+        tensor: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return tensor
 
 
 def _read_csv(path: Path) -> np.ndarray:

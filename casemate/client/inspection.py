@@ -127,6 +127,7 @@ def _trust(parsed: TrustPolicy) -> Facts:
         "audience": parsed.audience,
         "evidence": parsed.evidence,
         "allow_debug": parsed.allow_debug,
+        "minimum_release": parsed.minimum_release,
         "releases": [_release(item) for item in parsed.releases],
         "models": [
             {
@@ -140,8 +141,10 @@ def _trust(parsed: TrustPolicy) -> Facts:
 
 
 def _release(release: Release | TpmRelease) -> Facts:
-    registers = {f"pcr{index}": value.hex() for index, value in release.registers.items()}
-    return {"name": release.name, **registers}
+    registers = {**release.registers, **release.image}
+    named = {f"pcr{index}": registers[index].hex() for index in sorted(registers)}
+    number = getattr(release, "number", None)
+    return {"name": release.name, **({} if number is None else {"number": number}), **named}
 
 
 def _joined(values: Sequence[bytes]) -> str:

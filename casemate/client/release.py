@@ -37,9 +37,17 @@ class PolicyTerms:
         return cls(audience, frozenset(map(_root, roots)), tuple(map(_model, models)))
 
 
-def new_policy(
-    terms: PolicyTerms, name: str, measured: Measurement, configuration: bytes
-) -> TrustPolicy:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A release as it was measured; ``configuration`` is encoded, ``pcr8`` its image's signer."""
+
+    name: str
+    image: Measurement
+    configuration: bytes
+    pcr8: bytes | None = None
+
+
+def new_policy(terms: PolicyTerms, measured: Measured) -> TrustPolicy:
     """Return a policy that accepts one release, fresh evidence only; raises CasemateError."""
     return TrustPolicy(
         platform="nitro-enclave",
@@ -48,34 +56,33 @@ def new_policy(
         evidence="fresh",
         maximum_age_seconds=DEFAULT_AGE_SECONDS,
         allow_debug=False,
-        releases=(_release(name, measured, configuration, terms.audience, terms.models),),
+        releases=(_release(measured, terms.audience, terms.models),),
         models=terms.models,
     )
 
 
-def extended_policy(
-    policy: Path, name: str, measured: Measurement, configuration: bytes
-) -> TrustPolicy:
-    """Return the policy in a file with one release more; raises CasemateError."""
+def extended_policy(policy: Path, measured: Measured) -> TrustPolicy:
+    """Return the policy in a file with one release more; raises CasemateError.
+
+    Where releases are numbered, the new one gets the next number.
+    """
     before = TrustPolicy.load(policy)
-    release = _release(name, measured, configuration, before.audience, before.models)
+    release = _release(measured, before.audience, before.models)
+    last = before.releases[-1].number
+    if last is not None:
+        release = replace(release, number=last + 1)
     return replace(before, releases=(*before.releases, release))
 
 
-def _release(
-    name: str,
-    measured: Measurement,
-    configuration: bytes,
-    audience: str,
-    models: tuple[AllowedModel, ...],
-) -> Release:
+def _release(measured: Measured, audience: str, models: tuple[AllowedModel, ...]) -> Release:
     """A release whose configuration could serve under the policy at all."""
-    parsed = Configuration.parse(configuration)
+    parsed = Configuration.parse(measured.configuration)
     _require(parsed.audience == audience, f"the configuration is for audience {parsed.audience}")
     for model in models:
         detail = f"the configuration does not know the publisher of model {model.name}"
         _require(model.publisher in parsed.publishers, detail)
-    return Release(name, measured.pcr0, measured.pcr1, measured.pcr2, pcr16(configuration))
+    image, register = measured.image, pcr16(measured.configuration)
+    return Release(measured.name, image.pcr0, image.pcr1, image.pcr2, register, pcr8=measured.pcr8)
 
 
 def _root(text: str) -> bytes:

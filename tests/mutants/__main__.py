@@ -12,9 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from tests.mutants import envelope, verifier
 from tests.mutants.scratch import Scratch, Verdict
+
+if TYPE_CHECKING:
+    from tests.mutants.mutant import Mutant
 
 WORKERS = 2
 
@@ -53,7 +57,7 @@ def main(arguments: list[str]) -> int:
     return 0 if chosen and killed == len(chosen) else 1
 
 
-def _print(mutant: verifier.Mutant, verdict: Verdict) -> Verdict:
+def _print(mutant: Mutant, verdict: Verdict) -> Verdict:
     state = "killed" if verdict.killed else "SURVIVED" if verdict.survived else "UNCLEAR"
     print(f"{state:<9}{mutant.name:<30}{mutant.file:<34}{verdict.by}", flush=True)
     return verdict

@@ -98,8 +98,8 @@ ENVELOPE = (
     Mutant("answer: aad", _OPENING, "seal_content(opened.response_key(rh), rh, unit)", 'seal_content(opened.response_key(rh), b"", unit)', SEALING),
     Mutant("answer: nonce", _OPENING, "secrets.token_bytes(_RESPONSE_NONCE_BYTES)", "bytes(_RESPONSE_NONCE_BYTES)", SEALING),
     Mutant("answer: message and status", _OPENING, "if (message is not None) != (trailer.status == Code.OK):", "if False:", SEALING),
-    Mutant("seal: commitment, hpke", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=key_id(', 'key_commitment=bytes(32),\n            wrapped_key=key_id(', SEALING),
-    Mutant("seal: commitment, kms", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=wire.lp(', 'key_commitment=bytes(32),\n            wrapped_key=wire.lp(', SEALING),
+    Mutant("seal: commitment, hpke", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=key_id(', "key_commitment=bytes(32),\n            wrapped_key=key_id(", SEALING),
+    Mutant("seal: commitment, kms", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=wire.lp(', "key_commitment=bytes(32),\n            wrapped_key=wire.lp(", SEALING),
     Mutant("seal: key", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request"), th, unit)', SEALING),
     Mutant("seal: aad", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request", th), b"", unit)', SEALING),
     Mutant("seal: sequence", _SEALING, "self._sequence += 1", "pass", SEALING),
@@ -171,7 +171,7 @@ SEALED_MODELS = (
     Mutant("model: name", _MODEL, "_require(_NAME.fullmatch(self.name),", "_require(True,", MODELS),
     Mutant("model: runtime", _MODEL, "_require(self.runtime == RUNTIME,", "_require(True,", MODELS),
     Mutant("model: callers' order", _MODEL, "_require(sorted(set(callers)) == list(callers),", "_require(True,", MODELS),
-    Mutant("model: callers' keys", _MODEL, "_require(good, \"a caller", "_require(True, \"a caller", MODELS),
+    Mutant("model: callers' keys", _MODEL, '_require(good, "a caller', '_require(True, "a caller', MODELS),
 )
 # fmt: on
 

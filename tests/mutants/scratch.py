@@ -1,4 +1,4 @@
-"""A copy of the repository's code and tests in which mutants live; the work tree is never touched."""
+"""A copy of code and tests in which mutants live; the work tree is never touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
 TIMEOUT_S = 180
-COPIED = ("casemate", "tests", "docs", "devkit", "examples", "pyproject.toml")
+DISTRIBUTIONS = ("devkit", "enclave", "host", "kms_client")
+COPIED = ("casemate", "tests", "docs", "examples", "pyproject.toml", *DISTRIBUTIONS)
+
+# No conftest: what it imports to start a deployment takes longer than the tests here.
+OPTIONS = (
+    *("-x", "-q", "-rfE", "--tb=no", "--no-header", "--noconftest"),
+    *("-p", "no:cacheprovider", "-p", "tests.mutants.profile"),
+)
 
 _FAILED = re.compile(r"^FAILED (\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
 _PASSED, _TESTS_FAILED = 0, 1  # pytest's exit statuses; others say that tests could not run
@@ -58,7 +65,8 @@ class Scratch:
 
     def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # No bytecode: a mutant of the same size and second would be taken for its predecessor.
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join(str(self._folder / name) for name in ("", *DISTRIBUTIONS))
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self._folder,
@@ -71,17 +79,17 @@ class Scratch:
 
     def run(self, tests: Sequence[str]) -> Verdict:
         """Run test files until one test fails."""
-        options = ("-x", "-q", "-rf", "--tb=no", "--no-header", "-p", "no:cacheprovider")
         try:
-            done = self._python("-m", "pytest", *options, *tests)
+            done = self._python("-m", "pytest", *OPTIONS, *tests)
         except subprocess.TimeoutExpired:
             return Verdict(killed=False, survived=False, by="timed out")
         failed = _FAILED.search(done.stdout)
         if done.returncode == _TESTS_FAILED and failed:
             return Verdict(killed=True, survived=False, by=failed[1])
-        last = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:]
         survived = done.returncode == _PASSED
-        return Verdict(killed=False, survived=survived, by="" if survived else "".join(last))
+        said = (done.stdout + done.stderr).strip().splitlines()
+        by = "" if survived else " / ".join(said[-2:])
+        return Verdict(killed=False, survived=survived, by=by)
 
     def judge(self, mutant: Mutant) -> Verdict:
         """Apply ``mutant``, run its tests, restore the file."""

@@ -33,14 +33,14 @@ STEPS = (
     Mutant("1 size", _STEPS, "    run(1, bundle.check_sizes)\n", "", VERIFY),
     Mutant("1 document", _COSE, "sized(data, 1, limits.DOCUMENT_MAX,", "sized(data, 0, 1 << 30,", DOCUMENTS),
     *(
-        Mutant(f"1 {part}", _BUNDLE, f"sized(self.{part}, 0, limits.{bound},", f"sized(self.{part}, 0, 1 << 30,", VERIFY)
+        Mutant(f"1 {part}", _BUNDLE, f"sized(self.{part}, 0, limits.{bound},", f"sized(self.{part}, 0, 1 << 30,", STRUCTURES)
         for part, bound in (
             ("configuration", "CONFIGURATION_MAX"),
             ("instance_config", "INSTANCE_CONFIG_MAX"),
             ("measurement_log", "MEASUREMENT_LOG_MAX"),
         )
     ),
-    Mutant("1 key_config", _BUNDLE, "sized(key_config, 0, limits.KEY_CONFIG_MAX,", "sized(key_config, 0, 1 << 30,", VERIFY),
+    Mutant("1 key_config", _BUNDLE, "sized(key_config, 0, limits.KEY_CONFIG_MAX,", "sized(key_config, 0, 1 << 30,", STRUCTURES),
     Mutant("1 accelerator", _BUNDLE, "require(not self.accelerator,", "require(True,", JUDGED),
     # 2 cose
     Mutant("2 items", _COSE, "len(value) != _ITEMS", "len(value) < _ITEMS", DOCUMENTS),
@@ -68,7 +68,7 @@ STEPS = (
     Mutant("4 depth", _CBOR, "if depth > limits.CBOR_DEPTH:", "if False:", VECTORS),
     Mutant("4 items", _CBOR, "if items > limits.CBOR_ITEMS or items > len(self._data) - self._at:", "if False:", VECTORS),
     Mutant("4 UTF-8", _CBOR, "self._take(argument).decode()", "self._take(argument).decode(errors='replace')", DOCUMENTS),
-    Mutant("4 key type", _CBOR, "if type(key) not in (int, str):", "if type(key) not in (int, str, bool, bytes):", DOCUMENTS),
+    Mutant("4 key type", _CBOR, "if type(key) not in (int, str):", "if type(key) not in (int, str, bool, bytes):", VECTORS),
     Mutant("4 duplicate key", _CBOR, "if key in result:", "if False:", DOCUMENTS),
     Mutant("4 sorted keys", _CBOR, "if not self._nsm and previous and encoded <= previous:", "if False:", VECTORS),
     Mutant("4 indefinite map", _CBOR, "indefinite = self._nsm and info == _INDEFINITE", "indefinite = info == _INDEFINITE", VECTORS),
@@ -207,10 +207,10 @@ TRUST_POLICY = (
     Mutant("policy: releases twice", _POLICY, '_distinct([tuple(release.registers.values()) for release in self.releases], "release")', "pass", POLICY),
     Mutant("policy: models twice", _POLICY, '_distinct([(model.name, model.publisher) for model in self.models], "model")', "pass", POLICY),
     Mutant("policy: release name", _POLICY, "_require(bool(RELEASE_NAME.fullmatch(self.name)),", "_require(True,", POLICY),
-    Mutant("policy: register size", _POLICY, "_require(len(value) == HASH_BYTES, f\"release", "_require(True, f\"release", POLICY),
+    Mutant("policy: register size", _POLICY, '_require(len(value) == HASH_BYTES, f"release', '_require(True, f"release', POLICY),
     Mutant("policy: zero register", _POLICY, "_require(any(value),", "_require(True,", POLICY),
     Mutant("policy: PCR8 checked", _POLICY, "(*REGISTERS, SIGNER) if self.pcr8 is not None else REGISTERS", "REGISTERS", POLICY),
-    Mutant("policy: number", _POLICY, '_between(self.number, VERSION_MAX,', "_between(1, VERSION_MAX,", POLICY),
+    Mutant("policy: number", _POLICY, "_between(self.number, VERSION_MAX,", "_between(1, VERSION_MAX,", POLICY),
     Mutant("policy: some numbers", _POLICY, "_require(len(numbers) in {0, len(self.releases)},", "_require(True,", POLICY),
     Mutant("policy: order", _POLICY, "_require(ascending(numbers),", "_require(True,", POLICY),
     Mutant("policy: minimum alone", _POLICY, "_require(bool(numbers),", "numbers or numbers.append(1)\n            _require(True,", POLICY),
@@ -218,7 +218,7 @@ TRUST_POLICY = (
     Mutant("policy: accepted", _POLICY, "if (release.number or 0) >= minimum)", "if True)", POLICY),
     Mutant("policy: model name", _POLICY, "_require(bool(MODEL_NAME.fullmatch(self.name)),", "_require(True,", POLICY),
     Mutant("policy: publisher", _POLICY, "len(self.publisher) == _PUBLISHER_BYTES,", "True,", POLICY),
-    Mutant("policy: digests", _POLICY, '_sizes(self.digests, HASH_BYTES,', '_sizes(frozenset([bytes(48)]), HASH_BYTES,', POLICY),
+    Mutant("policy: digests", _POLICY, "_sizes(self.digests, HASH_BYTES,", "_sizes(frozenset([bytes(48)]), HASH_BYTES,", POLICY),
     Mutant("policy: key release", "kms_policy_check.py", "trust.accepted, context", "trust.releases, context", ("tests/unit/test_kms_policy.py",)),
 )
 # fmt: on

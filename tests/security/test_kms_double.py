@@ -561,12 +561,14 @@ def test_management_is_by_policy(double: KmsDouble, key: Key) -> None:
 
 def test_what_is_not_implemented_is_denied(double: KmsDouble, key: Key) -> None:
     client = double.client(ADMIN)
-    grant = {"KeyId": key.arn, "GranteePrincipal": ADMIN.arn, "Operations": ["Decrypt"]}
-    kind, reason = refusal(client.create_grant, **grant)
+    replica = {"KeyId": key.arn, "ReplicaRegion": OTHER_REGION}
+    kind, reason = refusal(client.replicate_key, **replica)
     assert (kind, reason["code"]) == ("AccessDeniedException", "unsupported")
     assert refusal(client.create_key, MultiRegion=True)[0] == "UnsupportedOperationException"
     assert refusal(client.create_key, KeySpec="RSA_2048")[0] == "UnsupportedOperationException"
     kind, _ = refusal(client.decrypt, CiphertextBlob=key.blob, GrantTokens=["x"])
+    assert kind == "InvalidGrantTokenException"
+    kind, _ = refusal(client.decrypt, CiphertextBlob=key.blob, DryRun=True)
     assert kind == "UnsupportedOperationException"
 
 

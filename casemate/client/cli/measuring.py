@@ -16,11 +16,13 @@ from casemate.attestation.eif import measure_eif
 from casemate.client.cli.group import existing, json_option, new, warn
 from casemate.client.cli.tables import printable, tree
 from casemate.client.inspection import image
-from casemate.client.release import PolicyTerms, extended_policy, new_policy
+from casemate.client.release import Measured, PolicyTerms, extended_policy, new_policy
 from casemate.errors import CasemateError, Code
 
 if TYPE_CHECKING:
     from casemate.attestation import TrustPolicy
+
+_Result = tuple[dict[str, Any], Measurement, bytes | None]  # what to show; registers; PCR8
 
 _BOOT: Final = "app/boot.py"
 _ROOT_HELP: Final = "Accepted attestation root: SHA-256 of its DER. May be repeated."
@@ -38,6 +40,7 @@ class _Terms:
     audience: str | None
     roots: tuple[str, ...]
     models: tuple[str, ...]
+    pin_signer: bool
 
     def check(self, *, wanted: bool) -> None:
         """Refuse options that do not fit together; ``wanted``: a policy is to be written."""
@@ -55,15 +58,17 @@ class _Terms:
         if self.extend and given & whole:
             raise click.UsageError("--extend takes audience, roots and models from the policy")
 
-    def policy(self, measured: Measurement) -> TrustPolicy:
+    def policy(self, image: Measurement, pcr8: bytes | None) -> TrustPolicy:
         """Return the policy; raises CasemateError."""
         if self.release is None or self.configuration is None:
             raise RuntimeError("checked before")
-        configuration = self.configuration.read_bytes()
+        if self.pin_signer and pcr8 is None:
+            raise CasemateError(Code.INVALID_ARGUMENT, "no signature over this image's PCR0")
+        signer = pcr8 if self.pin_signer else None
+        measured = Measured(self.release, image, self.configuration.read_bytes(), signer)
         if self.extend is not None:
-            return extended_policy(self.extend, self.release, measured, configuration)
-        wanted = PolicyTerms.parse(self.audience or "", self.roots, self.models)
-        return new_policy(wanted, self.release, measured, configuration)
+            return extended_policy(self.extend, measured)
+        return new_policy(PolicyTerms.parse(self.audience or "", self.roots, self.models), measured)
 
 
 @click.command(short_help="Compute the registers of a release, and a policy for it.")
@@ -76,6 +81,7 @@ class _Terms:
 @click.option("--audience", help="The service that is meant.")
 @click.option("--root", "roots", multiple=True, metavar="SHA256", help=_ROOT_HELP)
 @click.option("--model", "models", multiple=True, metavar="NAME=PUBLISHERHEX", help=_MODEL_HELP)
+@click.option("--pin-signer", is_flag=True, help="Demand PCR8, who signed the image, as well.")
 @json_option
 def measure(
     path: Path,
@@ -87,6 +93,7 @@ def measure(
     audience: str | None,
     roots: tuple[str, ...],
     models: tuple[str, ...],
+    pin_signer: bool,
     as_json: bool,
 ) -> None:
     """Measure PATH, an enclave image (EIF) or a staged tree: what PCR0, PCR1 and PCR2 must be.
@@ -95,11 +102,12 @@ def measure(
     wants fresh evidence of at most 300 seconds; edit it where that is not right. With --extend it
     accepts the releases of another policy too, as a rolling upgrade needs.
     """
-    terms = _Terms(release, configuration, extend, audience, roots, models)
+    terms = _Terms(release, configuration, extend, audience, roots, models, pin_signer)
     terms.check(wanted=policy_out is not None)
-    facts, measured = _measure_tree(path, form) if path.is_dir() else _measure_image(path, form)
+    measure_path = _measure_tree if path.is_dir() else _measure_image
+    facts, measured, pcr8 = measure_path(path, form)
     if policy_out is not None:
-        policy = terms.policy(measured)
+        policy = terms.policy(measured, pcr8)
         with policy_out.open("x") as file:  # a policy is replaced on purpose, never by the way
             file.write(policy.to_toml())
         facts["policy"] = str(policy_out)
@@ -110,7 +118,7 @@ def measure(
     click.echo("\n".join(tree(facts)))
 
 
-def _measure_tree(root: Path, form: str | None) -> tuple[dict[str, Any], Measurement]:
+def _measure_tree(root: Path, form: str | None) -> _Result:
     for name in (INTERPRETER[1:], _BOOT):
         if not (root / name).exists():
             raise CasemateError(Code.INVALID_ARGUMENT, f"{root} is no staged tree: no {name}")
@@ -124,10 +132,10 @@ def _measure_tree(root: Path, form: str | None) -> tuple[dict[str, Any], Measure
         "pcr2": measured.pcr2.hex(),
         "command_line": " ".join(line),
     }
-    return facts, measured
+    return facts, measured, None
 
 
-def _measure_image(path: Path, form: str | None) -> tuple[dict[str, Any], Measurement]:
+def _measure_image(path: Path, form: str | None) -> _Result:
     if form is not None:
         raise click.UsageError("--form is for staged trees; an image has one form")
     with path.open("rb") as file:
@@ -135,4 +143,4 @@ def _measure_image(path: Path, form: str | None) -> tuple[dict[str, Any], Measur
     for problem in measured.signature.problems if measured.signature else ():
         warn(f"signature: {problem}")
     facts = {"kind": "enclave image", **image(measured)}
-    return facts, Measurement(measured.pcr0, measured.pcr1, measured.pcr2)
+    return facts, Measurement(measured.pcr0, measured.pcr1, measured.pcr2), measured.pcr8

@@ -1,14 +1,28 @@
 """A KMS that enforces what AWS KMS enforces for attested key release, for tests and demonstrations.
 
 moto answers ``Decrypt`` with ``Recipient`` by handing out the plaintext. This double checks the
-signature of every request, judges it by the key's policy, verifies the attestation document with
-the production verifier and seals the answer to the attested key. It is not AWS KMS: it has no IAM,
-no grants and no aliases, and nothing is kept when it stops.
+signature of every request, judges it by the key's policy and grants, verifies the attestation
+document with the production verifier and seals the answer to the attested key. It is not AWS KMS:
+it has no IAM, and README.md says what it refuses to do.
 """
 
 from __future__ import annotations
 
-from casemate_devkit.kms.double import KmsDouble
+from typing import TYPE_CHECKING, Any
+
 from casemate_devkit.kms.principals import Principal
 
+if TYPE_CHECKING:
+    from casemate_devkit.kms.double import KmsDouble
+
 __all__ = ["KmsDouble", "Principal"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes are of any type
+    """Import the double when it is asked for: boto3 takes a second, and plugins load always."""
+    if name == "KmsDouble":
+        from casemate_devkit.kms.double import KmsDouble  # noqa: PLC0415
+
+        return KmsDouble
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

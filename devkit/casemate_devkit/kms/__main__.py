@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from casemate_devkit.kms.faults import ENVIRONMENT, KINDS
 from casemate_devkit.kms.principals import load_principals
 from casemate_devkit.kms.server import KmsServer
 
@@ -40,8 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="casemate-kms-double", description=main.__doc__)
-    parser.add_argument("--directory", type=Path, required=True, help="CA, audit trail")
+    faults = "\n".join(f"  {kind:<18} {text[0]}" for kind, text in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="casemate-kms-double",
+        description=main.__doc__,
+        epilog=f"faults:\n{faults}\n\nAlso from {ENVIRONMENT}, and from DIRECTORY/faults.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--directory", type=Path, required=True, help="CA, keys, audit trail")
     parser.add_argument(
         "--nitro-root", action="append", default=[], metavar="SHA256HEX", type=_digest
     )
@@ -49,6 +57,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--principals", type=Path, required=True, help="JSON list")
     parser.add_argument("--region", action="append", default=[], help="default: eu-central-1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="KIND[=VALUE][*TIMES][@OPERATION]"
+    )
     parser.add_argument("--ready-file", type=Path, help="gets the JSON line, too")
     return parser
 
@@ -77,6 +88,7 @@ def _server(options: argparse.Namespace) -> KmsServer:
         principals=load_principals(options.principals),
         regions=options.region or ["eu-central-1"],
         port=options.port,
+        faults=[*os.environ.get(ENVIRONMENT, "").split(","), *options.fault],
     )
 
 

@@ -56,6 +56,11 @@ def assemble(identifier: bytes, encrypted_key: bytes, iv: bytes, ciphertext: byt
     return _open(0x30, _ENVELOPED_DATA, _open(0xA0, enveloped))
 
 
+def initialisation_vector(envelope: bytes) -> int:
+    """Return where the initialisation vector of an envelope begins."""
+    return envelope.index(_AES_256_CBC) + len(_AES_256_CBC) + 2
+
+
 def _der(tag: int, *parts: bytes) -> bytes:
     content = b"".join(parts)
     length = len(content)

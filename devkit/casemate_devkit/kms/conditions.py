@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from casemate_devkit.kms.principals import Principal
 
@@ -21,11 +21,16 @@ _OPERATOR = re.compile(r"(?:(ForAllValues|ForAnyValue):)?([A-Z][A-Za-z]+?)(IfExi
 _REGISTER = re.compile(r"kms:recipientattestation:(?:pcr([0-9]|[12][0-9]|3[01])|imagesha384)")
 _CONTEXT_KEYS = "kms:encryptioncontextkeys"
 _CONTEXT = "kms:encryptioncontext:"
-_KNOWN = {
-    _CONTEXT_KEYS,
+_MULTIVALUED = {_CONTEXT_KEYS, "kms:grantoperations", "kms:resourcealiases"}
+_KNOWN = _MULTIVALUED | {
+    "aws:principalaccount",
     "aws:principalarn",
     "aws:securetransport",
     "kms:calleraccount",
+    "kms:granteeprincipal",
+    "kms:grantisforawsresource",
+    "kms:requestalias",
+    "kms:retiringprincipal",
     "kms:viaservice",
 }
 
@@ -70,8 +75,14 @@ class RequestContext:
         principal: Principal,
         encryption_context: Mapping[str, str] | None = None,
         registers: Mapping[int, bytes] | None = None,
+        more: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """Take what a request says; ``more`` has further keys with their values."""
         self._values: dict[str, list[str]] = {
+            key.lower(): list(values) for key, values in (more or {}).items()
+        }
+        self._values |= {
+            "aws:principalaccount": [principal.account],
             "aws:principalarn": [principal.policy_arn],
             "aws:securetransport": ["true"],
             "kms:calleraccount": [principal.account],
@@ -143,6 +154,13 @@ def like(actual: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(actual, pattern.replace("[", "[[]"))
 
 
+def _arn_like(actual: str, pattern: str) -> bool:
+    """Match ARNs: wildcards within each of the six parts and never across a colon."""
+    parts, patterns = actual.split(":", 5), pattern.split(":", 5)
+    pairs = zip(parts, patterns, strict=False)
+    return len(parts) == len(patterns) and all(like(part, text) for part, text in pairs)
+
+
 _OPERATORS: dict[str, tuple[Callable[[str, str], bool], bool]] = {
     "StringEquals": (_equal, False),
     "StringNotEquals": (_equal, True),
@@ -151,6 +169,10 @@ _OPERATORS: dict[str, tuple[Callable[[str, str], bool], bool]] = {
     "StringLike": (like, False),
     "StringNotLike": (like, True),
     "Bool": (_equal_ignoring_case, False),
+    "ArnEquals": (_arn_like, False),
+    "ArnLike": (_arn_like, False),
+    "ArnNotEquals": (_arn_like, True),
+    "ArnNotLike": (_arn_like, True),
 }
 
 
@@ -172,7 +194,7 @@ def _judge(
     verdicts = [any(compare(value, item) for item in wanted) != negated for value in actual]
     if quantifier is not None:
         return all(verdicts) if quantifier == "ForAllValues" else any(verdicts)
-    multivalued = len(actual) > 1 or key.lower() == _CONTEXT_KEYS
+    multivalued = len(actual) > 1 or key.lower() in _MULTIVALUED
     return None if multivalued else verdicts[0]
 
 

@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 
 from casemate_devkit.kms.audit import AuditTrail
+from casemate_devkit.kms.faults import FAULTS_FILE, write_faults
 from casemate_devkit.kms.principals import Principal, save_principals
 from casemate_devkit.kms.server import KmsServer
 
@@ -28,7 +29,7 @@ _CONFIG = Config(
     read_timeout=30,
     proxies={},  # whatever the environment says: the double is on loopback
 )
-_START_S = 60.0  # moto and botocore take seconds to import on a busy machine
+_START_S = 60.0  # boto3 takes seconds to import on a busy machine
 _STOP_S = 10.0
 
 
@@ -36,12 +37,14 @@ class KmsDouble:
     """A running KMS double.
 
     Args:
-        directory: takes the CA, the audit trail and, as a process, the principals; made if missing.
+        directory: takes the CA, the keys, the audit trail and, as a process, the principals; made
+            if missing. A double that starts there again has the same keys.
         roots: SHA-256 digests (32 bytes) of the Nitro root certificates to trust.
         principals: who may call.
         regions: the regions it serves; its certificate names their KMS endpoints and localhost.
         mode: ``thread``: in this process; ``process``: in one of its own.
         port: 0 picks a free one.
+        faults: in force from the start; see ``casemate_devkit.kms.faults``.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class KmsDouble:
         regions: Sequence[str] = ("eu-central-1",),
         mode: Literal["process", "thread"] = "thread",
         port: int = 0,
+        faults: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.ca_pem = directory / "ca.pem"
@@ -61,6 +65,7 @@ class KmsDouble:
         self._roots = roots
         self._principals = tuple(principals)
         self._mode = mode
+        self._faults = tuple(faults)
         self._server: KmsServer | None = None
         self._process: subprocess.Popen[str] | None = None
 
@@ -77,7 +82,7 @@ class KmsDouble:
         return self
 
     def stop(self) -> None:
-        """Stop serving; keys and ciphertexts made by the double are void from here on."""
+        """Stop serving."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -113,6 +118,13 @@ class KmsDouble:
             raise ValueError("the double runs in this process")
         return self._process.pid
 
+    def inject(self, *faults: str) -> None:
+        """Replace the faults in force, from the next request on; none at all clears them.
+
+        Raises ValueError for a fault that is not understood.
+        """
+        write_faults(self.directory / FAULTS_FILE, faults)
+
     def endpoint(self, region: str) -> str:
         """Return the endpoint URL for ``region``; raises ValueError if it is not served."""
         if region not in self.regions:
@@ -141,6 +153,7 @@ class KmsDouble:
             principals=self._principals,
             regions=self.regions,
             port=self.port,
+            faults=self._faults,
         )
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -152,6 +165,7 @@ class KmsDouble:
         command += ["--directory", str(self.directory), "--principals", str(principals)]
         command += [part for root in self._roots for part in ("--nitro-root", root.hex())]
         command += [part for region in self.regions for part in ("--region", region)]
+        command += [part for fault in self._faults for part in ("--fault", fault)]
         with (self.directory / "double.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True

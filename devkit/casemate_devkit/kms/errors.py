@@ -27,8 +27,8 @@ class RegisterDifference:
 class Reason:
     """Why the double refused or allowed: for its log, its audit and one response header.
 
-    ``code`` is ``signature``, ``request``, ``recipient``, ``policy``, ``unsupported`` or
-    ``allowed``; ``statement`` is the policy statement that decided or came nearest.
+    ``code`` is ``signature``, ``request``, ``recipient``, ``policy``, ``state``, ``unsupported``,
+    ``fault`` or ``allowed``; ``statement`` is the policy statement that decided or came nearest.
     """
 
     code: str
@@ -56,8 +56,11 @@ class Reason:
 class KmsError(Exception):
     """One error answer: an AWS error type, its message, and the double's reason."""
 
-    def __init__(self, kind: str, message: str, reason: Reason | None = None) -> None:
+    def __init__(
+        self, kind: str, message: str, reason: Reason | None = None, *, status: int = 400
+    ) -> None:
         super().__init__(f"{kind}: {message}")
+        self.status = status
         self.kind = kind
         self.message = message
         self.reason = reason or Reason("request", message)

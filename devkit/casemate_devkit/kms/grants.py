@@ -1,4 +1,4 @@
-"""Grants: the other way to be allowed. A grant carries no attestation condition, which is its danger.
+"""Grants: the other way to be allowed, and one without any attestation condition.
 
 As on AWS an explicit Deny in the key policy still wins, and constraints bind encryption contexts.
 """

@@ -1,15 +1,17 @@
-"""KMS keys: moto's, with versions of their material and what makes them last."""
+"""KMS keys, their aliases and grants, and how they last."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
+import json
 import secrets
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import time
+import uuid
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from moto.kms.models import Key
 
 from casemate_devkit.kms import blobs
 from casemate_devkit.kms.grants import Grant
@@ -37,82 +39,105 @@ AGREEMENT: Final = "KEY_AGREEMENT"
 ROTATION_DAYS: Final = 365  # AWS's default
 _MATERIAL_BYTES: Final = 32
 _STATES: Final = {"Disabled", "Enabled", "PendingDeletion"}
-_PLAIN: Final = (
-    "policy",
-    "key_usage",
-    "key_spec",
-    "description",
-    "account_id",
-    "region",
-    "id",
-    "creation_date",
-    "key_state",
-    "key_rotation_status",
-    "rotation_days",
-    "tags",
-)
 
 
-class KmsKey(Key):
+def _material() -> list[bytes]:
+    return [secrets.token_bytes(_MATERIAL_BYTES)]
+
+
+@dataclass(slots=True, eq=False)
+class KmsKey:
     """One key; ``materials`` grows by rotation, its last element encrypts."""
 
-    def __init__(
-        self, policy: str | None, usage: str, spec: str, description: str, place: tuple[str, str]
-    ) -> None:
-        """Make a key in ``place``, an account and a region."""
-        super().__init__(policy, usage, spec, description, *place)
-        self.materials = [secrets.token_bytes(_MATERIAL_BYTES)]
-        self.agreement_key = (
-            ec.generate_private_key(CURVES[spec]()) if usage == AGREEMENT else None
-        )
-        self.rotation_days = ROTATION_DAYS
-        self.tags: dict[str, str] = {}
+    account: str
+    region: str
+    policy: str
+    spec: str = SYMMETRIC
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    created: float = field(default_factory=time.time)
+    state: str = "Enabled"
+    deletion: float | None = None
+    rotates: bool = False
+    rotation_days: int = ROTATION_DAYS
+    materials: list[bytes] = field(default_factory=_material, repr=False)
+    agreement_key: ec.EllipticCurvePrivateKey | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.state not in _STATES:
+            raise ValueError("a key has an unknown state")
+        if self.spec != SYMMETRIC and self.agreement_key is None:
+            self.agreement_key = ec.generate_private_key(CURVES[self.spec]())
+
+    @property
+    def arn(self) -> str:
+        """The ARN; the region says the partition."""
+        prefixes = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
+        found = [name for prefix, name in prefixes.items() if self.region.startswith(f"{prefix}-")]
+        return f"arn:{(*found, 'aws')[0]}:kms:{self.region}:{self.account}:key/{self.id}"
+
+    @property
+    def usage(self) -> str:
+        """``ENCRYPT_DECRYPT`` or ``KEY_AGREEMENT``."""
+        return ENCRYPTION if self.spec == SYMMETRIC else AGREEMENT
 
     def metadata(self) -> dict[str, Any]:
-        """Return the KeyMetadata as AWS shapes it, members without value left out."""
-        record: dict[str, Any] = self.to_dict()["KeyMetadata"]
-        for name in ("EncryptionAlgorithms", "SigningAlgorithms"):
-            record.pop(name, None)
-        agrees = self.key_usage == AGREEMENT
-        name = "KeyAgreementAlgorithms" if agrees else "EncryptionAlgorithms"
-        record[name] = ["ECDH"] if agrees else [SYMMETRIC]
-        return {name: value for name, value in record.items() if value is not None}
-
-    def set_state(self, state: str, deletion: dt.datetime | None = None) -> None:
-        """Enable, disable, or schedule the deletion of the key."""
-        self.key_state = state
-        self.enabled = state == "Enabled"
-        self.deletion_date = deletion
+        """Return the KeyMetadata as AWS shapes it."""
+        agrees = self.usage == AGREEMENT
+        algorithms = "KeyAgreementAlgorithms" if agrees else "EncryptionAlgorithms"
+        record = {
+            "AWSAccountId": self.account,
+            "KeyId": self.id,
+            "Arn": self.arn,
+            "CreationDate": self.created,
+            "Enabled": self.state == "Enabled",
+            "Description": self.description,
+            "KeyUsage": self.usage,
+            "KeyState": self.state,
+            "Origin": "AWS_KMS",
+            "KeyManager": "CUSTOMER",
+            "CustomerMasterKeySpec": self.spec,
+            "KeySpec": self.spec,
+            algorithms: ["ECDH"] if agrees else [SYMMETRIC],
+            "MultiRegion": False,
+        }
+        return record | ({"DeletionDate": self.deletion} if self.deletion else {})
 
     def record(self) -> dict[str, Any]:
         """Return the key for the state file, its secrets included."""
         private = self.agreement_key
-        return {name: getattr(self, name) for name in _PLAIN} | {
-            "deletion_date": self.deletion_date.isoformat() if self.deletion_date else None,
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return plain | {
             "materials": [encode_secret(item) for item in self.materials],
-            "private_key": encode_private_key(private) if private else None,
+            "agreement_key": encode_private_key(private) if private else None,
         }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> KmsKey:
         """Return the key that ``record`` describes; raises KeyError, TypeError or ValueError."""
-        names = ("policy", "key_usage", "key_spec", "description")
-        key = cls(*(record[name] for name in names), (record["account_id"], record["region"]))
-        for name in _PLAIN:
-            setattr(key, name, record[name])
-        if key.key_state not in _STATES:
-            raise ValueError("a key has an unknown state")
-        deletion = record["deletion_date"]
-        key.set_state(key.key_state, dt.datetime.fromisoformat(deletion) if deletion else None)
-        key.arn = f"{key.arn.rpartition('/')[0]}/{key.id}"
-        key.materials = [decode_secret(text) for text in record["materials"]]
-        if key.agreement_key is not None:
-            key.agreement_key = decode_private_key(record["private_key"])
-        return key
+        private = record["agreement_key"]
+        secret = {
+            "materials": [decode_secret(text) for text in record["materials"]],
+            "agreement_key": decode_private_key(private) if private else None,
+        }
+        return cls(**(record | secret))
 
-    def __repr__(self) -> str:
-        """Name the key, not its material."""
-        return f"KmsKey({self.arn})"
+    def __reduce__(self) -> NoReturn:
+        msg = "a key is written to the state file and nowhere else"
+        raise TypeError(msg)
+
+
+def default_policy(account: str, partition: str) -> str:
+    """Return the policy that AWS gives a key made without one: the account's IAM decides."""
+    statement = {
+        "Sid": "Enable IAM User Permissions",
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
+        "Action": "kms:*",
+        "Resource": "*",
+    }
+    return json.dumps({"Version": "2012-10-17", "Id": "key-default-1", "Statement": [statement]})
 
 
 class KeyStore:
@@ -138,35 +163,24 @@ class KeyStore:
             yield
             self._save()
 
-    def create(
-        self,
-        place: tuple[str, str],
-        policy: str | None,
-        description: str = "",
-        spec: str = SYMMETRIC,
-        tags: Mapping[str, str] | None = None,
-    ) -> KmsKey:
-        """Return a new key in an account and region; without ``policy`` AWS's default policy."""
-        usage = ENCRYPTION if spec == SYMMETRIC else AGREEMENT
-        key = KmsKey(policy, usage, spec, description, place)
-        key.tags = dict(tags or {})
+    def add(self, key: KmsKey) -> None:
+        """Keep a new key."""
         with self.changing():
             self._keys[key.id] = key
-        return key
 
     def find(self, account: str, region: str, key_id: str) -> KmsKey | None:
         """Return the key with this bare id, or None."""
         with self._lock:
             self._expire()
             key = self._keys.get(key_id)
-        return key if key and (key.account_id, key.region) == (account, region) else None
+        return key if key and (key.account, key.region) == (account, region) else None
 
     def listed(self, account: str, region: str) -> list[KmsKey]:
         """Return the keys of one account in one region."""
         with self._lock:
             self._expire()
             keys = list(self._keys.values())
-        return [key for key in keys if (key.account_id, key.region) == (account, region)]
+        return [key for key in keys if (key.account, key.region) == (account, region)]
 
     def owner(self, region: str, blob: bytes) -> KmsKey | None:
         """Return the key that made ``blob``, of whatever account, or None."""
@@ -202,8 +216,8 @@ class KeyStore:
 
     def _expire(self) -> None:
         """Delete keys whose waiting period is over, with their aliases and grants."""
-        now = dt.datetime.now(dt.UTC)
-        over = {k.id for k in self._keys.values() if k.deletion_date and k.deletion_date <= now}
+        now = time.time()
+        over = {key.id for key in self._keys.values() if key.deletion and key.deletion <= now}
         if not over:
             return
         self._keys = {name: key for name, key in self._keys.items() if name not in over}

@@ -7,12 +7,12 @@ IAM there; the double has no IAM and takes the reading that a user must fear.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casemate_devkit.kms.conditions import Failure, Outcome, RequestContext, evaluate, like
 from casemate_devkit.kms.errors import KmsError, Reason, RegisterDifference
+from casemate_devkit.kms.principals import is_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,6 @@ POLICY_MAX = 32 * 1024  # KMS API limit
 _ELEMENTS = {"Action", "Condition", "Effect", "NotAction", "Principal", "Resource", "Sid"}
 _TOP = {"Id", "Statement", "Version"}
 _VERSIONS = {"2008-10-17", "2012-10-17"}
-_ACCOUNT = re.compile(r"(?:arn:aws(?:-cn|-us-gov)?:iam::)?([0-9]{12})(?::root)?", re.ASCII)
 _FOREIGN_PRINCIPALS = {"CanonicalUser", "Federated", "Service"}  # none of them calls the double
 
 
@@ -174,14 +173,7 @@ def _principal(value: object, caller: Principal) -> bool | None:
     if not isinstance(value, dict) or value.keys() - _FOREIGN_PRINCIPALS - {"AWS"}:
         return None
     texts = _texts(value["AWS"]) if "AWS" in value else []
-    return None if texts is None else any(_names(text, caller) for text in texts)
-
-
-def _names(text: str, caller: Principal) -> bool:
-    account = _ACCOUNT.fullmatch(text)
-    if account is not None:
-        return account[1] == caller.account
-    return text in {"*", caller.arn, caller.policy_arn}
+    return None if texts is None else any(text == "*" or is_named(text, caller) for text in texts)
 
 
 def _nearest(matches: Iterable[_Match]) -> _Match | None:

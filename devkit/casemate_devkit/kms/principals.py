@@ -59,6 +59,12 @@ class Principal:
         raise TypeError(msg)
 
 
+def is_named(text: str, caller: Principal) -> bool:
+    """Whether the ARN ``text`` means ``caller``: its own, its role's, or its account's root."""
+    accounts = {f"arn:{caller.partition}:iam::{caller.account}:root", caller.account}
+    return text in {caller.arn, caller.policy_arn} | accounts
+
+
 def load_principals(path: Path) -> list[Principal]:
     """Read a JSON list of objects with the fields of Principal; raises ValueError."""
     records = json.loads(path.read_text(encoding="utf-8"))

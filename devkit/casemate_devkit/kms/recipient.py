@@ -17,7 +17,7 @@ from casemate import limits
 from casemate.attestation.document import ENCLAVE_PCRS
 from casemate.attestation.verify import verify_document
 from casemate.errors import EvidenceError
-from casemate_devkit.kms.cms import seal_enveloped
+from casemate_devkit.kms.cms import initialisation_vector, seal_enveloped
 from casemate_devkit.kms.errors import bad_recipient
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ class Recipient:
         return shown
 
 
-def verify_recipient(parameter: Mapping[str, Any], roots: frozenset[bytes], now: int) -> Recipient:
+def verify_recipient(
+    parameter: Mapping[str, Any],
+    roots: frozenset[bytes],
+    now: int,
+    maximum_age: int = DOCUMENT_AGE_MAX,
+) -> Recipient:
     """Verify the Recipient of a request at ``now`` (ms); raises KmsError, never returns less.
 
     Steps: the key encryption algorithm; the document by the production verifier (SPEC 3.8 steps 1
@@ -73,9 +78,16 @@ def verify_recipient(parameter: Mapping[str, Any], roots: frozenset[bytes], now:
     if document.pcr_field != ENCLAVE_PCRS:
         # An instance's registers answer to other condition keys and mean other things.
         raise bad_recipient("Recipient: the attestation document is not that of an enclave.")
-    if not now - DOCUMENT_AGE_MAX <= document.timestamp <= now + limits.CLOCK_SKEW:
+    if not now - maximum_age <= document.timestamp <= now + limits.CLOCK_SKEW:
         raise bad_recipient("Recipient: the attestation document is too old or of the future.")
     return Recipient(document.module_id, document.pcrs, _public_key(document.public_key))
+
+
+def tampered(envelope: bytes) -> bytes:
+    """Return an envelope with one bit of its initialisation vector flipped: it still opens."""
+    changed = bytearray(envelope)
+    changed[initialisation_vector(envelope)] ^= 1
+    return bytes(changed)
 
 
 def _public_key(spki: bytes | None) -> rsa.RSAPublicKey:

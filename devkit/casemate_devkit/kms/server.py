@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from casemate_devkit.kms.access import Call
 from casemate_devkit.kms.audit import AuditTrail
 from casemate_devkit.kms.errors import KmsError, Reason
+from casemate_devkit.kms.faults import FAULTS_FILE, Faults
 from casemate_devkit.kms.parameters import decode_parameters, encode_answer, operation_name
 from casemate_devkit.kms.service import KmsService
 from casemate_devkit.kms.sigv4 import HttpRequest, authenticate
+from casemate_devkit.kms.state import STATE_FILE
 from casemate_devkit.kms.tls import endpoint_host, server_context
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ BODY_MAX = 384 * 1024  # the API's attestation document of 262,144 bytes in base
 _CONNECTIONS_MAX = 64  # a demonstration has a handful of clients
 _IDLE_S = 30.0
 _LOG = logging.getLogger("casemate_devkit.kms")
+
+
+def _milliseconds() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class KmsServer(ThreadingHTTPServer):
@@ -54,6 +60,7 @@ class KmsServer(ThreadingHTTPServer):
         principals: Sequence[Principal],
         regions: Sequence[str],
         port: int = 0,
+        faults: Sequence[str] = (),
     ) -> None:
         if not roots or not principals or not regions:
             msg = "the double needs a Nitro root, a principal and a region"
@@ -64,7 +71,8 @@ class KmsServer(ThreadingHTTPServer):
             msg = "two principals have the same access key id"
             raise ValueError(msg)
         self.audit = AuditTrail(directory / "audit.jsonl")
-        self.service = KmsService(roots, lambda: time.time_ns() // 1_000_000)
+        self.faults = Faults(faults, directory / FAULTS_FILE)
+        self.service = KmsService(roots, _milliseconds, directory / STATE_FILE)
         self._tls = server_context(directory, regions)
         self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
         self._open: set[socket.socket] = set()
@@ -119,7 +127,11 @@ class KmsHandler(BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             headers[name.lower()] = (*headers.get(name.lower(), ()), value.strip())
         request = HttpRequest("POST", self.path, headers, body)
-        status, answer, reason = respond(self.server, request)
+        try:
+            status, answer, reason = respond(self.server, request)
+        except ConnectionAbortedError:
+            self.close_connection = True
+            return
         self._send(status, answer, reason)
 
     def _body(self) -> bytes | None:
@@ -157,7 +169,10 @@ def respond(server: KmsServer, request: HttpRequest) -> tuple[int, bytes, Reason
     except KmsError as fault:
         refused = {"decision": "refused", "errorCode": fault.kind, "reason": fault.reason.text}
         server.audit.write(event | refused)
-        return 400, fault.body(), fault.reason
+        return fault.status, fault.body(), fault.reason
+    except ConnectionAbortedError:
+        server.audit.write(event | {"decision": "failed", "reason": "fault: disconnect"})
+        raise
     except Exception as error:  # noqa: BLE001 - a bug must not end as a traceback of secrets
         # The class only: a message could quote what was decrypted.
         _LOG.error("internal failure: %s", type(error).__name__)
@@ -181,13 +196,31 @@ def _serve(server: KmsServer, request: HttpRequest, event: dict[str, Any]) -> by
     event |= {"principal": principal.arn, "awsRegion": region}
     if region not in server.regions.values():
         raise KmsError("InvalidSignatureException", "The double does not serve this region.")
-    call = Call(principal, region, operation, decode_parameters(operation, request.body))
+    _strike(server.faults, operation)
+    parameters = decode_parameters(operation, request.body)
+    call = Call(principal, region, operation, parameters, server.faults)
     try:
         answer = encode_answer(server.service.answer(call))
     finally:
         event |= _observed(call)
     server.audit.write(event | {"decision": "allowed", "reason": call.reason.text})
     return answer
+
+
+def _strike(faults: Faults, operation: str) -> None:
+    """Let faults take the place of the answer."""
+    seconds = faults.take("slow", operation)
+    if seconds is not None:
+        time.sleep(seconds)
+    if faults.take("disconnect", operation) is not None:
+        raise ConnectionAbortedError
+    if faults.take("throttle", operation) is not None:
+        text = "You have exceeded the rate at which you may call KMS."
+        raise KmsError("ThrottlingException", text, Reason("fault", "throttle"))
+    status = faults.take("error", operation)
+    if status is not None:
+        reason = Reason("fault", "error")
+        raise KmsError("KMSInternalException", "Fault.", reason, status=int(status))
 
 
 def _host_region(server: KmsServer, request: HttpRequest) -> str | None:

@@ -1,53 +1,63 @@
-"""The operations of the double: authorise, act through moto, seal to the recipient."""
+"""The operations of the double: authorise, act, seal to the recipient."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from casemate_devkit.kms.access import Call, KeyAccess, check_lockout
+from casemate_devkit.kms.access import Call, KeyAccess
 from casemate_devkit.kms.errors import KmsError, Reason, invalid, unsupported
-from casemate_devkit.kms.keys import KeyStore, metadata
-from casemate_devkit.kms.recipient import verify_recipient
+from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, KeyStore, KmsKey
+from casemate_devkit.kms.lifecycle import Lifecycle
+from casemate_devkit.kms.management import Aliases, Grants, Keys
+from casemate_devkit.kms.pairs import agree, new_pair, public_der
+from casemate_devkit.kms.recipient import DOCUMENT_AGE_MAX, tampered, verify_recipient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-_ALGORITHM: Final = "SYMMETRIC_DEFAULT"
-_DATA_KEY_BYTES = {"AES_128": 16, "AES_256": 32}
-_CREATE_KEY: Final[dict[str, set[object]]] = {
-    "CustomerMasterKeySpec": {_ALGORITHM},
-    "KeySpec": {_ALGORITHM},
-    "KeyUsage": {"ENCRYPT_DECRYPT"},
-    "MultiRegion": {False},
-    "Origin": {"AWS_KMS"},
-}
-_CREATE_KEY_FREE = {"BypassPolicyLockoutSafetyCheck", "Description", "Policy", "Tags"}
+Answer = dict[str, Any]
+
+_DATA_KEY_BYTES: Final = {"AES_128": 16, "AES_256": 32}
+_WITHOUT: Final = "WithoutPlaintext"
 
 
 class KmsService:
-    """All operations over one key store. ``clock`` returns milliseconds since 1970."""
+    """All operations over one key store.
 
-    def __init__(self, roots: frozenset[bytes], clock: Callable[[], int]) -> None:
+    ``clock`` returns milliseconds since 1970; ``state`` is where keys last, None keeps them in
+    memory.
+    """
+
+    def __init__(
+        self, roots: frozenset[bytes], clock: Callable[[], int], state: Path | None = None
+    ) -> None:
         self._roots = roots
         self._clock = clock
-        self._keys = KeyStore()
+        self._keys = KeyStore(state)
         self._access = KeyAccess(self._keys)
-        self._operations: dict[str, Callable[[Call], dict[str, Any]]] = {
-            "CreateKey": self._create_key,
+        self._operations: dict[str, Callable[[Call], Answer]] = {
             "Decrypt": self._decrypt,
-            "DescribeKey": self._describe_key,
+            "DeriveSharedSecret": self._derive_shared_secret,
             "Encrypt": self._encrypt,
             "GenerateDataKey": self._generate_data_key,
-            "GenerateDataKeyWithoutPlaintext": self._generate_data_key,
+            "GenerateDataKeyPair": self._generate_pair,
+            f"GenerateDataKeyPair{_WITHOUT}": self._generate_pair,
+            f"GenerateDataKey{_WITHOUT}": self._generate_data_key,
             "GenerateRandom": self._generate_random,
-            "GetKeyPolicy": self._get_key_policy,
-            "ListKeys": self._list_keys,
-            "PutKeyPolicy": self._put_key_policy,
+            "GetPublicKey": self._get_public_key,
             "ReEncrypt": self._re_encrypt,
         }
+        for part in (Keys, Aliases, Grants, Lifecycle):
+            self._operations |= part(self._keys, self._access).operations
 
-    def answer(self, call: Call) -> dict[str, Any]:
+    @property
+    def operations(self) -> list[str]:
+        """What the double implements."""
+        return sorted(self._operations)
+
+    def answer(self, call: Call) -> Answer:
         """Return the answer's members; raises KmsError.
 
         A Recipient is verified before anything else: a bad one is an error of its own and never
@@ -57,105 +67,129 @@ class KmsService:
         if operation is None:
             text = f"the double does not implement {call.operation}"
             raise KmsError("AccessDeniedException", text, Reason("unsupported", text))
-        for name in ("DryRun", "GrantTokens"):
-            if call.parameters.get(name):
-                raise unsupported(f"The double does not support {name}.")
+        if call.parameters.get("DryRun"):
+            raise unsupported("The double does not support DryRun.")
+        known = {grant.token for grant in self._keys.grants.values()}
+        if not known.issuperset(call.parameters.get("GrantTokens", ())):
+            raise KmsError("InvalidGrantTokenException", "There is no grant with this token.")
         for name in ("EncryptionAlgorithm", "SourceEncryptionAlgorithm"):
-            if call.parameters.get(name, _ALGORITHM) != _ALGORITHM:
+            if call.parameters.get(name, SYMMETRIC) != SYMMETRIC:
                 raise invalid(f"{name} does not fit a symmetric key.")
         if "Recipient" in call.parameters:
             recipient = call.parameters["Recipient"]
-            call.recipient = verify_recipient(recipient, self._roots, self._clock())
-        return operation(call)
+            age = self._document_age(call)
+            call.recipient = verify_recipient(recipient, self._roots, self._clock(), age)
+        answer = operation(call)
+        if "KeyId" in answer and call.faults.take("wrong-key-id", call.operation) is not None:
+            answer["KeyId"] = answer["KeyId"][:-12] + "0" * 12
+        return answer
 
-    # Management
+    @staticmethod
+    def _document_age(call: Call) -> int:
+        stale = call.faults.take("stale-documents", call.operation)
+        return DOCUMENT_AGE_MAX if stale is None else int(stale * 1000)
 
-    def _create_key(self, call: Call) -> dict[str, Any]:
-        for name, value in call.parameters.items():
-            if name not in _CREATE_KEY_FREE and value not in _CREATE_KEY.get(name, ()):
-                raise unsupported(f"The double makes symmetric single-Region keys only: {name}.")
-        policy = call.parameters.get("Policy")
-        if policy is not None:
-            check_lockout(call, policy)
-        description = call.parameters.get("Description", "")
-        key = self._keys.create(call.principal.account, call.region, policy, description)
-        call.keys.append(key.arn)
-        return {"KeyMetadata": metadata(key)}
-
-    def _describe_key(self, call: Call) -> dict[str, Any]:
-        return {"KeyMetadata": metadata(self._access.permitted(call, "kms:DescribeKey"))}
-
-    def _get_key_policy(self, call: Call) -> dict[str, Any]:
-        self._check_policy_name(call)
-        key = self._access.permitted(call, "kms:GetKeyPolicy")
-        return {"Policy": key.policy, "PolicyName": "default"}
-
-    def _put_key_policy(self, call: Call) -> dict[str, Any]:
-        self._check_policy_name(call)
-        key = self._access.permitted(call, "kms:PutKeyPolicy")
-        check_lockout(call, call.parameters["Policy"], key.arn)
-        self._keys.put_policy(key, call.parameters["Policy"])
-        return {}
-
-    def _list_keys(self, call: Call) -> dict[str, Any]:
-        keys = self._keys.listed(call.principal.account, call.region)
-        return {
-            "Keys": [{"KeyArn": key.arn, "KeyId": key.id} for key in keys],
-            "Truncated": False,
-        }
-
-    # Cryptography
-
-    def _encrypt(self, call: Call) -> dict[str, Any]:
-        key = self._access.permitted(call, "kms:Encrypt")
+    def _encrypt(self, call: Call) -> Answer:
+        key = _usable(self._access.permitted(call), ENCRYPTION)
         plaintext = call.parameters["Plaintext"]
         blob = self._keys.encrypt(key, plaintext, call.context())
-        return {"CiphertextBlob": blob, "KeyId": key.arn, "EncryptionAlgorithm": _ALGORITHM}
+        return {"CiphertextBlob": blob, "KeyId": key.arn, "EncryptionAlgorithm": SYMMETRIC}
 
-    def _decrypt(self, call: Call) -> dict[str, Any]:
+    def _decrypt(self, call: Call) -> Answer:
         key = self._access.source(call, "KeyId", "kms:Decrypt", call.context())
         plaintext = self._keys.decrypt(key, call.parameters["CiphertextBlob"], call.context())
-        answer = {"KeyId": key.arn, "EncryptionAlgorithm": _ALGORITHM}
+        answer = {"KeyId": key.arn, "EncryptionAlgorithm": SYMMETRIC}
         return answer | self._released(call, plaintext)
 
-    def _generate_data_key(self, call: Call) -> dict[str, Any]:
-        key = self._access.permitted(call, f"kms:{call.operation}")
+    def _generate_data_key(self, call: Call) -> Answer:
+        key = _usable(self._access.permitted(call), ENCRYPTION)
         plaintext = os.urandom(_data_key_bytes(call.parameters))
         blob = self._keys.encrypt(key, plaintext, call.context())
         answer = {"CiphertextBlob": blob, "KeyId": key.arn}
-        if call.operation == "GenerateDataKeyWithoutPlaintext":
+        if call.operation.endswith(_WITHOUT):
             return answer
         return answer | self._released(call, plaintext)
 
-    def _generate_random(self, call: Call) -> dict[str, Any]:
+    def _generate_pair(self, call: Call) -> Answer:
+        key = _usable(self._access.permitted(call), ENCRYPTION)
+        spec = call.parameters["KeyPairSpec"]
+        private, public = new_pair(spec)
+        answer = {
+            "PrivateKeyCiphertextBlob": self._keys.encrypt(key, private, call.context()),
+            "PublicKey": public,
+            "KeyId": key.arn,
+            "KeyPairSpec": spec,
+        }
+        if call.operation.endswith(_WITHOUT):
+            return answer
+        return answer | self._released(call, private, "PrivateKeyPlaintext")
+
+    def _generate_random(self, call: Call) -> Answer:
         return self._released(call, os.urandom(call.parameters.get("NumberOfBytes", 32)))
 
-    def _re_encrypt(self, call: Call) -> dict[str, Any]:
+    def _derive_shared_secret(self, call: Call) -> Answer:
+        key = _usable(self._access.permitted(call), AGREEMENT)
+        secret = agree(key, call.parameters["PublicKey"])
+        answer = {
+            "KeyId": key.arn,
+            "KeyAgreementAlgorithm": call.parameters["KeyAgreementAlgorithm"],
+            "KeyOrigin": "AWS_KMS",
+        }
+        return answer | self._released(call, secret, "SharedSecret")
+
+    def _get_public_key(self, call: Call) -> Answer:
+        key = _usable(self._access.permitted(call), AGREEMENT)
+        return {
+            "KeyId": key.arn,
+            "PublicKey": public_der(key.agreement_key) if key.agreement_key else b"",
+            "KeySpec": key.spec,
+            "KeyUsage": key.usage,
+            "KeyAgreementAlgorithms": ["ECDH"],
+        }
+
+    def _re_encrypt(self, call: Call) -> Answer:
         before = call.context("SourceEncryptionContext")
         after = call.context("DestinationEncryptionContext")
         source = self._access.source(call, "SourceKeyId", "kms:ReEncryptFrom", before)
         target = self._access.find(call, call.parameters["DestinationKeyId"], "kms:ReEncryptTo")
         self._access.authorise(call, target, "kms:ReEncryptTo", after)
         plaintext = self._keys.decrypt(source, call.parameters["CiphertextBlob"], before)
+        blob = self._keys.encrypt(_usable(target, ENCRYPTION), plaintext, after)
         return {
-            "CiphertextBlob": self._keys.encrypt(target, plaintext, after),
+            "CiphertextBlob": blob,
             "SourceKeyId": source.arn,
             "KeyId": target.arn,
-            "SourceEncryptionAlgorithm": _ALGORITHM,
-            "DestinationEncryptionAlgorithm": _ALGORITHM,
+            "SourceEncryptionAlgorithm": SYMMETRIC,
+            "DestinationEncryptionAlgorithm": SYMMETRIC,
         }
 
     @staticmethod
-    def _released(call: Call, plaintext: bytes) -> dict[str, Any]:
-        """Return the plaintext, or its envelope if a recipient was stated: never both."""
-        if call.recipient is not None:
-            return {"CiphertextForRecipient": call.recipient.seal(plaintext)}
-        return {"Plaintext": plaintext}
+    def _released(call: Call, plaintext: bytes, name: str = "Plaintext") -> Answer:
+        """Return the plaintext, or its envelope if a recipient was stated: never both.
 
-    @staticmethod
-    def _check_policy_name(call: Call) -> None:
-        if call.parameters.get("PolicyName", "default") != "default":
-            raise KmsError("NotFoundException", "No such policy exists")
+        Unless a fault was asked for: then what AWS would never answer.
+        """
+        if call.recipient is None:
+            return {name: plaintext}
+
+        def struck(kind: str) -> bool:
+            return call.faults.take(kind, call.operation) is not None
+
+        if struck("plaintext-only"):
+            return {name: plaintext}
+        content = os.urandom(len(plaintext)) if struck("forged-envelope") else plaintext
+        envelope = call.recipient.seal(content)
+        if struck("tampered-envelope"):
+            envelope = tampered(envelope)
+        leak = {name: plaintext} if struck("plaintext-leak") else {}
+        return {"CiphertextForRecipient": envelope} | leak
+
+
+def _usable(key: KmsKey, usage: str) -> KmsKey:
+    if key.usage != usage:
+        text = f"{key.arn} key usage is {key.usage} which is not valid for this operation."
+        raise KmsError("InvalidKeyUsageException", text)
+    return key
 
 
 def _data_key_bytes(parameters: Mapping[str, Any]) -> int:

@@ -1,6 +1,6 @@
-"""The state file: what lets keys and ciphertexts outlive the process. It holds secrets in the clear.
+"""The state file: what lets keys and ciphertexts outlive the process.
 
-A double is for tests: whoever can read the file has every key.
+It holds secrets in the clear; a double is for tests. Whoever can read the file has every key.
 """
 
 from __future__ import annotations

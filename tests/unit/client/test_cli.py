@@ -454,6 +454,27 @@ def test_extending_a_policy_accepts_both_releases(files: Path) -> None:
     assert ev.judge(ev.good(), written).evidence.release == "0.1.0"
 
 
+def test_extending_numbered_releases_goes_on_counting(files: Path) -> None:
+    numbered = ev.policy(releases=(replace(ev.RELEASE, number=7),), minimum_release=7)
+    (files / "trust.toml").write_text(numbered.to_toml())
+    run("measure", files / "app.eif", *policy_terms(files), "--extend", files / "trust.toml")
+    written = TrustPolicy.load(files / "new.toml")
+    assert [release.number for release in written.releases] == [7, 8]
+    assert "minimum release      7" in run("inspect", files / "new.toml").stdout
+
+
+def test_pinning_the_signer(files: Path) -> None:
+    signer = eb.Signer()
+    signed = eb.signed(signer.entry(eb.registers(eb.standard())[0]))
+    (files / "signed.eif").write_bytes(signed.encode())
+    terms = (*policy_terms(files), *whole_terms(), "--pin-signer")
+    assert "no signature" in refusal("measure", files / "app.eif", *terms)
+    assert not (files / "new.toml").exists()
+    run("measure", files / "signed.eif", *terms)
+    assert TrustPolicy.load(files / "new.toml").releases[0].pcr8 == signer.pcr8
+    assert signer.pcr8.hex() in run("inspect", files / "new.toml").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "code"),
     [

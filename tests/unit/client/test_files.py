@@ -137,7 +137,8 @@ def test_csv_with_and_without_a_header(tmp_path: Path, head: str) -> None:
 def test_json(tmp_path: Path) -> None:
     document = {"datatype": "int16", "data": [[1, -2]]}
     read = read_tensor(written(tmp_path / "x.json", json.dumps(document)))
-    assert (read.dtype, read.tolist()) == (np.int16, [[1, -2]])
+    assert read.dtype == np.int16
+    assert read.tolist() == [[1, -2]]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,11 @@ def test_json(tmp_path: Path) -> None:
 )
 def test_files_that_hold_no_tensor(tmp_path: Path, name: str, content: str) -> None:
     refused(lambda: read_tensor(written(tmp_path / name, content)))
+
+
+def test_an_archive_of_arrays_is_no_tensor(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.zeros(1))
+    refused(lambda: read_tensor((tmp_path / "x.npz").rename(tmp_path / "x.npy")))
 
 
 def test_answers_are_plain_json() -> None:

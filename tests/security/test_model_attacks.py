@@ -1,0 +1,337 @@
+"""Sealed models that are not what the publisher sealed (THREATS.md: M1-M4, C5, H9).
+
+Damaged files go through a real host over the real enclave; what it logs is what the operator sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate import wire
+from casemate.attestation import Configuration
+from casemate.client.kms import generate_data_key
+from casemate.errors import Code
+from casemate.kms_context import model_context
+from casemate.sealed_model import ModelHeader, seal_model
+from casemate.sealed_model.header import MAGIC
+from casemate.tensors import TensorSpec, to_request
+from casemate_devkit.local import MODEL
+from tests.support import onnx_bytes
+from tests.support.attacker import (
+    EnclaveSocket,
+    eventually,
+    genuine,
+    refusal,
+    second_host,
+    side_enclave,
+    start_session,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casemate_devkit.local import LocalDeployment
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("still_serves")]
+X = (TensorSpec("x", "FP32", (0, 3)),)
+Y = (TensorSpec("y", "FP32", (0, 2)),)
+CHUNK = (1 << 20) + 16
+
+
+@pytest.fixture
+def enclave(deployment: LocalDeployment) -> EnclaveSocket:
+    return genuine(deployment)
+
+
+def seal(world: LocalDeployment, folder: Path, onnx: bytes, **changes: Any) -> bytes:  # noqa: ANN401 - seal_model's
+    """Seal ``onnx`` as the vendor does, with its KMS key, but with any statement replaced."""
+    source, output = folder / "model.onnx", folder / "model.sealed"
+    source.write_bytes(onnx)
+    publisher = changes.get("publisher", world.vendor.signing_key)
+    context = model_context(world.vendor.public_key, MODEL)
+    sealer = world.aws.kms(world.vendor.principals["sealer"])
+    made = generate_data_key(sealer, world.vendor_key, context)
+    facts: dict[str, Any] = {
+        "files": {"model.onnx": source},
+        "data_key": made.key,
+        "wrapped_key": made.ciphertext_blob,
+        "kms_key": world.vendor_key,
+        "publisher": publisher,
+        "name": MODEL,
+        "version": 7,
+        "inputs": X,
+        "outputs": Y,
+        "answer_bucket": 1024,
+        "callers": (world.clinic.public_key,),
+    }
+    with output.open("wb") as stream:
+        seal_model(stream, **{**facts, **changes})
+    return output.read_bytes()
+
+
+def parts(sealed: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, signature, chunks."""
+    at = len(MAGIC)
+    length = int.from_bytes(sealed[at : at + 4], "big")
+    end = at + 4 + length
+    return sealed[at + 4 : end], sealed[end + 4 : end + 68], sealed[end + 68 :]
+
+
+def assembled(header: bytes, signature: bytes, chunks: bytes) -> bytes:
+    return MAGIC + wire.lp(header) + wire.lp(signature) + chunks
+
+
+def flip(data: bytes, position: int) -> bytes:
+    changed = bytearray(data)
+    changed[position] ^= 1
+    return bytes(changed)
+
+
+def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
+    deployment: LocalDeployment, tmp_path: Path
+) -> None:
+    """One host, one enclave, every kind of damage; the host's log says what was wrong with each."""
+    good = seal(deployment, tmp_path, onnx_bytes.linear())
+    other = seal(deployment, tmp_path, onnx_bytes.linear())  # its own key, its own file id
+    wide = seal(deployment, tmp_path, onnx_bytes.linear() + bytes(0), files=three_chunks(tmp_path))
+    foreign = seal(
+        deployment, tmp_path, onnx_bytes.linear(), publisher=Ed25519PrivateKey.generate()
+    )
+    header, signature, chunks = parts(good)
+    wide_header, wide_signature, wide_chunks = parts(wide)
+    one, two, rest = wide_chunks[:CHUNK], wide_chunks[CHUNK : 2 * CHUNK], wide_chunks[2 * CHUNK :]
+
+    def stated(**changes: Any) -> bytes:  # noqa: ANN401 - the header's fields
+        changed = dataclasses.replace(ModelHeader.parse(header), **changes).encode()
+        return assembled(changed, signature, chunks)
+
+    def joined(*pieces: bytes) -> bytes:
+        return assembled(wide_header, wide_signature, b"".join(pieces))
+
+    mine = deployment.operator.signing_key
+    table: dict[str, tuple[bytes, Code]] = {
+        "no-magic": (b"CASEMDL2" + good[8:], Code.MODEL_MALFORMED),
+        "cut-in-header": (good[:100], Code.MODEL_MALFORMED),
+        "signature-flipped": (
+            assembled(header, flip(signature, 5), chunks),
+            Code.MODEL_SIGNATURE_INVALID,
+        ),
+        "header-of-another": (
+            assembled(parts(other)[0], signature, chunks),
+            Code.MODEL_SIGNATURE_INVALID,
+        ),
+        "signed-by-the-host": (
+            assembled(header, mine.sign(wire.label("model") + wire.digest(header)), chunks),
+            Code.MODEL_SIGNATURE_INVALID,
+        ),
+        "other-version": (stated(version=9), Code.MODEL_SIGNATURE_INVALID),
+        "policy-stripped": (stated(callers="any"), Code.MODEL_SIGNATURE_INVALID),
+        "callers-changed": (
+            stated(callers=(deployment.operator.public_key,)),
+            Code.MODEL_SIGNATURE_INVALID,
+        ),
+        "wrapped-key-of-another": (
+            stated(wrapped_key=ModelHeader.parse(parts(other)[0]).wrapped_key),
+            Code.MODEL_SIGNATURE_INVALID,
+        ),
+        "publisher-renamed": (
+            stated(publisher=deployment.operator.public_key),
+            Code.MODEL_PUBLISHER_UNKNOWN,
+        ),
+        "publisher-unknown": (foreign, Code.MODEL_PUBLISHER_UNKNOWN),
+        "chunk-flipped": (assembled(header, signature, flip(chunks, 20)), Code.MODEL_OPEN_FAILED),
+        "tag-flipped": (assembled(header, signature, flip(chunks, -1)), Code.MODEL_OPEN_FAILED),
+        "chunks-of-another": (
+            assembled(header, signature, parts(other)[2]),
+            Code.MODEL_OPEN_FAILED,
+        ),
+        "cut-by-one": (good[:-1], Code.MODEL_OPEN_FAILED),
+        "longer-by-one": (good + b"\0", Code.MODEL_OPEN_FAILED),
+        "cut-at-a-chunk": (joined(one, two), Code.MODEL_OPEN_FAILED),
+        "chunks-swapped": (joined(two, one, rest), Code.MODEL_OPEN_FAILED),
+        "chunk-missing": (joined(one, rest), Code.MODEL_OPEN_FAILED),
+        "chunk-twice": (joined(one, one, two, rest), Code.MODEL_OPEN_FAILED),
+    }
+    files = []
+    for name, (content, _) in table.items():
+        path = tmp_path / f"{name}.sealed"
+        path.write_bytes(content)
+        files.append(path)
+    log = deployment.operator.directory / "host-damaged.log"
+    with second_host(deployment, models=files) as host:
+        log = host.log
+        assert eventually(lambda: len(failures(log)) >= len(table))
+    found = failures(log)
+    assert found == {f"{name}.sealed": str(code) for name, (_, code) in table.items()}
+    logged = [entry.version for entry in start_session(deployment).evidence.log]
+    assert 7 not in logged  # nothing of it was ever loaded
+
+
+def three_chunks(folder: Path) -> dict[str, Path]:
+    model, data = folder / "wide.onnx", folder / "wide.bin"
+    model.write_bytes(onnx_bytes.linear())
+    data.write_bytes(bytes(range(256)) * (10 << 10))  # 2.5 MiB
+    return {"wide.onnx": model, "wide.bin": data}
+
+
+def failures(log: Path) -> dict[str, str]:
+    """The code of each file that a host could not load."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {line["file"]: line["code"] for line in lines if line["event"] == "model_failed"}
+
+
+def test_h9_a_wrapped_key_of_another_model_is_refused_even_if_the_publisher_signed_it(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    """KMS releases the other model's key, rightly: the commitment in the header is what refuses."""
+    other = ModelHeader.parse(parts(seal(deployment, tmp_path, onnx_bytes.linear()))[0])
+    swapped = seal(deployment, tmp_path, onnx_bytes.linear(), wrapped_key=other.wrapped_key)
+    assert refusal(lambda: enclave.load(swapped)) is Code.MODEL_OPEN_FAILED
+
+
+def test_h9_a_wrapped_key_outside_its_context_is_refused_by_kms(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    """A model of another name under the same KMS key: the context does not fit."""
+    renamed = seal(deployment, tmp_path, onnx_bytes.linear(), name="echo")
+    assert refusal(lambda: enclave.load(renamed)) in {
+        Code.KEY_RELEASE_DENIED,
+        Code.KEY_RELEASE_INVALID,
+    }
+    elsewhere = seal(
+        deployment,
+        tmp_path,
+        onnx_bytes.linear(),
+        kms_key=deployment.vendor_key.replace("eu-central-1", "us-east-1"),
+    )
+    assert refusal(lambda: enclave.load(elsewhere)) is Code.MODEL_MALFORMED
+    clinics = seal(deployment, tmp_path, onnx_bytes.linear(), kms_key=deployment.clinic_key)
+    assert refusal(lambda: enclave.load(clinics)) in {
+        Code.KEY_RELEASE_DENIED,
+        Code.KEY_RELEASE_INVALID,
+    }
+
+
+def test_m1_a_version_below_the_measured_minimum_is_refused(
+    deployment: LocalDeployment, tmp_path: Path
+) -> None:
+    good = Configuration.parse(deployment.configuration)
+    name = f"{deployment.vendor.public_key.hex()}/{MODEL}"
+    minimum = dataclasses.replace(good, minimum_versions={name: 8}).encode()
+    old = seal(deployment, tmp_path, onnx_bytes.linear(), version=7)
+    current = seal(deployment, tmp_path, onnx_bytes.linear(), version=8)
+    with side_enclave(deployment, configuration=minimum) as enclave:
+        assert refusal(lambda: enclave.load(old)) is Code.MODEL_VERSION_REVOKED
+        # The current one gets as far as KMS, which this configuration does not satisfy.
+        assert refusal(lambda: enclave.load(current)) is Code.KEY_RELEASE_DENIED
+
+
+def external(location: str, **where: str) -> bytes:
+    weights = onnx_bytes.external_tensor("w", (3, 2), location=location, **where)
+    return onnx_bytes.linear(weights)
+
+
+@pytest.mark.parametrize(
+    "onnx",
+    [
+        external("/etc/passwd"),
+        external("../../../../etc/passwd"),
+        external("../app/boot.py"),
+        external("*/_ORT_MEM_ADDR_/*", offset="4096", length="24"),
+        external("missing.bin"),
+        external(""),
+        onnx_bytes.model(
+            onnx_bytes.graph(
+                (onnx_bytes.node("Exec", ("x",), ("y",), domain="attacker.example"),),
+                (onnx_bytes.X,),
+                (onnx_bytes.Y,),
+            )
+        ),
+        onnx_bytes.model(
+            onnx_bytes.graph(
+                (
+                    onnx_bytes.node("Add", ("x", "b"), ("a",)),
+                    onnx_bytes.node("Add", ("x", "a"), ("b",)),
+                ),
+                (onnx_bytes.X,),
+                (onnx_bytes.Y,),
+            )
+        ),
+        b"\xff" * 100,
+        b"x",
+        b"ORTM" + bytes(200),
+    ],
+    ids=[
+        *("absolute", "parent", "code", "memory", "missing", "empty"),
+        *("custom operator", "cycle", "garbage", "one byte", "other format"),
+    ],
+)
+def test_m3_a_model_that_reaches_out_is_rejected(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path, onnx: bytes
+) -> None:
+    """Sealed and signed by the trusted publisher, so it is the runtime's bounds that hold."""
+    sealed = seal(deployment, tmp_path, onnx)
+    assert refusal(lambda: enclave.load(sealed)) is Code.MODEL_REJECTED
+    assert all(model["version"] != 7 for model in enclave.health()["models"])
+
+
+def test_m3_a_declared_tensor_of_terabytes_takes_no_memory(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    huge = onnx_bytes.tensor("w", onnx_bytes.FLOAT, (1 << 20, 1 << 20), b"1234")
+    sealed = seal(deployment, tmp_path, onnx_bytes.linear(huge))
+    assert refusal(lambda: enclave.load(sealed)) is Code.MODEL_REJECTED
+
+
+def test_m4_a_model_of_the_operators_is_refused_and_a_publishers_second_one_is_visible(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    echo = onnx_bytes.model(
+        onnx_bytes.graph(
+            (onnx_bytes.node("Identity", ("x",), ("y",)),),
+            (onnx_bytes.X,),
+            (onnx_bytes.value_info("y", onnx_bytes.FLOAT, ("n", 3)),),
+        )
+    )
+    shape = {"outputs": (TensorSpec("y", "FP32", (0, 3)),), "callers": "any"}
+    mine = seal(deployment, tmp_path, echo, publisher=deployment.operator.signing_key, **shape)
+    assert refusal(lambda: enclave.load(mine)) is Code.MODEL_PUBLISHER_UNKNOWN
+    before = len(start_session(deployment).evidence.log)
+    enclave.load(seal(deployment, tmp_path, echo, **shape))
+    try:
+        entries = start_session(deployment).evidence.log[before:]
+        assert [(entry.op, entry.version) for entry in entries] == [("load", 7)]
+        genuine_entry = start_session(deployment).evidence.log[0]
+        assert entries[0].callers != genuine_entry.callers  # that anybody may call it shows too
+    finally:
+        enclave.unload(MODEL, 7)
+
+
+def test_c5_an_endless_model_ends_at_its_callers_deadline_and_others_are_served(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    scalar = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.endless(), **scalar))
+    try:
+        session = start_session(deployment)
+        endless = session.seal(to_request({"x": np.float32(1).reshape(())}), version=7)
+        outcome: list[Code] = []
+
+        def run() -> None:
+            answer = endless.open(*enclave.request(endless.header, endless.ciphertext, 1500))
+            outcome.append(answer.trailer.status)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive():
+            assert session.ask(enclave).trailer.status is Code.OK
+        assert outcome == [Code.DEADLINE_EXCEEDED]
+    finally:
+        enclave.unload(MODEL, 7)
