@@ -56,6 +56,7 @@ check: venv ## Lint, format, types, import contracts, drift of generated files
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python tests/vectors/generate.py --check
+	@$(BIN)/python tests/vectors/generate_attestation.py --check
 
 coverage: venv ## Every branch of casemate.attestation and casemate.cbor is tested, or it fails
 	@$(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider $(VERIFIER_TESTS)

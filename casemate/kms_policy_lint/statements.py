@@ -129,7 +129,7 @@ def read_statement(number: int, item: dict[str, Any]) -> Statement:
     """Take one statement apart."""
     unknown = sorted(set(item) - _ELEMENTS)
     sid, effect = item.get("Sid"), item.get("Effect")
-    if effect not in {"Allow", "Deny"}:
+    if effect not in ("Allow", "Deny"):
         unknown.append("Effect is neither Allow nor Deny")
     not_action, not_principal = "NotAction" in item, "NotPrincipal" in item
     if ("Action" in item) == not_action or ("Principal" in item) == not_principal:

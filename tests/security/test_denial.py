@@ -6,12 +6,12 @@ Against the enclave's socket the attacker is the host; against the host's port i
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,16 +191,18 @@ def test_h11_connections_beyond_the_bound_are_refused_and_the_others_served(
     still_serves()  # the host has a connection of its own in its pool
     with contextlib.ExitStack() as held:
         answered, refused = 0, 0
+        codes: set[Code] = set()
         for _ in range(CONNECTIONS_MAX + 10):
             channel = held.enter_context(dial(enclave))
             try:
                 exchange(channel, FrameType.HEALTH)
                 answered += 1
             except FrameError as error:
-                assert error.code is Code.OVERLOADED
+                codes.add(error.code)
                 refused += 1
             except OSError:
                 refused += 1  # refused and closed before the frame was written
+        assert codes <= {Code.OVERLOADED}
         assert refused >= 10
         assert answered >= 20
         still_serves()
@@ -224,12 +226,12 @@ def test_h11_connections_that_die_anywhere_take_nothing_with_them(
     sealed = HEAD.pack(5 + 8 + len(call.header) + len(body), FrameType.REQUEST, 0)
     frame = sealed + call.header + body
     assert deployment.enclave is not None
-    tasks = f"/proc/{deployment.enclave.ready['pid']}/task"
-    before = len(os.listdir(tasks))
+    tasks = Path(f"/proc/{deployment.enclave.ready['pid']}/task")
+    before = len(list(tasks.iterdir()))
     for cut in range(0, len(frame), 97):
         with dial(enclave) as channel:
             channel.sendall(frame[:cut])
-    assert eventually(lambda: len(os.listdir(tasks)) <= before + 2)
+    assert eventually(lambda: len(list(tasks.iterdir())) <= before + 2)
 
 
 # The host's own port

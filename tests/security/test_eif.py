@@ -150,6 +150,22 @@ def test_a55_signature_by_another_key_or_in_another_form() -> None:
     assert measured(eb.signed(eb.entry(signer.pem, good))).pcr8 == signer.pcr8
 
 
+def test_a55_what_surrounds_a_good_signature_is_not_ignored() -> None:
+    """The signature covers what was measured; a section that says something else is not one."""
+    signer = eb.Signer()
+    good = signer.cose(PCR0)
+    said = cbor({"register_index": 0, "register_value": list(PCR0)})
+    other = cbor({"register_index": 0, "register_value": [1] * 48})
+    head, signature = b"\x84" + cbor(signer.algorithm), good[-98:]
+    assert head + b"\xa0" + cbor(said) + signature == good
+    for spoilt in (
+        head + b"\xa0" + cbor(other) + signature,
+        head + cbor({1: b"x"}) + cbor(said) + signature,
+        b"\x84" + cbor(bytes.fromhex("a10126")) + b"\xa0" + cbor(said) + signature,
+    ):
+        assert measured(eb.signed(eb.entry(signer.pem, spoilt))).pcr8 is None
+
+
 def test_a55_expired_certificate() -> None:
     signer = eb.Signer(days=1)
     image = eb.signed(signer.entry(PCR0))

@@ -55,6 +55,12 @@ def test_a30_a_missing_register_never_matches(index: int) -> None:
         assert judged_code(ev.good(pcrs=pcrs), ev.policy(allow_debug=allow)) == code
 
 
+def test_a30_an_enclave_that_has_no_configuration_yet() -> None:
+    pcrs = {key: value for key, value in ev.pcrs().items() if key != 16}
+    with pytest.raises(EvidenceError, match="EVIDENCE_CONFIGURATION: PCR16 missing"):
+        ev.judge(ev.good(pcrs=pcrs))
+
+
 def test_a30_no_expectation_is_no_policy() -> None:
     nothing: dict[str, object] = {
         "releases": (),

@@ -113,9 +113,7 @@ def test_h2_a_flipped_bit_of_a_request_is_refused_and_moves_nothing(
             if kind != FrameType.REQUEST:
                 return forward(payload)
             head, body = parse_sealed(memoryview(payload))
-            changed = (
-                (flip(head, at), body) if part == "header" else (head, flip(bytes(body), at))
-            )
+            changed = (flip(head, at), body) if part == "header" else (head, flip(bytes(body), at))
             return forward(b"".join(encode_sealed(*changed)))
 
         lying_relay.lie = lie
@@ -340,7 +338,7 @@ def test_h5_a_request_for_another_audience_is_refused(deployment: LocalDeploymen
     )
 
 
-# H10: time
+# H10, time
 
 
 @pytest.mark.parametrize("mode", ["hpke", "kms"])
@@ -374,7 +372,7 @@ def test_h10_sessions_of_another_time_are_refused(deployment: LocalDeployment) -
         assert got is code, (begin, lifetime)
 
 
-# H14: sizes
+# H14, sizes
 
 
 def test_h14_requests_and_answers_of_one_bucket_look_alike(
@@ -420,15 +418,11 @@ def test_h15_the_operator_cannot_borrow_the_clinics_key_or_signature(
     # A signature by the clinic for its own session, moved to a session of the operator's.
     mine.keys._caller = genuine_session.keys._caller
     call = mine.seal()
-    assert (
-        refusal(lambda: enclave.request(call.header, call.ciphertext)) is Code.OPEN_FAILED
-    )
+    assert refusal(lambda: enclave.request(call.header, call.ciphertext)) is Code.OPEN_FAILED
     public, _ = genuine_session.keys._caller or (b"", b"")
     mine.keys._caller = (public, deployment.operator.signing_key.sign(b"mine"))
     call = mine.seal()
-    assert (
-        refusal(lambda: enclave.request(call.header, call.ciphertext)) is Code.OPEN_FAILED
-    )
+    assert refusal(lambda: enclave.request(call.header, call.ciphertext)) is Code.OPEN_FAILED
 
 
 # H16: what health, reflection, errors and logs say

@@ -1,4 +1,6 @@
-"""The host serves evidence and keys that are not what they seem (THREATS.md: H6-H9, H18, H22, K2, O2).
+"""The host serves evidence and keys that are not what they seem.
+
+THREATS.md: H6 to H9, H18, H22, K2, O2.
 
 Every enclave here is a real one under the same simulated Nitro root as the genuine one: what tells
 them apart is what the client and KMS verify.
@@ -78,7 +80,7 @@ def served(
     world: LocalDeployment,
     host: LyingHost,
     forge: Callable[[EvidenceBundle], EvidenceBundle],
-    **policy: object,
+    **policy: Any,  # noqa: ANN401 - the policy's fields
 ) -> Code:
     """Have the client ask a host that forges its evidence; return why nothing was sealed."""
 
@@ -94,7 +96,10 @@ def served(
 
 
 def from_enclave(
-    world: LocalDeployment, host: LyingHost, enclave: EnclaveSocket, **policy: object
+    world: LocalDeployment,
+    host: LyingHost,
+    enclave: EnclaveSocket,
+    **policy: Any,  # noqa: ANN401
 ) -> Code:
     """As ``served``: the host has ``enclave`` answer the client's own nonce."""
 
@@ -287,9 +292,7 @@ def test_h8_what_two_clients_see_at_once_is_the_same_attested_key(
 # H9: the host between the enclave and KMS
 
 
-def test_h9_a_kms_of_the_hosts_own_is_not_asked(
-    deployment: LocalDeployment, sealed: bytes
-) -> None:
+def test_h9_a_kms_of_the_hosts_own_is_not_asked(deployment: LocalDeployment, sealed: bytes) -> None:
     """The egress proxy leads to another KMS, with another authority: TLS ends inside."""
     directory = deployment.base / "evil-kms"
     with (

@@ -321,7 +321,7 @@ def test_c5_an_endless_model_ends_at_its_callers_deadline_and_others_are_served(
     enclave.load(seal(deployment, tmp_path, onnx_bytes.endless(), **scalar))
     try:
         session = start_session(deployment)
-        endless = session.seal(to_request({"x": np.float32(1).reshape(())}), version=7)
+        endless = session.seal(to_request({"x": np.ones((), np.float32)}), version=7)
         outcome: list[Code] = []
 
         def run() -> None:

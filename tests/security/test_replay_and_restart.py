@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.client.seal import seal_onnx
 from casemate.errors import CasemateError, Code
@@ -24,7 +23,6 @@ from casemate_devkit.local import MODEL
 from tests.support import onnx_bytes
 from tests.support.attacker import (
     ROWS,
-    EnclaveSocket,
     eventually,
     genuine,
     now_ms,
@@ -197,7 +195,7 @@ def test_h10_a_frozen_enclave_ends_sessions_by_the_devices_time(world: LocalDepl
 
 
 def swap(world: LocalDeployment, content: bytes) -> None:
-    """Replace version 1 by ``content``, before the honest host has loaded the genuine file again."""
+    """Replace version 1 by ``content``, faster than the honest host loads its file again."""
     enclave = genuine(world)
     for _ in range(5):
         with contextlib.suppress(CasemateError):
@@ -231,16 +229,13 @@ def seal(
     world: LocalDeployment,
     onnx: Path,
     output: Path,
-    *,
-    publisher: Ed25519PrivateKey | None = None,
-    version: int = 1,
 ) -> None:
     seal_onnx(
         onnx,
         output,
         name=MODEL,
-        version=version,
-        publisher=publisher or world.vendor.signing_key,
+        version=1,
+        publisher=world.vendor.signing_key,
         kms_key=world.vendor_key,
         callers=(world.clinic.public_key,),
         kms=world.aws.kms(world.vendor.principals["sealer"]),
@@ -277,4 +272,3 @@ def test_h3_counters_show_replays_as_refused_and_nothing_else(world: LocalDeploy
     moved = {name for name in after if after[name] != before[name]}
     assert moved <= {"connections_accepted", "requests", "requests_refused", "frames_refused"}
     assert enclave.ask(FrameType.HEALTH)
-

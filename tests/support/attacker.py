@@ -237,9 +237,12 @@ def second_host(
         Service("casemate_host", "--config", str(config), log=log) as host,
         HostConnection(host.ready["address"]) as connection,
     ):
-        # Until it has checked the enclave itself it answers everything with UNAVAILABLE.
-        probe = lambda: refusal(lambda: connection.infer(b"?", b"?", TIMEOUT_S))  # noqa: E731
-        assert eventually(lambda: probe() is Code.UNSUPPORTED_VERSION)
+
+        def checked() -> bool:  # until then it answers everything with UNAVAILABLE
+            code = refusal(lambda: connection.infer(b"?", b"?", TIMEOUT_S))
+            return code is Code.UNSUPPORTED_VERSION
+
+        assert eventually(checked)
         yield host
 
 

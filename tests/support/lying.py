@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
@@ -48,7 +48,7 @@ class LyingHost:
         self.requests = 0
         self._channel = grpc.insecure_channel(target)
         self._server = grpc.server(ThreadPoolExecutor(8))
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.unary_unary_rpc_method_handler(self._handler(name))
             for name in ("GetEvidence", "Infer")
         }
@@ -69,7 +69,8 @@ class LyingHost:
             try:
                 return lie(request, lambda message: method(message, timeout=30))
             except grpc.RpcError as error:
-                context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
+                metadata: Any = error.trailing_metadata()
+                context.set_trailing_metadata(tuple(metadata or ()))
                 context.abort(error.code(), error.details() or "")
 
         return handle
@@ -109,14 +110,17 @@ class LyingRelay:
                 threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:
-        with contextlib.suppress(OSError, FrameError), near:
-            with connect(self._back, _DIAL_S) as far:
-                far.settimeout(None)
-                with self._lock:
-                    self._open |= {near, far}
-                while (frame := receive_frame(near)) is not None:
-                    kind, payload = self._exchange(frame, far)
-                    send_frame(near, kind, payload)
+        with (
+            contextlib.suppress(OSError, FrameError),
+            near,
+            connect(self._back, _DIAL_S) as far,
+        ):
+            far.settimeout(None)
+            with self._lock:
+                self._open |= {near, far}
+            while (frame := receive_frame(near)) is not None:
+                kind, payload = self._exchange(frame, far)
+                send_frame(near, kind, payload)
 
     def _exchange(self, frame: Frame, far: socket.socket) -> Answer:
         def forward(payload: bytes) -> Answer:

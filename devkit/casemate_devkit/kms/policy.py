@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from casemate_devkit.kms.principals import Principal
 
 POLICY_MAX = 32 * 1024  # KMS API limit
-_ELEMENTS = {"Action", "Condition", "Effect", "NotAction", "Principal", "Resource", "Sid"}
+_ELEMENTS = {
+    "Action",
+    "Condition",
+    "Effect",
+    "NotAction",
+    "NotPrincipal",
+    "Principal",
+    "Resource",
+    "Sid",
+}
 _TOP = {"Id", "Statement", "Version"}
 _VERSIONS = {"2008-10-17", "2012-10-17"}
 _FOREIGN_PRINCIPALS = {"CanonicalUser", "Federated", "Service"}  # none of them calls the double
@@ -135,7 +144,7 @@ def _match(index: int, item: dict[str, Any], request: AccessRequest) -> _Match:
     """Compare one statement with the request; None stands for what is not understood."""
     name = f'"{item["Sid"]}"' if isinstance(item.get("Sid"), str) else f"number {index + 1}"
     parts = {
-        "Principal": _principal(item.get("Principal"), request.principal),
+        "Principal": _caller(item, request.principal),
         "Action": _action(item, request.action),
         "Resource": _listed(item.get("Resource"), request.resource),
     }
@@ -165,6 +174,16 @@ def _action(item: dict[str, Any], action: str) -> bool | None:
         return None
     named = any(like(action.lower(), text.lower()) for text in texts)
     return named == ("Action" in item)
+
+
+def _caller(item: dict[str, Any], caller: Principal) -> bool | None:
+    """Whether the statement means ``caller``; NotPrincipal means everybody it does not name."""
+    if ("Principal" in item) == ("NotPrincipal" in item):
+        return None
+    if "Principal" in item:
+        return _principal(item["Principal"], caller)
+    named = _principal(item["NotPrincipal"], caller)
+    return None if named is None else not named
 
 
 def _principal(value: object, caller: Principal) -> bool | None:
