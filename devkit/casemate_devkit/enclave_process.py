@@ -137,7 +137,11 @@ def _plan(tree: Path, run_dir: Path, nsm: Path, *, user_namespace: bool) -> Plan
     if missing:
         raise DevkitError(f"{tree} lacks mount points, stage it again: {', '.join(missing)}")
     walls = namespaces.Walls(
-        tree=str(tree), run=str(run_dir), nsm=str(nsm), user_namespace=user_namespace
+        tree=str(tree),
+        run=str(run_dir),
+        nsm=str(nsm),
+        private=str(nsm.parent),
+        user_namespace=user_namespace,
     )
     arguments = cmdline.enclave_cmdline(cmdline.PROCESS)
     return Plan(executable=cmdline.INTERPRETER, arguments=arguments, walls=walls)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from casemate_devkit import syscalls
-from casemate_devkit.cmdline import NSM, RUN
+from casemate_devkit.cmdline import INTERPRETER, NSM, RUN
 
 ENCLAVE_ID: Final = 65534  # user and group inside: nobody, who owns nothing
 _HOSTNAME: Final = "enclave"
@@ -40,11 +41,15 @@ MOUNT_POINTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walls:
-    """The directories that the enclave gets, and whether a user namespace is needed."""
+    """The directories that the enclave gets, and whether a user namespace is needed.
+
+    ``private`` is the launcher's own and takes the copy of the interpreter that runs.
+    """
 
     tree: str
     run: str
     nsm: str
+    private: str
     user_namespace: bool
 
 
@@ -53,7 +58,7 @@ def enter(walls: Walls) -> None:
 
     The pid namespace takes effect for the next child, which becomes its process 1.
     """
-    user, group = os.geteuid(), os.getegid()
+    user = os.geteuid()
     flags = (
         syscalls.CLONE_NEWNS
         | syscalls.CLONE_NEWPID
@@ -63,10 +68,8 @@ def enter(walls: Walls) -> None:
     )
     syscalls.unshare(flags | (syscalls.CLONE_NEWUSER if walls.user_namespace else 0))
     if walls.user_namespace:
-        # The kernel lets a user map nobody but himself, and only after he gave up setgroups.
-        Path("/proc/self/setgroups").write_text("deny")
+        # The kernel lets users map nobody but themselves. No group is mapped: _hide_interpreter.
         Path("/proc/self/uid_map").write_text(f"{ENCLAVE_ID} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{ENCLAVE_ID} {group} 1")
     syscalls.set_hostname(_HOSTNAME)
 
 
@@ -74,6 +77,7 @@ def confine_files(walls: Walls) -> None:
     """Make the staged tree the root, read-only but for the run directory."""
     syscalls.mount(None, "/", syscalls.MS_REC | syscalls.MS_PRIVATE)
     _bind(walls.tree, walls.tree, syscalls.MS_RDONLY)
+    _hide_interpreter(walls)
     _bind(walls.run, walls.tree + RUN, syscalls.MS_NOEXEC)
     for source, target in ((walls.nsm, NSM), *zip(_VIEWS, _VIEWS, strict=True)):
         _bind(source, walls.tree + target, syscalls.MS_RDONLY | syscalls.MS_NOEXEC)
@@ -81,6 +85,21 @@ def confine_files(walls: Walls) -> None:
     syscalls.pivot_root(".", ".")
     syscalls.detach(".")  # the old root lies over the new one, as pivot_root(2) describes
     os.chdir("/")
+
+
+def _hide_interpreter(walls: Walls) -> None:
+    """Run the measured interpreter from a copy of it that nobody can read.
+
+    A process that executes such a file cannot be dumped from its first instruction on, and belongs
+    to the user namespace that the file's owner and group are mapped in: the machine's, since no
+    group is mapped. Otherwise whoever made the enclave's namespace, so every process of that user,
+    would hold every capability over it and could read its memory.
+    """
+    program = os.path.realpath(walls.tree + INTERPRETER)
+    copy = Path(walls.private, "interpreter")
+    shutil.copyfile(program, copy)
+    copy.chmod(0o111)
+    _bind(str(copy), program, syscalls.MS_RDONLY)
 
 
 def _bind(source: str, target: str, flags: int) -> None:

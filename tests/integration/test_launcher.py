@@ -164,6 +164,9 @@ def test_isolation(isolated: tuple[EnclaveProcess, dict[str, Any]]) -> None:
     view = ["nodev", "noexec", "nosuid", "ro"]
     assert seen["mounts"] == {
         "/": ["nodev", "nosuid", "ro"],
+        os.path.realpath(enclave.tree / "usr/bin/python3").removeprefix(str(enclave.tree)): [
+            *("nodev", "nosuid", "ro")
+        ],
         cmdline.RUN: ["nodev", "noexec", "nosuid", "rw"],
         cmdline.NSM: view,
         "/proc/cpuinfo": view,
@@ -402,7 +405,11 @@ def test_a_machine_without_namespaces_is_told_what_to_do(
 ) -> None:
     def impossible(tree: Path, run: Path, nsm: Path, *, user_namespace: bool) -> Plan:
         walls = namespaces.Walls(
-            tree=str(tree / "absent"), run=str(run), nsm=str(nsm), user_namespace=user_namespace
+            tree=str(tree / "absent"),
+            run=str(run),
+            nsm=str(nsm),
+            private=str(nsm.parent),
+            user_namespace=user_namespace,
         )
         return Plan(executable="/usr/bin/python3", arguments=("x",), walls=walls)
 

@@ -182,7 +182,12 @@ def start(story: Story, world: LocalDeployment, sealed: Path) -> None:
         if event["eventName"] == "Decrypt" and event["decision"] == "allowed"
     ]
     story.proven("KMS granted one Decrypt, and only to the attested enclave", when=len(grants) == 1)
-    story.output(json.dumps(grants[0], indent=1))
+    recipient = grants[0]["additionalEventData"]["recipient"]
+    story.show("KMS audit: Decrypt by", grants[0]["principal"])
+    story.show("for module", recipient["attestationDocumentModuleId"])
+    for register in (0, 1, 2, 16):
+        story.show(f"with PCR{register}", recipient[f"attestationDocumentEnclavePCR{register}"])
+    story.show("because", grants[0]["reason"])
 
 
 def verify(story: Story, world: LocalDeployment) -> None:
