@@ -13,7 +13,7 @@ RUNS           ?= 1000000
 BENCHES        := verifier
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
-    tests/security/test_chain_cache.py tests/security/test_evidence_binding.py
+    tests/security/test_chain_cache.py tests/security/test_evidence_binding.py tests/security/test_eif.py
 
 MANIFESTS := pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml devkit/pyproject.toml
 LOCKS     := requirements/dev.txt requirements/protoc.txt

@@ -189,17 +189,22 @@ def _reported_pid(spawner: subprocess.Popen[str]) -> int:
     if "pid" in report:
         return int(report["pid"])
     step, reason = report.get("failed", "start"), report.get("reason", "the spawner ended")
-    hints = namespaces.missing_support() if step in {"namespaces", "file system"} else []
     raise DevkitError(
         "\n  ".join(
             [
                 f"this machine does not let us isolate the enclave: step {step!r}: {reason}",
-                *hints,
-                "needed: root, or unprivileged user namespaces with mounts allowed in them",
+                *_obstacles(),
+                "all that was looked at: casemate doctor",
                 "for a trial without isolation: --unsafe-no-namespaces",
             ]
         )
     )
+
+
+def _obstacles() -> list[str]:
+    from casemate.client import doctor  # noqa: PLC0415 - the client's libraries, upon failure only
+
+    return doctor.obstacles()
 
 
 def _kill(spawner: subprocess.Popen[str]) -> None:

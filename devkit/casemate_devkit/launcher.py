@@ -1,14 +1,15 @@
 """``casemate-sim``: start the enclave of a staged tree, and play the hypervisor for it.
 
-Prints one JSON object on standard output each time the enclave started. SIGTERM or SIGINT ends the
-enclave. Exit status: 0 when it was told to stop, 1 when the enclave could not be started, 3 when
-the enclave ended by itself (unless ``--restart``: then a new one starts, measured anew, with a
-fresh bank).
+Prints one JSON object on standard output each time the enclave started, and the enclave's events
+on standard error. SIGTERM or SIGINT ends the enclave. Exit status: 0 when it was told to stop, 1
+when the enclave could not be started, 3 when the enclave ended by itself (unless ``--restart``:
+then a new one starts, after a pause of 1 to 30 seconds, measured anew, with a fresh bank).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -20,6 +21,7 @@ from casemate.errors import CasemateError
 from casemate_devkit import unsafe_form
 from casemate_devkit.enclave_process import EnclaveProcess
 from casemate_devkit.errors import DevkitError
+from casemate_devkit.supervision import EventRelay, RestartPause, describe_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +30,6 @@ __all__ = ["CANNOT_START", "ENCLAVE_ENDED", "EnclaveProcess", "main"]
 
 CANNOT_START: Final = 1
 ENCLAVE_ENDED: Final = 3
-_RESTART_PAUSE_S: Final = 1.0  # an enclave that ends at once must not keep a processor busy
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,17 +75,45 @@ def _describe(enclave: EnclaveProcess, *, debug: bool) -> str:
     )
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Start one enclave and wait for its end."""
+def _announce(text: str) -> None:
+    """Print on standard output; whoever read the first line may have gone since."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _run(options: argparse.Namespace, events: EventRelay) -> int:
+    """Start one enclave, measured anew and with a bank of its own, and wait for its end."""
     with EnclaveProcess(
         options.tree,
         options.pki,
         options.run,
         debug=options.debug,
         unsafe_no_namespaces=options.unsafe_no_namespaces,
+        stderr=events.stream,
     ) as enclave:
-        print(_describe(enclave, debug=options.debug), flush=True)
+        _announce(_describe(enclave, debug=options.debug))
         return enclave.wait()
+
+
+def _live(options: argparse.Namespace) -> float:
+    """Run one enclave, report its end, and return how long it lived, in seconds."""
+    started = time.monotonic()
+    with EventRelay() as events:
+        status = _run(options, events)
+    lived = time.monotonic() - started
+    facts = [f"last event {events.last or 'none'}"]
+    if events.withheld:
+        facts.append(f"{events.withheld} lines that were no events withheld")
+    _warn(
+        f"casemate-sim: the enclave ended by itself, {describe_end(status)}, after {lived:.1f} s; "
+        + "; ".join(facts)
+    )
+    return lived
 
 
 def _stop(*_: object) -> NoReturn:
@@ -97,26 +126,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     if options.unsafe_no_namespaces:
-        print(unsafe_form.WARNING, file=sys.stderr, flush=True)
+        _warn(unsafe_form.WARNING)
     if options.debug:
-        print(
-            "DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence",
-            file=sys.stderr,
-        )
+        _warn("DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence")
+    pause = RestartPause()
     while True:
         try:
-            status = _run(options)
+            lived = _live(options)
         except (DevkitError, CasemateError) as error:
-            print(f"casemate-sim: {error}", file=sys.stderr)
+            _warn(f"casemate-sim: {error}")
             return CANNOT_START
-        print(
-            f"casemate-sim: the enclave ended by itself, status {status}",
-            file=sys.stderr,
-            flush=True,
-        )
         if not options.restart:
             return ENCLAVE_ENDED
-        time.sleep(_RESTART_PAUSE_S)
+        wait = pause.after(lived)
+        _warn(f"casemate-sim: the next enclave starts in {wait:.0f} s")
+        time.sleep(wait)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,11 @@ class LocalDeployment:
     # -- 4. the operator --------------------------------------------------------------------------
 
     def start_enclave(self, tree: Path | None = None, *options: str) -> Service:
-        """Start the enclave from a staged tree, under a simulated NSM of its own."""
+        """Start the enclave from a staged tree, under a simulated NSM of its own.
+
+        ``options`` are the launcher's; with ``--restart`` it replaces an enclave that ends by
+        itself, and the host brings the new one back into service.
+        """
         self.run = self.operator.directory / "run"
         self.enclave = self._exit.enter_context(self.launch(tree or self.tree, self.run, *options))
         return self.enclave

@@ -20,7 +20,6 @@ from casemate_devkit.cmdline import INTERPRETER, NSM, RUN
 
 ENCLAVE_ID: Final = 65534  # user and group inside: nobody, who owns nothing
 _HOSTNAME: Final = "enclave"
-_SETTINGS: Final = Path("/proc/sys")
 
 # What the enclave sees of this machine, read-only; onnxruntime picks its kernels by the processor,
 # and the process may look at itself. No other process, no device, no setting of the kernel.
@@ -127,25 +126,3 @@ def restrict_process() -> None:
     os.umask(0o077)
     syscalls.no_new_privileges()
     syscalls.die_with_parent(signal.SIGKILL)
-
-
-def missing_support() -> list[str]:
-    """What on this machine is known to forbid namespaces, in words."""
-    reasons = {
-        ("user/max_user_namespaces", "0"): "user namespaces are off (user.max_user_namespaces = 0)",
-        ("kernel/unprivileged_userns_clone", "0"): (
-            "user namespaces are for root only (kernel.unprivileged_userns_clone = 0)"
-        ),
-        ("kernel/apparmor_restrict_unprivileged_userns", "1"): (
-            "AppArmor takes the capabilities of user namespaces "
-            "(kernel.apparmor_restrict_unprivileged_userns = 1)"
-        ),
-    }
-    return [text for (name, value), text in reasons.items() if _setting(name) == value]
-
-
-def _setting(name: str) -> str | None:
-    try:
-        return (_SETTINGS / name).read_text().strip()
-    except OSError:
-        return None

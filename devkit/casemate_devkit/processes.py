@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ class Service:
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
         self.log = log
+        self._follower = threading.Thread(target=self._follow, name="follow", daemon=True)
         with log.open("a") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -43,6 +45,8 @@ class Service:
         except BaseException:
             self.stop()
             raise
+        self._said = collections.deque([self.ready], maxlen=1)
+        self._follower.start()
 
     def _await_ready(self, module: str) -> dict[str, Any]:
         timer = threading.Timer(_START_TIMEOUT_S, self._process.kill)
@@ -55,6 +59,16 @@ class Service:
             raise DevkitError(f"{module} did not start:\n{self.log.read_text()[-2000:]}")
         ready: dict[str, Any] = json.loads(line)
         return ready
+
+    def _follow(self) -> None:
+        """Read on, so that a service that says more than one line never waits for us."""
+        for line in self._process.stdout or ():
+            self._said.append(json.loads(line))
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """What it said last: ``ready``, or of a launcher that restarts, its present enclave."""
+        return self._said[0]
 
     @property
     def pid(self) -> int:
@@ -77,6 +91,8 @@ class Service:
             self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
+        if self._follower.ident is not None:
+            self._follower.join(_STOP_TIMEOUT_S)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from casemate.attestation.structures import FORMS
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # Where the machine is the enclave's own, its wall clock is set from the device (TLS to KMS and the
 # signatures of requests to it read that clock), and its randomness is stirred by it.
 _OWN_MACHINE = frozenset({"nitro-enclave", "vm"})
-# The one form without a root of its own: there is no tree that could be told from the machine.
+# The one form without a root of its own.
 _NO_ROOT = "unsafe-process"
 
 
@@ -39,13 +40,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _confine_files(form: str, address: Address, nsm: str) -> int:
-    if form == _NO_ROOT:
+    root = _root(form)
+    if root is None:
         return 0
     sockets = [os.path.dirname(address.path)] if isinstance(address, UnixAddress) else []  # noqa: PTH120
     devices = [nsm] if nsm.startswith("/") else []
     if form in _OWN_MACHINE:
         devices.append("/dev/urandom")
-    return confine_files(tree_paths(), sockets, devices)
+    return confine_files(tree_paths(root), sockets, devices)
+
+
+def _root(form: str) -> str | None:
+    """Where the staged tree lies; None where a checkout is run, unsafely, without one."""
+    if form != _NO_ROOT:
+        return "/"
+    application = Path(__file__).resolve().parents[1]
+    return str(application.parent) if application.name == "app" else None
 
 
 def run(arguments: argparse.Namespace, journal: Journal) -> bool:
@@ -78,6 +88,8 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     assembly.maintain(stopped)
     server = Server(listener, Dispatcher(assembly.enclave, journal), journal)
     signal.signal(signal.SIGTERM, _end)
+    if arguments.form == _NO_ROOT:
+        journal.emit(Event.UNSAFE_FORM)
     journal.emit(Event.STARTED, count=landlock_abi)
     try:
         server.serve()

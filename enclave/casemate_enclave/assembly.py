@@ -64,6 +64,8 @@ class Assembly:
     def _parts(self, configuration: Configuration, encoded: bytes) -> Parts:
         bounds = configuration.limits
         keys, cache, log = KeyRing(self.clock), KeyCache(), MeasurementLog()
+        if not cache.locked:
+            self._journal.emit(Event.KEYS_NOT_LOCKED)
         runtime = OnnxRuntime(configuration.providers)
         models = ModelRegistry(runtime, log, self.clock, bounds.models)
         identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)

@@ -1,6 +1,7 @@
 """What a process can do for itself, in every form: no cores, no ptrace, no tracebacks.
 
-Namespaces, Landlock and seccomp are set up around the process by whoever starts it.
+The process confines its files and calls itself too (``casemate_enclave.sandbox``). The namespaces
+and the root around it are made by whoever starts it.
 """
 
 from __future__ import annotations

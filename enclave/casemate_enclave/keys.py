@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
-from casemate import limits
+from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, key_id
 from casemate.envelope.guard import Guarded
 from casemate.envelope.hpke import KemKey
 from casemate.errors import Code, EnvelopeError
+from casemate_enclave.sandbox.memory import LockedSlots
 
 if TYPE_CHECKING:
     from casemate_enclave.clock import AttestedClock
@@ -84,49 +86,57 @@ def _kept_until(key: RingKey) -> int:
     return key.config.not_after + limits.KEM_KEEP_AFTER
 
 
-class _CachedKey(Guarded):
-    __slots__ = ("not_after", "prk")
-
-    def __init__(self, prk: bytes, not_after: int) -> None:
-        self.prk = prk
-        self.not_after = not_after
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    slot: int
+    not_after: int
 
 
-class KeyCache:
+@final
+class KeyCache(Guarded):
     """Session secrets by (H(wrapped_key), key_commitment); thread-safe.
 
     Only what opened an authenticated request is put in, so nobody can place a wrong entry; the
-    longest unused one makes room, which costs its owner one unwrap.
+    longest unused one makes room, which costs its owner one unwrap. A secret that is over is
+    overwritten; ``locked`` says whether the kernel keeps all of them out of swap.
     """
 
     def __init__(self, capacity: int = limits.KEY_CACHE_MAX) -> None:
-        self._capacity = capacity
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[bytes, bytes], _CachedKey] = OrderedDict()
+        # One more: the newest entry is stored before the oldest makes room.
+        self._secrets = LockedSlots(capacity + 1, wire.HASH_BYTES)
+        self.locked = self._secrets.locked
+        self._capacity = capacity
+        self._entries: OrderedDict[tuple[bytes, bytes], _Cached] = OrderedDict()
 
     def get(self, wrapped_digest: bytes, commitment: bytes, now: int) -> bytes | None:
-        """Return the session's pseudorandom key, unless it is unknown or over."""
+        """Return a copy of the session's pseudorandom key, unless it is unknown or over."""
+        name = (wrapped_digest, commitment)
         with self._lock:
-            entry = self._entries.get((wrapped_digest, commitment))
+            entry = self._entries.get(name)
             if entry is None:
                 return None
             if now >= entry.not_after:
-                del self._entries[wrapped_digest, commitment]
+                self._forget(name)
                 return None
-            self._entries.move_to_end((wrapped_digest, commitment))
-            return entry.prk
+            self._entries.move_to_end(name)
+            return self._secrets.get(entry.slot)
 
     def put(self, wrapped_digest: bytes, commitment: bytes, prk: bytes, not_after: int) -> None:
-        """Keep ``prk`` until ``not_after`` at the latest."""
+        """Keep ``prk`` (48 bytes) until ``not_after`` at the latest."""
+        name = (wrapped_digest, commitment)
         with self._lock:
-            self._entries[wrapped_digest, commitment] = _CachedKey(prk, not_after)
-            self._entries.move_to_end((wrapped_digest, commitment))
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
+            if name in self._entries:
+                self._forget(name)
+            self._entries[name] = _Cached(self._secrets.put(prk), not_after)
+            if len(self._entries) > self._capacity:
+                self._forget(next(iter(self._entries)))
 
     def expire(self, now: int) -> None:
         """Forget what is over."""
         with self._lock:
-            over = [key for key, entry in self._entries.items() if now >= entry.not_after]
-            for key in over:
-                del self._entries[key]
+            for name in [n for n, entry in self._entries.items() if now >= entry.not_after]:
+                self._forget(name)
+
+    def _forget(self, name: tuple[bytes, bytes]) -> None:
+        self._secrets.erase(self._entries.pop(name).slot)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 from contextlib import suppress
@@ -88,6 +89,12 @@ def _structures(data: bytes) -> None:
     assert encode_log(parse_log(data)) == data
 
 
+# Heads of CBOR items: maps and strings of indefinite length, a tag, the largest length, null.
+INTERESTING: Final = (
+    *(b"\x00", b"\xff", b"\xbf", b"\x9f", b"\x7f"),
+    *(b"\xd2", b"\x1b" + b"\xff" * 8, b"\xf6"),
+)
+
 TARGETS: Final[tuple[Callable[[bytes], None], ...]] = (
     _document,
     _payload,
@@ -127,6 +134,31 @@ def _good_structures() -> list[bytes]:
     return [data for data in found if 1 < len(data) <= INPUT_MAX]
 
 
+def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
+    """One to four changes to a good input; its first byte, the target, mostly stays."""
+    data = bytearray(source.choice(seeds))
+    for _ in range(source.randint(1, 4)):
+        at = source.randrange(source.random() < 0.9, len(data) + 1)
+        match source.randrange(6):
+            case 0 if at < len(data):
+                data[at] ^= 1 << source.randrange(8)
+            case 1:
+                del data[at : at + source.randint(1, 16)]
+            case 2:
+                data[at:at] = source.randbytes(source.randint(1, 16))
+            case 3:
+                data[at:at] = source.choice(INTERESTING)
+            case 4:
+                data[at:at] = data[at : at + source.randint(1, 64)]
+            case 5:
+                other = source.choice(seeds)
+                start = source.randrange(len(other))
+                data[at : at + 32] = other[start : start + source.randint(1, 64)]
+            case _:
+                data[at - 1 : at] = bytes([source.randrange(256)])
+    return bytes(data)
+
+
 def main() -> None:
     """Fuzz with atheris until ``--runs`` inputs have passed; a crash ends the process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -137,8 +169,9 @@ def main() -> None:
     import atheris  # noqa: PLC0415 - in the environment of `make fuzz` alone
 
     atheris.instrument_all()
+    seeds = corpus()
     with tempfile.TemporaryDirectory(prefix="casemate-fuzz-") as folder:
-        for number, seed in enumerate(corpus()):
+        for number, seed in enumerate(seeds):
             (Path(folder) / f"{number:04}").write_bytes(seed)
         options = [
             f"-runs={arguments.runs}",
@@ -149,7 +182,15 @@ def main() -> None:
             "-print_final_stats=1",
             f"-artifact_prefix={folder}-",
         ]
-        atheris.Setup([sys.argv[0], *options, folder], check)
+
+        def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+            """Half of the inputs as libFuzzer makes them, half a few changes off a good one."""
+            source = random.Random(seed)
+            if source.random() < 0.5:
+                return bytes(atheris.Mutate(data, max_size))
+            return damaged(source, seeds if source.random() < 0.5 else [data])[:max_size]
+
+        atheris.Setup([sys.argv[0], *options, folder], check, custom_mutator=mutate)
         atheris.Fuzz()
 
 

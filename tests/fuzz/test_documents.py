@@ -11,32 +11,6 @@ from casemate.errors import EvidenceError
 from tests.fuzz import documents
 
 ROUNDS = 8_000
-INTERESTING = (b"\x00", b"\xff", b"\xbf", b"\x9f", b"\x7f", b"\xd2", b"\x1b" + b"\xff" * 8, b"\xf6")
-
-
-def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
-    """One to four changes to a good input; its first byte, the target, mostly stays."""
-    data = bytearray(source.choice(seeds))
-    for _ in range(source.randint(1, 4)):
-        at = source.randrange(source.random() < 0.9, len(data) + 1)
-        match source.randrange(6):
-            case 0 if at < len(data):
-                data[at] ^= 1 << source.randrange(8)
-            case 1:
-                del data[at : at + source.randint(1, 16)]
-            case 2:
-                data[at:at] = source.randbytes(source.randint(1, 16))
-            case 3:
-                data[at:at] = source.choice(INTERESTING)
-            case 4:
-                data[at:at] = data[at : at + source.randint(1, 64)]
-            case 5:
-                other = source.choice(seeds)
-                start = source.randrange(len(other))
-                data[at : at + 32] = other[start : start + source.randint(1, 64)]
-            case _:
-                data[at - 1 : at] = bytes([source.randrange(256)])
-    return bytes(data)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -45,7 +19,7 @@ def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
 def test_damaged_inputs_are_refused_by_domain_errors(seed: int) -> None:
     source, seeds = random.Random(seed), documents.corpus()
     for _ in range(ROUNDS // 4):
-        documents.check(damaged(source, seeds))
+        documents.check(documents.damaged(source, seeds))
 
 
 def test_the_corpus_is_good() -> None:

@@ -48,7 +48,9 @@ def test_it_starts_answers_and_ends_when_told(nsm: NsmServer, tmp_path: Path) ->
     with start(tmp_path, f"unix:{nsm.directory}/nsm.sock") as process:
         nsm.admit(process.pid)
         assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["event"] == "STARTED"
+        started = [json.loads(process.stderr.readline()) for _ in range(2)]
+        # From a checkout there is no tree to confine it to.
+        assert started == [{"event": "UNSAFE_FORM"}, {"event": "STARTED", "count": 0}]
         with connect(UnixAddress(f"{tmp_path}/enclave.sock"), 5) as channel:
             health = cbor.decode(bytes(exchange(channel, FrameType.HEALTH)))
             assert (health["state"], health["form"]) == ("unconfigured", "unsafe-process")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import py_compile
@@ -19,6 +20,7 @@ import pytest
 
 from casemate import cbor
 from casemate.channel import UnixAddress, listen
+from casemate.client import doctor
 from casemate_devkit import cmdline, enclave_process, namespaces
 from casemate_devkit.enclave_process import EnclaveProcess
 from casemate_devkit.errors import DevkitError
@@ -363,7 +365,9 @@ def test_the_command_says_when_the_enclave_ended_by_itself(probe: Path) -> None:
         say(probe.parent / "run", b"exit")
         assert process.wait(10) == 3
         assert process.stderr
-        assert "ended by itself, status 7" in process.stderr.read()
+        said = process.stderr.read()
+    assert "ended by itself, status 7" in said
+    assert "last event none" in said
 
 
 def test_restarting_measures_again_and_takes_a_fresh_bank(probe: Path) -> None:
@@ -378,6 +382,35 @@ def test_restarting_measures_again_and_takes_a_fresh_bank(probe: Path) -> None:
     assert first["module_id"] != second["module_id"]
     assert first["pcr2"] != second["pcr2"]
     assert first["root_sha256"] == second["root_sha256"]
+
+
+@pytest.mark.slow
+def test_crashes_are_named_never_quoted_and_each_start_waits_longer(probe: Path) -> None:
+    base, starts, times = probe.parent, [], []
+    with launcher(probe, "--restart") as process:
+        for end in ("segv", "kill", "segv", ""):
+            starts.append(started(process))
+            times.append(time.monotonic())
+            facts(base / "run")
+            if end == "segv":
+                say(base / "run", b"segv")
+            elif end == "kill":
+                os.kill(starts[-1]["pid"], signal.SIGKILL)
+        process.terminate()
+        assert process.wait(10) == 0
+        assert process.stderr
+        said = process.stderr.read()
+    assert all(gone(start["pid"]) for start in starts)
+    assert len({start["module_id"] for start in starts}) == len(starts)
+    assert said.count("signal SIGSEGV") == 2
+    assert said.count("signal SIGKILL") == 1
+    assert "last event FAILED (INTERNAL); 1 lines that were no events withheld" in said
+    assert "planted-secret" not in said
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(pause >= least for pause, least in zip(pauses, (1, 2, 4), strict=True))
+    # No core where the kernel would put one: the enclave's directory, the shared one, ours.
+    for folder in (probe, base / "run", base, Path.cwd()):
+        assert not [path for path in folder.glob("core*") if path.is_file()]
 
 
 # --- refusals, and the unsafe form
@@ -414,22 +447,13 @@ def test_a_machine_without_namespaces_is_told_what_to_do(
         return Plan(executable="/usr/bin/python3", arguments=("x",), walls=walls)
 
     monkeypatch.setattr(enclave_process, "_plan", impossible)
-    monkeypatch.setattr(namespaces, "missing_support", lambda: ["user namespaces are off"])
+    monkeypatch.setattr(doctor, "obstacles", lambda: ["user namespaces: off"])
     with pytest.raises(DevkitError) as raised:
         start(probe).start()
     assert "step 'file system': mount" in str(raised.value)
-    assert "user namespaces are off" in str(raised.value)
+    assert "user namespaces: off" in str(raised.value)
+    assert "casemate doctor" in str(raised.value)
     assert "--unsafe-no-namespaces" in str(raised.value)
-
-
-def test_known_obstacles_are_named(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(namespaces, "_SETTINGS", short_path)
-    assert namespaces.missing_support() == []
-    (short_path / "user").mkdir()
-    (short_path / "user" / "max_user_namespaces").write_text("0\n")
-    assert namespaces.missing_support() == [
-        "user namespaces are off (user.max_user_namespaces = 0)"
-    ]
 
 
 def test_the_unsafe_form_is_measured_differently_and_says_so(probe: Path) -> None:

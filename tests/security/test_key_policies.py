@@ -501,3 +501,49 @@ def test_no_json_makes_the_linter_fail(value: object) -> None:
 def test_no_text_makes_the_linter_fail(text: str) -> None:
     (finding,) = lint_key_policy(text)
     assert finding.weakness is Weakness.MALFORMED_POLICY
+
+
+KEYS = [*PINNED, f"{PCR}3", IMAGE, *EXACT, NAMES, "kms:CallerAccount"]
+VALUES = [*HEX.values(), *EXACT.values(), *CONTEXT, ZERO, "*", "true", "false"]
+OPERATORS = [
+    f"{quantifier}{operator}{ending}"
+    for quantifier in ("", "ForAllValues:", "ForAnyValue:")
+    for operator in ("StringEquals", "StringEqualsIgnoreCase", "StringNotEquals", "StringLike")
+    for ending in ("", "IfExists")
+] + ["Null"]
+ACTIONS = ["kms:Decrypt", "kms:De*", "kms:*", "kms:CreateGrant", "kms:ReEncrypt*", "kms:Put*"]
+
+
+@st.composite
+def near_policies(draw: st.DrawFn) -> KeyPolicy:
+    """Policies near the good one: conditions and actions of one statement changed."""
+    policy = also()
+    statement = draw(st.sampled_from(policy["Statement"]))
+    condition = statement.setdefault("Condition", {})
+    for _ in range(draw(st.integers(0, 3))):
+        operator, key = draw(st.sampled_from(OPERATORS)), draw(st.sampled_from(KEYS))
+        values = draw(st.lists(st.sampled_from(VALUES), min_size=1, max_size=2))
+        if draw(st.booleans()):
+            condition.setdefault(operator, {})[key] = values if len(values) > 1 else values[0]
+        else:
+            present = draw(st.sampled_from(sorted(condition) or [operator]))
+            condition.get(present, {}).pop(key, None)
+    statement["Condition"] = {name: block for name, block in condition.items() if block}
+    if draw(st.booleans()):
+        statement["Action"] = draw(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=2))
+    return policy
+
+
+@given(near_policies())
+def test_where_nothing_is_found_nobody_decrypts_without_the_release(policy: KeyPolicy) -> None:
+    """Without a trust policy, too: some release's registers and an exact context are demanded."""
+    if lint_key_policy(policy):
+        return
+    others = {index: OTHER for index in (0, 1, 2, 16)}
+    for principal in PRINCIPALS:
+        for registers in (None, {}, others, RELEASE.registers | {16: OTHER}):
+            for used in ({}, CONTEXT, CONTEXT | {"more": "x"}):
+                given_context = RequestContext(principal, used, registers)
+                for action in ("kms:Decrypt", "kms:ReEncryptFrom", "kms:CreateGrant"):
+                    request = AccessRequest(principal, action, "*", given_context)
+                    assert not decide(policy, request).allowed

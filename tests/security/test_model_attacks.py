@@ -164,7 +164,6 @@ def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
         path = tmp_path / f"{name}.sealed"
         path.write_bytes(content)
         files.append(path)
-    log = deployment.operator.directory / "host-damaged.log"
     with second_host(deployment, models=files) as host:
         log = host.log
         assert eventually(lambda: len(failures(log)) >= len(table))
@@ -183,7 +182,8 @@ def three_chunks(folder: Path) -> dict[str, Path]:
 
 def failures(log: Path) -> dict[str, str]:
     """The code of each file that a host could not load."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    whole, _, _ = log.read_text().rpartition("\n")  # the last line may still be being written
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {line["file"]: line["code"] for line in lines if line["event"] == "model_failed"}
 
 
@@ -244,6 +244,9 @@ def external(location: str, **where: str) -> bytes:
         external("/etc/passwd"),
         external("../../../../etc/passwd"),
         external("../app/boot.py"),
+        external("app/boot.py", offset="0", length="24"),
+        external("/app/boot.py", offset="0", length="24"),
+        external("proc/self/maps", offset="0", length="24"),
         external("*/_ORT_MEM_ADDR_/*", offset="4096", length="24"),
         external("missing.bin"),
         external(""),
@@ -269,7 +272,8 @@ def external(location: str, **where: str) -> bytes:
         b"ORTM" + bytes(200),
     ],
     ids=[
-        *("absolute", "parent", "code", "memory", "missing", "empty"),
+        *("absolute", "parent", "code", "code by path", "code by absolute path", "maps"),
+        *("memory", "missing", "empty"),
         *("custom operator", "cycle", "garbage", "one byte", "other format"),
     ],
 )

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +27,8 @@ import pytest
 from casemate_devkit.enclave_process import EnclaveProcess
 from casemate_devkit.staging.files import link_tree
 from casemate_enclave.sandbox import landlock
-from tests.support import sandbox_neighbour, sandbox_probe
-from tests.support.sandbox_probe import DONE
+from tests.support import sandbox_attempts, sandbox_neighbour
+from tests.support.sandbox_attempts import DONE
 
 pytestmark = pytest.mark.integration
 
@@ -113,13 +114,13 @@ class Outside:
 class Trial:
     """A probe that runs in the sandbox, less what is to be skipped."""
 
-    def __init__(self, tree: Path, outside: Outside, skip: Skip) -> None:
+    def __init__(self, tree: Path, outside: Outside, skip: Skip, **more: bool) -> None:
         self._outside = outside
         self._base = Path(tempfile.mkdtemp(prefix="casemate-trial-"))
         self.run = self._base / "run"
         self.run.mkdir(mode=0o700)
         outside.prepare(self.run)
-        (tree / "app/probe.json").write_text(json.dumps({"skip": sorted(skip)}))
+        (tree / "app/probe.json").write_text(json.dumps({"skip": sorted(skip), **more}))
         unsafe = "unsafe" in skip
         self.enclave = EnclaveProcess(
             tree, outside.directory / "pki", self.run, unsafe_no_namespaces=unsafe
@@ -172,8 +173,13 @@ def changed(tree: Path, changes: dict[str, bytes]) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def probe_tree(tree: Path) -> Iterator[Path]:
     """A tree whose first code is the probe."""
-    probe = Path(sandbox_probe.__file__).read_bytes()
-    with changed(tree, {"app/boot.py": probe, "app/probe.onnx": MODEL.read_bytes()}) as copy:
+    support = Path(sandbox_attempts.__file__).parent
+    staged = {
+        "app/boot.py": (support / "sandbox_probe.py").read_bytes(),
+        "app/sandbox_attempts.py": (support / "sandbox_attempts.py").read_bytes(),
+        "app/probe.onnx": MODEL.read_bytes(),
+    }
+    with changed(tree, staged) as copy:
         yield copy
 
 
@@ -238,10 +244,10 @@ def attempts(probe_tree: Path, outside: Outside) -> Attempts:
 
 
 def test_every_attempt_is_in_the_table() -> None:
-    assert sandbox_probe.ATTEMPTS.keys() == SUCCEEDS_WITHOUT.keys() | NEEDS_PRIVILEGE
+    assert sandbox_attempts.ATTEMPTS.keys() == SUCCEEDS_WITHOUT.keys() | NEEDS_PRIVILEGE
 
 
-@pytest.mark.parametrize("name", sandbox_probe.ATTEMPTS)
+@pytest.mark.parametrize("name", sandbox_attempts.ATTEMPTS)
 def test_an_attempt_from_inside_is_refused(name: str, attempts: Attempts) -> None:
     assert attempts(ALL)[name] != DONE
 
@@ -277,6 +283,35 @@ def test_the_environment_is_the_enclaves_own(confined: Trial) -> None:
     assert environment == {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+# -- onnxruntime sends nothing home ----------------------------------------------------------------
+
+
+def test_importing_and_running_onnxruntime_adds_no_thread_and_no_descriptor(
+    confined: Trial,
+) -> None:
+    assert confined.ask("facts")["acquired"] == {"threads": 0, "descriptors": 0}
+
+
+def test_with_its_telemetry_there_would_be_a_thread(probe_tree: Path, outside: Outside) -> None:
+    with Trial(probe_tree, outside, ALL, telemetry=True) as trial:
+        assert trial.ask("facts")["acquired"]["threads"] > 0
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "end"),
+    [(False, 0), (True, -signal.SIGSYS)],
+    ids=["as the enclave does it", "with its telemetry"],
+)
+def test_it_makes_no_thread_socket_or_file(
+    telemetry: bool, end: int, probe_tree: Path, outside: Outside
+) -> None:
+    """A filter ends the process at the first attempt: nothing can come and go unseen."""
+    trial = Trial(probe_tree, outside, ALL, telemetry=telemetry, watch=True)
+    with trial.enclave as process:
+        assert process.wait(30) == end
+    shutil.rmtree(trial._base)
+
+
 def test_confinement_costs_no_more_than_the_start_may(confined: Trial) -> None:
     spent = confined.ask("facts")["milliseconds"]
     assert spent["files"] + spent["calls"] < 300
@@ -310,6 +345,26 @@ def test_the_enclave_is_confined_before_it_serves(tree: Path, short_path: Path) 
         assert_confined(process.pid)
         with neighbour("attack", process.pid, user_of(process)) as outcomes:
             assert DONE not in outcomes.values()
+
+
+def test_the_unsafe_form_says_so_and_is_confined_as_far_as_can_be(
+    tree: Path, short_path: Path
+) -> None:
+    with (short_path / "events").open("wb") as stream:
+        process = EnclaveProcess(
+            tree, short_path / "pki", short_path / "run", unsafe_no_namespaces=True, stderr=stream
+        )
+        with process:
+            deadline = time.monotonic() + 30
+            while len(events_of(short_path / "events")) < 2:
+                assert process.running()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert events_of(short_path / "events") == [
+                {"event": "UNSAFE_FORM"},
+                {"event": "STARTED", "count": landlock.version()},
+            ]
+            assert_confined(process.pid)
 
 
 @pytest.mark.parametrize(

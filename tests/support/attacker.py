@@ -233,17 +233,20 @@ def second_host(
         )
     )
     log = directory / f"{name}.log"
-    with (
-        Service("casemate_host", "--config", str(config), log=log) as host,
-        HostConnection(host.ready["address"]) as connection,
-    ):
+    with Service("casemate_host", "--config", str(config), log=log) as host:
+        wait_for_host(host.ready["address"])
+        yield host
 
-        def checked() -> bool:  # until then it answers everything with UNAVAILABLE
+
+def wait_for_host(target: str) -> None:
+    """Wait until a host has checked its enclave; until then everything is UNAVAILABLE."""
+    with HostConnection(target) as connection:
+
+        def checked() -> bool:
             code = refusal(lambda: connection.infer(b"?", b"?", TIMEOUT_S))
             return code is Code.UNSUPPORTED_VERSION
 
         assert eventually(checked)
-        yield host
 
 
 def resident_kib(pid: int, field: str = "VmRSS") -> int:

@@ -1,7 +1,8 @@
 """Stands in for ``app/boot.py`` in a copy of the staged tree: looks around, reports, then obeys.
 
 It answers each connection to the enclave's socket with its report, one JSON object; a connection
-that first sends ``exit`` ends it with status 7. It may import only what the staged tree holds.
+that first sends ``exit`` ends it with status 7, one that sends ``segv`` by a fault. It may import
+only what the staged tree holds.
 """
 
 from __future__ import annotations
@@ -152,8 +153,15 @@ def main() -> None:
         while True:
             channel, _ = listener.accept()
             with channel:
-                if channel.recv(4) == b"exit":
+                word = channel.recv(4)
+                if word == b"exit":
                     os._exit(7)
+                if word == b"segv":
+                    sys.stderr.write("planted-secret-of-memory\n")
+                    sys.stderr.write('{"event": "FAILED", "code": "INTERNAL"}\n')
+                    sys.stderr.flush()
+                    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # as the enclave is: not dumpable
+                    ctypes.string_at(8)
                 channel.sendall(json.dumps(facts).encode())
 
 

@@ -204,10 +204,21 @@ ENTRY = {"path": "model.onnx", "length": 1, "digest": bytes(48)}
             {"entries": [ENTRY | {"path": path}]}
             for path in ("", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".", "./a", "x" * 256)
         ],
+        *[
+            {"entries": [ENTRY | {"path": path}]}
+            for path in ("a b", "a\\b", "a:b", "a\n", "a\0b", "\u00e4", "\u0661", "~", "a%2fb")
+        ],
     ],
 )
 def test_a_header_that_breaks_its_rules_is_malformed(small: bytes, change: dict[str, Any]) -> None:
     assert refused(resigned(small, **change)) == Code.MODEL_MALFORMED
+
+
+@pytest.mark.parametrize("length", [0, 64 * 1024 + 1, (1 << 32) - 1])
+def test_a_header_of_no_possible_length_is_refused_at_once(length: int) -> None:
+    with pytest.raises(ModelError) as caught:
+        ModelReader().feed(b"CASEMDL1" + struct.pack(">I", length))
+    assert caught.value.code == Code.MODEL_MALFORMED
 
 
 def test_a_header_with_two_readings_is_malformed(small: bytes) -> None:

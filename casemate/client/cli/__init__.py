@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from casemate.client.cli.calls import infer, keygen, seal_model_command
 from casemate.client.cli.conforming import conformance
+from casemate.client.cli.doctoring import doctor
 from casemate.client.cli.group import main
 from casemate.client.cli.inspecting import inspect
 from casemate.client.cli.measuring import measure
@@ -14,3 +15,4 @@ __all__ = ["main"]
 
 for _command in (verify, infer, inspect, measure, keygen, seal_model_command, conformance, policy):
     main.add_command(_command)
+main.add_command(doctor)

@@ -166,7 +166,7 @@ def _decrypt(world: LocalDeployment, who: Principal, blob: bytes, context: dict[
 def start(story: Story, world: LocalDeployment, sealed: Path) -> None:
     """The operator starts the enclave and the host; KMS releases the model's key to the enclave."""
     story.scene("The operator starts enclave and host; KMS releases the model's key to the enclave")
-    enclave = world.start_enclave()
+    enclave = world.start_enclave(None, "--restart")
     story.show("enclave", f"pid {enclave.ready['pid']}, form {enclave.ready['form']}")
     registers = {f"pcr{n}": getattr(world.release, f"pcr{n}").hex() for n in range(3)}
     story.proven(

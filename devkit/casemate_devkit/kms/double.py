@@ -90,6 +90,13 @@ class KmsDouble:
             _end(self._process)
             self._process = None
 
+    def kill(self) -> None:
+        """End the process at once, as a crash would; raises ValueError without one."""
+        if self._process is None:
+            raise ValueError("the double runs in this process")
+        self._process.kill()
+        self._process.wait()
+
     def __enter__(self) -> Self:
         return self.start()
 

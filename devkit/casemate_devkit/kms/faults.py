@@ -12,6 +12,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from casemate_devkit.kms.errors import KmsError, Reason
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -87,7 +89,12 @@ class Faults:
             return
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
-            self._faults = _parse(self._file.read_text(encoding="utf-8").splitlines())
+            try:
+                self._faults = _parse(self._file.read_text(encoding="utf-8").splitlines())
+            except ValueError as error:
+                reason = Reason("fault", str(error))
+                text = f"{FAULTS_FILE}: {error}"
+                raise KmsError("KMSInternalException", text, reason, status=500) from None
             self._seen = seen
 
 

@@ -56,7 +56,7 @@ def check_platform() -> None:
     ):
         raise DevkitError(
             "the enclave's tree can be staged on Linux with glibc, x86_64 or aarch64, only; "
-            f"this is {platform.platform()}"
+            f"this is {platform.platform()}; casemate doctor says what a machine needs"
         )
 
 

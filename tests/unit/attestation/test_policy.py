@@ -112,6 +112,10 @@ def test_a_signer_does_not_make_another_release() -> None:
     refused(HEAD + RELEASE + again + MODEL)
 
 
+def test_two_releases_of_one_name() -> None:
+    assert "release name" in str(refused(HEAD + RELEASE + SECOND.replace("0.2.0", "0.1.0") + MODEL))
+
+
 def test_a_release_is_a_table() -> None:
     for wrong in ("[1]", "[[]]", '["0.1.0"]'):
         assert "not a table" in str(refused(HEAD + f"release = {wrong}\n" + MODEL))

@@ -206,6 +206,14 @@ def test_pinned_digests_and_unloads() -> None:
     ev.judge(ev.attested(replace(ev.unsigned(), measurement_log=encode_log([ev.LOADED, gone]))))
 
 
+def test_every_load_counts_also_one_of_the_past() -> None:
+    echo = replace(ev.LOADED, name="echo")
+    gone = replace(echo, op="unload")
+    for log in ([echo, gone, ev.LOADED], [ev.LOADED, echo, gone], [gone, echo, ev.LOADED]):
+        bundle = ev.attested(replace(ev.unsigned(), measurement_log=encode_log(log)))
+        assert refused(bundle).code == Code.EVIDENCE_MODELS
+
+
 def test_a_model_by_another_publisher_is_refused() -> None:
     forged = encode_log([replace(ev.LOADED, publisher=bytes(32))])
     error = refused(ev.attested(replace(ev.unsigned(), measurement_log=forged)))

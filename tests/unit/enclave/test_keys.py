@@ -105,36 +105,90 @@ def test_a_key_is_never_shown_pickled_or_copied(ring: KeyRing) -> None:
             leak(key)
 
 
+def secret(letter: bytes) -> bytes:
+    return letter * 48
+
+
 def test_the_cache_forgets_at_the_sessions_end() -> None:
     cache = KeyCache()
-    cache.put(b"w", b"c", b"prk", not_after=100)
-    assert cache.get(b"w", b"c", 99) == b"prk"
+    cache.put(b"w", b"c", secret(b"p"), not_after=100)
+    assert cache.get(b"w", b"c", 99) == secret(b"p")
     assert cache.get(b"w", b"c", 100) is None
     assert cache.get(b"w", b"c", 99) is None
 
 
 def test_the_cache_needs_both_names() -> None:
     cache = KeyCache()
-    cache.put(b"w", b"c", b"prk", not_after=100)
+    cache.put(b"w", b"c", secret(b"p"), not_after=100)
     assert cache.get(b"w", b"d", 1) is None
     assert cache.get(b"v", b"c", 1) is None
 
 
 def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
     cache = KeyCache(capacity=2)
-    cache.put(b"1", b"", b"one", 100)
-    cache.put(b"2", b"", b"two", 100)
-    assert cache.get(b"1", b"", 1) == b"one"
-    cache.put(b"3", b"", b"three", 100)
-    assert [cache.get(name, b"", 1) for name in (b"1", b"2", b"3")] == [b"one", None, b"three"]
+    cache.put(b"1", b"", secret(b"1"), 100)
+    cache.put(b"2", b"", secret(b"2"), 100)
+    assert cache.get(b"1", b"", 1) == secret(b"1")
+    cache.put(b"3", b"", secret(b"3"), 100)
+    found = [cache.get(name, b"", 1) for name in (b"1", b"2", b"3")]
+    assert found == [secret(b"1"), None, secret(b"3")]
 
 
-def test_expired_entries_leave_the_cache() -> None:
-    cache = KeyCache()
-    cache.put(b"1", b"", b"one", 100)
-    cache.put(b"2", b"", b"two", 200)
+def held(cache: KeyCache) -> bytes:
+    """Everything in the cache's memory."""
+    return bytes(cache._secrets._memory)
+
+
+def test_whatever_ends_a_key_overwrites_it() -> None:
+    cache = KeyCache(capacity=2)
+    cache.put(b"1", b"", secret(b"1"), 100)
+    cache.put(b"2", b"", secret(b"2"), 200)
     cache.expire(150)
-    assert list(cache._entries) == [(b"2", b"")]
-    assert "two" not in repr(cache._entries)
-    with pytest.raises(TypeError):
-        pickle.dumps(next(iter(cache._entries.values())))
+    assert secret(b"1") not in held(cache)
+    assert cache.get(b"2", b"", 200) is None  # asked for too late
+    assert not any(held(cache))
+    for letter in (b"3", b"4", b"5"):  # the third makes the first leave
+        cache.put(letter, b"", secret(letter), 300)
+    assert secret(b"3") not in held(cache)
+    cache.put(b"5", b"", secret(b"6"), 300)  # the same session again
+    assert secret(b"5") not in held(cache)
+    assert cache.get(b"5", b"", 250) == secret(b"6")
+
+
+def test_a_key_in_use_is_a_copy_that_no_eviction_changes() -> None:
+    """An erased key would seal an answer to whoever knows what zeros are."""
+    cache = KeyCache(capacity=1)
+    cache.put(b"1", b"", secret(b"1"), 100)
+    used = cache.get(b"1", b"", 1)
+    cache.put(b"2", b"", secret(b"2"), 100)
+    assert used == secret(b"1")
+
+
+def test_slots_never_run_out() -> None:
+    cache = KeyCache(capacity=3)
+    for number in range(50):
+        cache.put(bytes([number % 7]), b"", secret(b"x"), 100 + number)
+        cache.expire(95 + number)
+    assert len(cache._entries) <= 3
+
+
+def test_the_cache_is_locked_and_never_shown_pickled_or_copied() -> None:
+    cache = KeyCache()
+    assert cache.locked  # 192 KiB: below the limit of every machine that has one
+    cache.put(b"1", b"", secret(b"s"), 100)
+    for guarded in (cache, cache._secrets):
+        assert "redacted" in repr(guarded)
+        for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError):
+                leak(guarded)
+
+
+def test_where_nothing_can_be_locked_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(12, "mlock")
+
+    monkeypatch.setattr("casemate_enclave.sandbox.syscalls.call", refused)
+    cache = KeyCache()
+    assert not cache.locked
+    cache.put(b"1", b"", secret(b"s"), 100)
+    assert cache.get(b"1", b"", 1) == secret(b"s")

@@ -74,6 +74,19 @@ def test_the_window() -> None:
     assert not seen(1_048_575 - 1024)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 63, 64, 65, 1000, 1023, 1024, 1025, 2000])
+def test_the_window_slides_by_any_step(step: int) -> None:
+    """What was seen stays seen, wherever in the window it has moved to; what was not, is not."""
+    table = ReplayTable(BOOT, 4)
+    for sequence in (7, 9, 9 + step):
+        table.accept(A, BOOT, BOOT + HOUR, sequence, BOOT)
+    for sequence in (7, 9, 9 + step):
+        assert refused(table, A, BOOT, BOOT + HOUR, sequence, BOOT) == Code.REPLAYED
+    if step <= 1023:  # 8 is at most 1,024 below
+        table.accept(A, BOOT, BOOT + HOUR, 8, BOOT)
+        assert refused(table, A, BOOT, BOOT + HOUR, 8, BOOT) == Code.REPLAYED
+
+
 def test_the_same_key_with_other_times_is_stale() -> None:
     table = ReplayTable(BOOT, 4)
     table.accept(A, BOOT, BOOT + HOUR, 0, BOOT)

@@ -123,6 +123,30 @@ def test_another_instance_than_the_sessions_is_refused() -> None:
     assert caught.value.code == Code.ANSWER_INSTANCE_UNKNOWN
 
 
+def test_every_session_has_a_data_key_of_its_own() -> None:
+    commitments = {
+        parse_request_header(env.seal(env.hpke_session()).header).key_commitment for _ in range(3)
+    }
+    commitments.add(wire.expand(wire.extract(bytes(32)), "commit"))
+    assert len(commitments) == 4
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_a_commitment_to_a_key_of_another_length(length: int) -> None:
+    header = parse_request_header(env.seal(env.kms_session()).header)
+    key = bytes(length)
+    committed = replace(header, key_commitment=wire.expand(wire.extract(key), "commit"))
+    with pytest.raises(EnvelopeError) as caught:
+        opening.check_commitment(committed, key)
+    assert str(caught.value) == str(open_failed())
+
+
+def test_no_part_of_a_unit_is_empty() -> None:
+    for parts in ((b"",), (b"preamble", b""), (b"", b"message")):
+        with pytest.raises(ValueError, match="empty"):
+            units.pack_unit(parts)
+
+
 def test_one_ciphertext_with_two_keys_is_refused_by_the_commitment() -> None:
     header = parse_request_header(env.seal(env.kms_session()).header)
     assert opening.check_commitment(header, env.KMS_DATA_KEY)

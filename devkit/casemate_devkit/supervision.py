@@ -1,0 +1,106 @@
+"""What the launcher learns from an enclave that ends, and how soon it starts the next one.
+
+The launcher stands outside. An enclave's standard error may carry its enumerated events and nothing
+else: a library that writes to it while it dies may quote memory. So each line is read strictly, and
+what is no event is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+
+from casemate.errors import Code
+from casemate_enclave.events import Event
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+_LINE_MAX: Final = 512  # bytes; an event takes a hundred
+_COUNT_MASK: Final = 0xFFFFFFFF
+_FIRST_S: Final = 1.0  # an enclave that ends at once must not keep a processor busy
+_LONGEST_S: Final = 30.0
+_HEALTHY_S: Final = 60.0  # a life this long says that the cause before is over
+
+
+class RestartPause:
+    """Pauses before the next start: doubled each time, short again after a minute of life."""
+
+    def __init__(self) -> None:
+        self._next_s = _FIRST_S
+
+    def after(self, lived_s: float) -> float:
+        """Return the pause in seconds, after an enclave that lived for ``lived_s``."""
+        pause = _FIRST_S if lived_s >= _HEALTHY_S else self._next_s
+        self._next_s = min(_LONGEST_S, pause * 2)
+        return pause
+
+
+class EventRelay:
+    """Takes an enclave's standard error and passes its events on; a context manager.
+
+    ``stream`` is what the enclave writes to. After ``finish``: ``last`` is the last event, with its
+    reason code if it had one, and ``withheld`` how many lines were none.
+    """
+
+    def __init__(self, sink: TextIO | None = None) -> None:
+        self._sink = sink or sys.stderr
+        reader, writer = os.pipe()
+        self._reader: BinaryIO = os.fdopen(reader, "rb")
+        self.stream: BinaryIO = os.fdopen(writer, "wb")
+        self.last = ""
+        self.withheld = 0
+        self._thread = threading.Thread(target=self._pass_on, name="events", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Read what is left; call it when whoever wrote has ended. Idempotent."""
+        self.stream.close()
+        self._thread.join()
+
+    def _pass_on(self) -> None:
+        with self._reader:
+            while line := self._reader.readline(_LINE_MAX):
+                event = read_event(line)
+                if event is None:
+                    self.withheld += 1
+                    continue
+                name, code = event["event"], event.get("code")
+                self.last = f"{name} ({code})" if code else str(name)
+                with contextlib.suppress(OSError, ValueError):  # whoever reads it may be gone
+                    print(json.dumps(event), file=self._sink, flush=True)
+
+
+def read_event(line: bytes) -> dict[str, str | int] | None:
+    """Return the event in a line of an enclave's, rebuilt from known names; None if it is none."""
+    try:
+        fields: Any = json.loads(line)
+        known: dict[str, str | int] = {"event": Event(fields["event"]).value}
+        if "code" in fields:
+            known["code"] = Code(fields["code"]).value
+        if "count" in fields:
+            known["count"] = int(fields["count"]) & _COUNT_MASK
+    except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return known if known == fields else None
+
+
+def describe_end(status: int) -> str:
+    """Say how a process ended; ``status`` is its exit status, negative for a signal."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
