@@ -20,6 +20,7 @@ _HEAD = struct.Struct(">IBI")
 HEAD_BYTES = _HEAD.size
 COUNTED = 5  # bytes of the head that the length counts: type and budget
 _SCRATCH = 64 * limits.KIB
+_FIRST = limits.MIB  # most frames fit; longer ones grow by doubling
 ANSWER = 0x80
 ERROR = 0xFF
 
@@ -96,9 +97,19 @@ def receive_frame(
     if length > limit:
         _discard(channel, length - COUNTED, end)
         raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
-    payload = memoryview(bytearray(length - COUNTED))
-    _fill(channel, payload, end)
-    return Frame(kind, budget, payload)
+    return Frame(kind, budget, _receive_payload(channel, length - COUNTED, end))
+
+
+def _receive_payload(channel: socket.socket, size: int, end: float | None) -> memoryview:
+    """Take memory as bytes arrive: announcing a long frame costs its receiver nothing."""
+    payload = bytearray(min(size, _FIRST))
+    filled = 0
+    while True:
+        _fill(channel, memoryview(payload)[filled:], end)
+        filled = len(payload)
+        if filled == size:
+            return memoryview(payload)
+        payload += bytes(min(filled, size - filled))
 
 
 def parse_head(head: Buffer) -> tuple[int, int, int]:

@@ -11,6 +11,9 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+import grpc
+from grpc_health.v1 import health_pb2
+
 from casemate.attestation import (
     AllowedModel,
     Configuration,
@@ -245,19 +248,33 @@ address = "unix:{egress}"
         self.wait_until_serving()
 
     def wait_until_serving(self, timeout_s: float = _SERVING_TIMEOUT_S) -> None:
-        """Wait until the clinic can verify the enclave and sees a model in its log."""
+        """Wait until the host says SERVING and the clinic verifies a model in the log."""
         deadline = time.monotonic() + timeout_s
         with self.client() as client:
-            while True:
-                try:
-                    if client.verify(timeout_s=5).log:
-                        return
-                    failure = "no model is loaded"
-                except CasemateError as error:
-                    failure = str(error)
+            while (failure := self._unready(client)) is not None:
                 if time.monotonic() > deadline:
                     raise DevkitError(f"not serving after {timeout_s} s: {failure}")
                 time.sleep(0.1)
+
+    def _unready(self, client: Client) -> str | None:
+        try:
+            if not client.verify(timeout_s=5).log:
+                return "no model is loaded"
+        except CasemateError as error:
+            return str(error)
+        return None if self.serving() else "the host does not say SERVING"
+
+    def serving(self) -> bool:
+        """Whether the host's health service says SERVING."""
+        with grpc.insecure_channel(self.target) as channel:
+            check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/grpc.health.v1.Health/Check"
+            )
+            try:
+                answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=5))
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     # -- 5. the clinic ----------------------------------------------------------------------------
 

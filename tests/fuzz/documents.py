@@ -138,7 +138,7 @@ def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
     """One to four changes to a good input; its first byte, the target, mostly stays."""
     data = bytearray(source.choice(seeds))
     for _ in range(source.randint(1, 4)):
-        at = source.randrange(source.random() < 0.9, len(data) + 1)
+        at = source.randint(0 if source.random() < 0.1 else min(1, len(data)), len(data))
         match source.randrange(6):
             case 0 if at < len(data):
                 data[at] ^= 1 << source.randrange(8)
@@ -152,7 +152,7 @@ def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
                 data[at:at] = data[at : at + source.randint(1, 64)]
             case 5:
                 other = source.choice(seeds)
-                start = source.randrange(len(other))
+                start = source.randint(0, len(other))
                 data[at : at + 32] = other[start : start + source.randint(1, 64)]
             case _:
                 data[at - 1 : at] = bytes([source.randrange(256)])

@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from grpc_health.v1 import health_pb2
 
 from casemate.client.transport import HostConnection
 from casemate.errors import CasemateError, Code
@@ -142,16 +141,7 @@ def test_a_request_above_the_limit_is_refused(client: Client) -> None:
 
 
 def test_health_says_serving(deployment: LocalDeployment) -> None:
-    assert health(deployment) == health_pb2.HealthCheckResponse.SERVING
-
-
-def health(deployment: LocalDeployment) -> int:
-    with grpc.insecure_channel(deployment.target) as channel:
-        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-            "/grpc.health.v1.Health/Check"
-        )
-        answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=5))
-    return int(answer.status)
+    assert deployment.serving()
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 30) -> bool:
@@ -185,7 +175,7 @@ def test_a_crashed_enclave_is_replaced_and_clients_go_on(short_path: Path, tree:
         assert world.enclave is not None
         world.enclave.stop()
         assert code_of(lambda: client.infer(MODEL, {"features": ROWS})) is Code.UNAVAILABLE
-        assert eventually(lambda: health(world) == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert eventually(lambda: not world.serving())
         world.start_enclave()
         world.wait_until_serving()
         assert works(client)  # the session to the old instance was given up

@@ -539,7 +539,7 @@ def test_where_nothing_is_found_nobody_decrypts_without_the_release(policy: KeyP
     """Without a trust policy, too: some release's registers and an exact context are demanded."""
     if lint_key_policy(policy):
         return
-    others = {index: OTHER for index in (0, 1, 2, 16)}
+    others = dict.fromkeys((0, 1, 2, 16), OTHER)
     for principal in PRINCIPALS:
         for registers in (None, {}, others, RELEASE.registers | {16: OTHER}):
             for used in ({}, CONTEXT, CONTEXT | {"more": "x"}):

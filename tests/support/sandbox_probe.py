@@ -59,6 +59,10 @@ class Probe:
             checked(libc().prctl(4, 1, 0, 0, 0))  # dumpable, whatever the launcher did about it
         else:
             hardening.harden_process()
+        self.places = {  # opened while there is a way to them
+            name: os.open(f"/proc/self/{place}", os.O_RDONLY | os.O_DIRECTORY)
+            for name, place in {"threads": "task", "descriptors": "fd"}.items()
+        }
         run = Path(arguments.listen.removeprefix("unix:")).parent
         if "files" not in self.skip:
             self.timed(
@@ -69,6 +73,8 @@ class Probe:
             watch()
         self.timed("imports", self.load_runtime)
         self.acquired = {name: self.possessions()[name] - had for name, had in before.items()}
+        for place in self.places.values():
+            os.close(place)
         if "watch" in SETTINGS:
             os._exit(0)  # what comes now makes a thread and a socket
         self.thread = threading.Thread(target=self.started_early, daemon=True)
@@ -86,8 +92,7 @@ class Probe:
 
     def possessions(self) -> dict[str, int]:
         """What onnxruntime's telemetry would add to: threads, descriptors."""
-        places = {"threads": "task", "descriptors": "fd"}
-        return {name: len(os.listdir(f"/proc/self/{place}")) for name, place in places.items()}  # noqa: PTH208
+        return {name: len(os.listdir(place)) for name, place in self.places.items()}  # noqa: PTH208
 
     def timed(self, name: str, function: Callable[[], object]) -> None:
         before = time.perf_counter()

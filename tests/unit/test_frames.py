@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casemate import frames, limits
+from casemate.errors import CasemateError, Code
+from casemate.frames import FrameType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        near.settimeout(10)
+        far.settimeout(10)
+        yield near, far
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, MIB - 1, MIB, MIB + 1, 5 * MIB + 3])
+def test_a_frame_arrives_as_it_was_sent(pair: Pair, size: int) -> None:
+    payload = os.urandom(size)
+    sender = threading.Thread(
+        target=frames.send_frame, args=(pair[0], FrameType.REQUEST, payload, 1234)
+    )
+    sender.start()
+    frame = frames.receive_frame(pair[1])
+    sender.join()
+    assert frame is not None
+    assert (frame.type, frame.budget, bytes(frame.payload)) == (3, 1234, payload)
+
+
+def test_pieces_are_sent_as_one_payload(pair: Pair) -> None:
+    frames.send_frame(pair[0], FrameType.REQUEST, (b"a", b"", memoryview(b"bc")))
+    frame = frames.receive_frame(pair[1])
+    assert frame is not None
+    assert bytes(frame.payload) == b"abc"
+
+
+def test_no_budget_means_the_default(pair: Pair) -> None:
+    frames.send_frame(pair[0], FrameType.HEALTH, b"")
+    frame = frames.receive_frame(pair[1])
+    assert frame is not None
+    assert frame.budget == limits.FRAME_BUDGET_DEFAULT
+
+
+def test_closing_between_frames_is_the_end(pair: Pair) -> None:
+    pair[0].close()
+    assert frames.receive_frame(pair[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\x00\x00", Code.MALFORMED),
+        (struct.pack(">IBI", 4, 3, 0), Code.MALFORMED),
+        (struct.pack(">IBI", 10, 3, 0) + b"abc", Code.MALFORMED),
+        (struct.pack(">IBI", 0xFFFFFFFF, 3, 0), Code.TOO_LARGE),
+        (struct.pack(">IBI", limits.FRAME_MAX + 1, 3, 0), Code.TOO_LARGE),
+    ],
+    ids=["cut head", "below the head", "cut payload", "4 GiB", "above the bound"],
+)
+def test_bad_frames_are_refused(pair: Pair, sent: bytes, code: Code) -> None:
+    pair[0].sendall(sent)
+    pair[0].close()
+    with pytest.raises(CasemateError) as caught:
+        frames.receive_frame(pair[1])
+    assert caught.value.code is code
+
+
+def test_announcing_a_long_frame_takes_no_memory(pair: Pair) -> None:
+    pair[0].sendall(struct.pack(">IBI", limits.FRAME_MAX, 3, 0) + b"x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TimeoutError):
+            frames.receive_frame(pair[1], idle_s=1, within_s=0.2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * MIB
+
+
+def test_an_error_answer_is_raised_with_its_code(pair: Pair) -> None:
+    frames.send_error(pair[0], Code.REPLAYED, "seen")
+    with pytest.raises(CasemateError) as caught:
+        frames.expect_answer(pair[1], FrameType.REQUEST)
+    assert (caught.value.code, caught.value.detail) == (Code.REPLAYED, "seen")
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xa1", b"\xa2dcodebNOfdetail`"])
+def test_an_error_answer_that_cannot_be_read_is_malformed(pair: Pair, payload: bytes) -> None:
+    frames.send_frame(pair[0], frames.ERROR, payload)
+    with pytest.raises(CasemateError) as caught:
+        frames.expect_answer(pair[1], FrameType.REQUEST)
+    assert caught.value.code is Code.MALFORMED
+
+
+def test_an_answer_of_another_type_is_refused(pair: Pair) -> None:
+    frames.send_frame(pair[0], FrameType.HEALTH | frames.ANSWER, b"")
+    with pytest.raises(CasemateError):
+        frames.expect_answer(pair[1], FrameType.REQUEST)
