@@ -141,11 +141,11 @@ def _release_problems(
     data_keys = statement.reached(_DATA_KEYS)
     if opening or detours or data_keys:
         yield from unknown_operators(statement, only_narrowing=True)
-    if statement.attestation and (opening or data_keys):
+    if statement.attestation and (opening or detours or data_keys):
         yield from register_problems(statement, releases)
     elif opening or data_keys:
         yield from _unattested(statement, opening, data_keys, expected, decrypters)
-    if opening:
+    if opening or (detours and statement.attested):
         yield from context_problems(statement, expected)
 
 

@@ -49,7 +49,7 @@ def lint_key_policy(
     if purpose is not None or scope is not None:
         expected = exact_context(purpose or "", scope or "")
     statements, findings = _read(policy)
-    releases = trust.releases if trust else None
+    releases = trust.accepted if trust else None
     decrypters = decrypt_principals(statements)
     for statement in statements:
         problems = dict.fromkeys(_problems(statement, releases, expected, decrypters))

@@ -14,7 +14,7 @@ from casemate.attestation.structures import FORMS
 from casemate.channel import UnixAddress, listen, parse_address
 from casemate.errors import CasemateError
 from casemate_enclave.events import Event, Journal
-from casemate_enclave.hardening import harden_process, silence_tracebacks
+from casemate_enclave.hardening import harden_process, silence_tracebacks, take_standard_error
 from casemate_enclave.sandbox import Confinement, confine_calls, confine_files, tree_paths
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def _end(*_: object) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the enclave; returns the exit status."""
-    journal = Journal()
     parsed = parse_arguments(arguments)
+    journal = Journal(take_standard_error())
     silence_tracebacks(journal)
     try:
         harden_process()

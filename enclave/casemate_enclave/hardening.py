@@ -1,4 +1,4 @@
-"""What a process can do for itself, in every form: no cores, no ptrace, no tracebacks.
+"""What a process can do for itself, in every form: no cores, no ptrace, no foreign words.
 
 The process confines its files and calls itself too (``casemate_enclave.sandbox``). The namespaces
 and the root around it are made by whoever starts it.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import os
 import resource
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from casemate_enclave.events import Counter, Event
 
@@ -36,6 +37,19 @@ def _prctl(option: int, value: int) -> None:
     arguments = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
     if libc.prctl(ctypes.c_int(option), *arguments) != 0:
         raise OSError(ctypes.get_errno(), "prctl refused")
+
+
+def take_standard_error() -> TextIO:
+    """Return standard error for the journal alone; whatever else writes there reaches nobody.
+
+    Libraries in machine code print what they like: warnings, names of tensors, last words.
+    """
+    stream = os.fdopen(os.dup(2), "w", encoding="ascii")
+    reader, writer = os.pipe()
+    os.close(reader)  # a pipe that nobody reads: there need not be a null device here
+    os.dup2(writer, 2, inheritable=False)
+    os.close(writer)
+    return stream
 
 
 def silence_tracebacks(journal: Journal) -> None:

@@ -93,6 +93,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if tag >> 32:  # protobuf drops the higher bits and so would see another field
+            raise _rejected("a field number is too large")
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(message, at)

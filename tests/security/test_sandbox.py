@@ -367,6 +367,24 @@ def test_the_unsafe_form_says_so_and_is_confined_as_far_as_can_be(
             assert_confined(process.pid)
 
 
+def test_o1_what_libraries_write_to_standard_error_reaches_nobody(
+    tree: Path, short_path: Path
+) -> None:
+    """As onnxruntime does for some models, and the C library when it gives up."""
+    name = "app/casemate_enclave/assembly.py"
+    talk = b"\nimport ctypes\nctypes.CDLL(None).dprintf(2, b'planted-secret\\n')\n"
+    with (
+        changed(tree, {name: (tree / name).read_bytes() + talk}) as copy,
+        enclave(copy, short_path) as (process, log),
+    ):
+        deadline = time.monotonic() + 30
+        while not log.read_bytes():
+            assert process.running()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert events_of(log) == [{"event": "STARTED", "count": landlock.version()}]
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

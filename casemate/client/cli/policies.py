@@ -73,7 +73,7 @@ def kms(
     written = attested_key_policy(
         account_admin=admin,
         decrypt_principal=enclave_principal,
-        releases=accepted.releases,
+        releases=accepted.accepted,
         purpose=purpose,
         scope=meant,
         encrypt_principals=encrypt_principals,
