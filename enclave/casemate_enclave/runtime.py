@@ -84,10 +84,10 @@ class OnnxRuntime:
         (_, model), *others = entries.items()
         _check_locations(external_locations(model), dict(others))
         try:
+            # The fallback would try again and print why, which may quote the model.
             session = onnxruntime.InferenceSession(
-                model, _session_options(others), providers=self._providers
+                model, _session_options(others), providers=self._providers, enable_fallback=False
             )
-            session.disable_fallback()
         except Exception:  # noqa: BLE001 - its exceptions share no base and quote the model
             raise _rejected("onnxruntime refuses it") from None
         if session.get_providers() != self._providers:
