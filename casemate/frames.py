@@ -13,6 +13,7 @@ from casemate.errors import Code, FrameError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from casemate.wire import Buffer
 
@@ -72,7 +73,7 @@ def send_frame(
 
 def receive_frame(
     channel: socket.socket,
-    limit: int = limits.FRAME_MAX,
+    limit: int | Callable[[], int] = limits.FRAME_MAX,
     *,
     idle_s: float | None = None,
     within_s: float | None = None,
@@ -83,7 +84,7 @@ def receive_frame(
     that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
     bounds the wait for that byte; without it the channel's own time-out applies to each read.
     Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above the bound of SPEC 9.2;
-    OversizedFrameError above ``limit``. OSError and TimeoutError pass through.
+    OversizedFrameError above ``limit``, which a callable states when the frame begins. OSError and TimeoutError pass through.
     """
     if within_s is not None:
         channel.settimeout(idle_s)
@@ -94,9 +95,10 @@ def receive_frame(
     end = None if within_s is None else time.monotonic() + within_s
     _fill(channel, memoryview(head)[got:], end)
     length, kind, budget = parse_head(head)
-    if length > limit:
+    bound = limit() if callable(limit) else limit
+    if length > bound:
         _discard(channel, length - COUNTED, end)
-        raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limit}")
+        raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {bound}")
     return Frame(kind, budget, _receive_payload(channel, length - COUNTED, end))
 
 

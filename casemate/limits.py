@@ -91,6 +91,7 @@ ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real model
 # Frames (SPEC 9)
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
 FRAME_BUDGET_DEFAULT: Final = 30_000
+CONTROL_FRAME_MAX: Final = 32 * KIB  # three credential fields of 8 KiB; decoding costs time
 CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, whatever a caller asks
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long

@@ -39,7 +39,7 @@ class NsmServer:
         self.directory = self._private / "nsm"
         self.directory.mkdir(mode=0o755)
         self._listener = listen(UnixAddress(str(self.directory / "nsm.sock")))
-        self._peer: int | None = None
+        self._peer: tuple[int, int] | None = None
         self._admitted = threading.Event()
         self._connections: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, name="nsm", daemon=True)
@@ -53,7 +53,7 @@ class NsmServer:
 
     def admit(self, pid: int) -> None:
         """Name the one process, in this process's pid namespace, that may ask."""
-        self._peer = pid
+        self._peer = (pid, _started(pid))
         self._admitted.set()
 
     def close(self) -> None:
@@ -90,7 +90,11 @@ class NsmServer:
         pid, _, _ = _CREDENTIALS.unpack(
             channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
-        return self._admitted.wait(_ADMISSION_S) and pid == self._peer
+        try:
+            peer = (pid, _started(pid))
+        except OSError:
+            return False  # it has ended, and its pid may soon be another's
+        return self._admitted.wait(_ADMISSION_S) and peer == self._peer
 
     def _exchange(self, channel: socket.socket) -> None:
         (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size))
@@ -98,6 +102,12 @@ class NsmServer:
             raise EOFError  # the device refuses such a write; here nothing more can be framed
         answer = self._nsm.handle(_read(channel, length))
         channel.sendall(_LENGTH.pack(len(answer)) + answer)
+
+
+def _started(pid: int) -> int:
+    """When the process started, in clock ticks since boot: with the pid it names one process."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
+    return int(after_name.split()[19])
 
 
 def _read(channel: socket.socket, count: int) -> bytes:

@@ -66,12 +66,13 @@ class Assembly:
         keys, cache, log = KeyRing(self.clock), KeyCache(), MeasurementLog()
         if not cache.locked:
             self._journal.emit(Event.KEYS_NOT_LOCKED)
-        runtime = OnnxRuntime(configuration.providers)
-        models = ModelRegistry(runtime, log, self.clock, bounds.models)
-        identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
+        # First what may refuse the configuration: a runtime starts a thread.
         kms = None
         if configuration.kms is not None:
             kms = self._kms_factory(configuration.kms, self._nsm, self.clock.now)
+        runtime = OnnxRuntime(configuration.providers)
+        models = ModelRegistry(runtime, log, self.clock, bounds.models)
+        identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
         service = RequestService(
             Bounds(configuration.audience, bounds.request_bytes),
             identity=identity,
@@ -97,11 +98,12 @@ class Assembly:
         """Ask the device for the time, renew keys, forget what is over; never raises."""
         try:
             self.clock.refresh()
+            rotated = self.enclave.maintain(self.clock.now())
         except CasemateError as error:
             self._journal.count(Counter.DEVICE_FAILURES)
             self._journal.emit(Event.DEVICE_SILENT, code=error.code)
             return
-        if self.enclave.maintain(self.clock.now()):
+        if rotated:
             self._journal.emit(Event.KEY_ROTATED)
 
     def maintain(self, stopped: threading.Event) -> None:

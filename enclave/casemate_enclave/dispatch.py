@@ -174,6 +174,8 @@ def _refusal(state: State) -> CasemateError:
 
 
 def _fields(payload: memoryview, keys: Keys) -> dict[str, cbor.Value]:
+    if len(payload) > limits.CONTROL_FRAME_MAX:
+        raise CasemateError(Code.TOO_LARGE, f"more than {limits.CONTROL_FRAME_MAX} bytes")
     try:
         return cbor.decode_map(bytes(payload), keys)
     except cbor.CborError:

@@ -157,7 +157,7 @@ class Server:
         """Answer one frame; False when the connection is over."""
         try:
             frame = receive_frame(
-                channel, self._dispatcher.frame_limit, within_s=limits.FRAME_HEAD_TIMEOUT_S
+                channel, lambda: self._dispatcher.frame_limit, within_s=limits.FRAME_HEAD_TIMEOUT_S
             )
         except FrameError as error:
             self._send_error(channel, error)

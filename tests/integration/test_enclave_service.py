@@ -770,6 +770,48 @@ def test_credentials_reach_kms_and_nothing_else(served: Bench) -> None:
     assert "s3cr3t" not in served.stderr.getvalue()
 
 
+def test_a_large_control_frame_is_refused_before_it_is_decoded(served: Bench) -> None:
+    nested = b"\x81" * (limits.CONTROL_FRAME_MAX + 1)
+    for kind in (FrameType.CREDENTIALS, FrameType.LOAD, FrameType.UNLOAD):
+        assert refusal(served.ask, kind, nested) == Code.TOO_LARGE
+
+
+def test_a_connection_from_before_the_configuration_takes_full_requests_after_it(
+    bench: Bench,
+) -> None:
+    with bench.connect() as early:
+        exchange(early, FrameType.HEALTH)
+        bench.configure()
+        long = bytes(limits.CONFIGURATION_MAX + 100)
+        assert refusal(exchange, early, FrameType.REQUEST, long) == Code.MALFORMED
+
+
+def test_refused_configurations_leave_no_threads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CasemateError(Code.MALFORMED, "no root")
+
+    monkeypatch.setattr(bench.assembly, "_kms_factory", refuse)
+    before = threading.active_count()
+    for _ in range(5):
+        assert refusal(bench.ask, FrameType.CONFIGURE, bench.configuration) == Code.MALFORMED
+    assert threading.active_count() <= before + 1  # a connection that is still closing
+
+
+def test_maintenance_outlives_a_clock_that_fell_silent(
+    served: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> int:
+        raise CasemateError(Code.CLOCK_UNAVAILABLE, "too long")
+
+    monkeypatch.setattr(served.assembly.clock, "now", silent)
+    served.assembly.maintain_once()
+    monkeypatch.undo()
+    served.assembly.maintain_once()
+    served.verify(b"n" * 16)
+
+
 def test_health_and_counters_take_no_payload(served: Bench) -> None:
     for kind in (FrameType.HEALTH, FrameType.COUNTERS):
         assert refusal(served.ask, kind, b"x") == Code.MALFORMED

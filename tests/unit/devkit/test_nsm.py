@@ -335,3 +335,16 @@ def test_the_socket_is_closed_to_other_users_and_leaves_nothing(nsm: SimulatedNs
         private = server.directory.parent
         assert private.stat().st_mode & 0o777 == 0o700
     assert not private.exists()
+
+
+def test_a_pid_that_now_names_another_process_is_not_the_enclave(
+    nsm: SimulatedNsm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = iter([7, 8])
+    monkeypatch.setattr("casemate_devkit.nsm_server._started", lambda _: next(started))
+    with NsmServer(nsm) as server:
+        server.admit(os.getpid())
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(5)
+            channel.connect(str(server.directory / "nsm.sock"))
+            assert channel.recv(1) == b""

@@ -97,6 +97,15 @@ def test_fixed_width_fields_and_long_integers_are_skipped() -> None:
     assert external_locations(content) == set()
 
 
+def test_a_tag_with_bits_that_protobuf_drops_hides_nothing() -> None:
+    # Field 7, the graph, written as a five-byte varint with bit 35 set: onnxruntime reads field 7.
+    hidden = model(b"")
+    overlong = bytes([0x3A | 0x80, 0x80, 0x80, 0x80, 0x80, 0x01]) + b"\x00"
+    with pytest.raises(ModelError) as refusal:
+        external_locations(hidden + overlong)
+    assert refusal.value.code == Code.MODEL_REJECTED
+
+
 def test_nesting_is_bounded() -> None:
     assert external_locations(model(nested(5))) == {"w.bin"}
     with pytest.raises(ModelError):
