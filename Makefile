@@ -85,5 +85,5 @@ lock: ## Regenerate requirements/*.txt (UPGRADE=1 takes newer versions); needs u
 	@requirements/lock.sh
 
 clean: ## Remove what the other targets made
-	@rm -rf $(VENV) $(FUZZ) .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(FUZZ) .fuzz .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

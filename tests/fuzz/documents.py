@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 VECTORS: Final = Path(__file__).parents[1] / "vectors" / "nitro"
 AWS_ROOT: Final = bytes.fromhex("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b")
+FOLDER: Final = Path(__file__).parents[2] / ".fuzz"  # corpus, and inputs that crashed
 INPUT_MAX: Final = 21_000  # beyond the bound of a document, so that the bound is met too
 
 GENUINE: Final = [path.read_bytes() for path in sorted(VECTORS.glob("*.cbor"))]
@@ -160,7 +161,7 @@ def damaged(source: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def main() -> None:
-    """Fuzz with atheris until ``--runs`` inputs have passed; a crash ends the process."""
+    """Fuzz with atheris until ``--runs`` inputs have passed; a crash leaves its input."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -169,29 +170,31 @@ def main() -> None:
     import atheris  # noqa: PLC0415 - in the environment of `make fuzz` alone
 
     atheris.instrument_all()
-    seeds = corpus()
-    with tempfile.TemporaryDirectory(prefix="casemate-fuzz-") as folder:
-        for number, seed in enumerate(seeds):
-            (Path(folder) / f"{number:04}").write_bytes(seed)
-        options = [
-            f"-runs={arguments.runs}",
-            f"-seed={arguments.seed}",
-            f"-max_len={INPUT_MAX}",
-            "-len_control=0",
-            "-timeout=10",
-            "-print_final_stats=1",
-            f"-artifact_prefix={folder}-",
-        ]
+    # The fuzzer ends the process itself, so nothing here could clean up after it.
+    seeds, folder = corpus(), FOLDER / "corpus"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number, seed in enumerate(seeds):
+        (folder / f"{number:04}").write_bytes(seed)
+    options = [
+        f"-runs={arguments.runs}",
+        f"-seed={arguments.seed}",
+        f"-max_len={INPUT_MAX}",
+        "-len_control=0",
+        "-timeout=10",
+        "-print_final_stats=1",
+        f"-artifact_prefix={FOLDER}/",
+    ]
 
-        def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-            """Half of the inputs as libFuzzer makes them, half a few changes off a good one."""
-            source = random.Random(seed)
-            if source.random() < 0.5:
-                return bytes(atheris.Mutate(data, max_size))
-            return damaged(source, seeds if source.random() < 0.5 else [data])[:max_size]
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        """Half of the inputs as libFuzzer makes them, half a few changes off a good one."""
+        source = random.Random(seed)
+        if source.random() < 0.5:
+            return bytes(atheris.Mutate(data, max_size))
+        return damaged(source, seeds if source.random() < 0.5 else [data])[:max_size]
 
-        atheris.Setup([sys.argv[0], *options, folder], check, custom_mutator=mutate)
-        atheris.Fuzz()
+    atheris.Setup([sys.argv[0], *options, str(folder)], check, custom_mutator=mutate)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
