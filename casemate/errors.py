@@ -48,6 +48,10 @@ class Code(StrEnum):
     INVALID_REQUEST = "INVALID_REQUEST"
     INVALID_INPUT = "INVALID_INPUT"
     MODEL_FAILED = "MODEL_FAILED"
+    # Sealed data (SPEC 8.7)
+    OBJECT_MALFORMED = "OBJECT_MALFORMED"
+    OBJECT_REFUSED = "OBJECT_REFUSED"
+    OBJECT_OPEN_FAILED = "OBJECT_OPEN_FAILED"
     # Verification steps (SPEC 3.8)
     EVIDENCE_SIZE = "EVIDENCE_SIZE"
     EVIDENCE_COSE = "EVIDENCE_COSE"
@@ -96,6 +100,10 @@ class EnvelopeError(CasemateError):
 
 class ModelError(CasemateError):
     """A sealed model was refused (SPEC 8.3)."""
+
+
+class ObjectError(CasemateError):
+    """Sealed data was refused (SPEC 8.7)."""
 
 
 class KeyReleaseError(CasemateError):

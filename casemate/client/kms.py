@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from casemate.attestation import TrustPolicy
+    from casemate.kms_policy import Purpose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +57,14 @@ class KmsDataKeys:
 
     def generate(self, policy: TrustPolicy) -> DataKey:
         """Return a new data key; raises PolicyError or CasemateError(KMS_FAILED)."""
-        document = _call(self._kms.get_key_policy, KeyId=self._key_arn, PolicyName="default")
-        check_key_policy(
-            json.loads(document["Policy"]), policy, purpose="data", scope=policy.audience
-        )
+        check_policy_of(self._kms, self._key_arn, policy, purpose="data")
         return generate_data_key(self._kms, self._key_arn, data_context(policy.audience))
+
+
+def check_policy_of(kms: Any, key_arn: str, trust: TrustPolicy, *, purpose: Purpose) -> None:  # noqa: ANN401
+    """Refuse a key that more than the accepted releases could use; raises PolicyError."""
+    document = _call(kms.get_key_policy, KeyId=key_arn, PolicyName="default")
+    check_key_policy(json.loads(document["Policy"]), trust, purpose=purpose, scope=trust.audience)
 
 
 def kms_client(key_arn: str) -> Any:  # noqa: ANN401 - boto3 is untyped

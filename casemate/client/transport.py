@@ -54,9 +54,14 @@ class HostConnection:
         self._get_evidence: _Method = self._channel.unary_unary(_SERVICE + "GetEvidence")
         self._infer: _Method = self._channel.unary_unary(_SERVICE + "Infer")
 
-    def get_evidence(self, nonce: bytes | None, timeout_s: float) -> EvidenceBundle:
-        """Fetch evidence, fresh for ``nonce`` or as the host holds it; raises RequestError."""
-        request = GetEvidenceRequest() if nonce is None else GetEvidenceRequest(nonce=nonce)
+    def get_evidence(
+        self, nonce: bytes | None, timeout_s: float, instance: bytes | None = None
+    ) -> EvidenceBundle:
+        """Fetch evidence, fresh for ``nonce`` or as the host holds it; raises RequestError.
+
+        ``instance``: the H(instance_config) whose evidence is wanted, else UNKNOWN_INSTANCE.
+        """
+        request = GetEvidenceRequest(nonce=nonce, instance_config_digest=instance)
         return EvidenceBundle.parse(
             self._call(self._get_evidence, request.SerializeToString(), timeout_s)
         )

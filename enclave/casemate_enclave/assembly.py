@@ -20,9 +20,11 @@ from casemate_enclave.events import Counter, Event
 from casemate_enclave.identity import Identity, MeasurementLog, bind_configuration, new_instance
 from casemate_enclave.keys import KeyCache, KeyRing
 from casemate_enclave.loading import ModelLoader
+from casemate_enclave.objects import ObjectOpener
 from casemate_enclave.registry import ModelRegistry
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.service import Bounds, RequestService
+from casemate_enclave.unwraps import Unwraps
 from casemate_kms.client import AttestedKms
 from casemate_kms.egress import dialer
 
@@ -70,6 +72,7 @@ class Assembly:
         kms = None
         if configuration.kms is not None:
             kms = self._kms_factory(configuration.kms, self._nsm, self.clock.now)
+        unwraps = Unwraps(kms)
         service = RequestService(
             Bounds(configuration.audience, bounds.request_bytes),
             identity=identity,
@@ -77,8 +80,9 @@ class Assembly:
             keys=keys,
             cache=cache,
             replay=ReplayTable(self._instance.boot_time, bounds.sessions),
-            kms=kms,
+            unwraps=unwraps,
             models=models,
+            objects=ObjectOpener(configuration.audience, unwraps),
         )
         return Parts(
             configuration=configuration,

@@ -7,10 +7,14 @@ from casemate.client.cli.conforming import conformance
 from casemate.client.cli.group import main
 from casemate.client.cli.inspecting import inspect
 from casemate.client.cli.measuring import measure
+from casemate.client.cli.objects import infer_sealed, seal_data_command
 from casemate.client.cli.policies import policy
 from casemate.client.cli.verifying import verify
 
 __all__ = ["main"]
 
 for _command in (verify, infer, inspect, measure, keygen, seal_model_command, conformance, policy):
+    main.add_command(_command)
+
+for _command in (seal_data_command, infer_sealed):
     main.add_command(_command)

@@ -71,12 +71,13 @@ def infer(
         data_keys=KmsDataKeys(kms_key) if kms_key else None,
         tls_roots=tls_roots.read_bytes() if tls_roots else None,
     ) as client:
-        tensors = dict(_named_tensor(item) for item in inputs)
+        tensors = dict(named_tensor(item) for item in inputs)
         result = client.infer(model, tensors, version=version, timeout_s=timeout)
     click.echo(json.dumps(answer_as_json(result)))
 
 
-def _named_tensor(item: str) -> tuple[str, Any]:
+def named_tensor(item: str) -> tuple[str, Any]:
+    """Read the tensor that ``NAME=FILE`` names."""
     name, separator, path = item.partition("=")
     if not (name and separator and path):
         raise CasemateError(Code.INVALID_ARGUMENT, f"not NAME=FILE: {item!r}")
