@@ -19,7 +19,6 @@ from casemate_devkit.parties import run_tool
 from tests.support.deployment import DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from casemate_devkit.local import LocalDeployment
@@ -29,7 +28,7 @@ ROWS = DATA.features[:4]
 
 
 @pytest.fixture(scope="module")
-def sealed(deployment: LocalDeployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def sealed(deployment: LocalDeployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four patients, sealed with the command line by the clinic for its own key."""
     folder = tmp_path_factory.mktemp("sealed")
     np.save(folder / "rows.npy", ROWS)

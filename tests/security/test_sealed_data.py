@@ -86,8 +86,10 @@ class World:
         )
         return self.bench.send(call)
 
-    def status(self, sealed: bytes, caller: Ed25519PrivateKey | None = READER, **named: int) -> str:
-        answer = self.ask(sealed, caller, **named)
+    def status(
+        self, sealed: bytes, caller: Ed25519PrivateKey | None = READER, *, version: int = 2
+    ) -> str:
+        answer = self.ask(sealed, caller, version=version)
         assert answer.message is None
         return str(answer.trailer.status)
 
