@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from casemate.client import Client
+from casemate.client.transport import HostConnection
 from casemate.errors import CasemateError
 from casemate_devkit.demo.attacks import wait_for_socket
 from casemate_devkit.parties import write_credentials
@@ -86,7 +87,8 @@ class Replica:
         deadline = time.monotonic() + _SERVING_S
         with Client(self.target, self._policy) as client:
             while True:
-                with contextlib.suppress(CasemateError):
+                with contextlib.suppress(CasemateError), HostConnection(self.target) as host:
+                    host.get_evidence(None, 5)  # answered only once the host has checked it
                     if len(client.verify(timeout_s=5).log) >= len(self._models):
                         return
                 assert time.monotonic() < deadline, "the replica does not serve"
