@@ -148,6 +148,7 @@ KEY_POLICY_MAX: Final = 32 * KIB  # KMS API limit of a key policy
 KMS_ANSWER_MAX: Final = 64 * KIB  # an HTTP body; an envelope in base64 is below 10 KiB
 KMS_BACKOFF_S: Final = 0.1  # before the second attempt; twice that before the third
 KMS_CONCURRENT: Final = 16  # unwraps in flight: a flood must not drain the account's quota
+KMS_RANDOM_MAX: Final = 1024  # KMS API limit of GenerateRandom
 KMS_IDLE_CONNECTIONS: Final = 4  # kept alive for each region; a handshake is 3 round trips
 KMS_IDLE_S: Final = 20.0  # KMS closes idle connections soon after
 KMS_RECIPIENT_KEY_S: Final = 3600.0  # an RSA key made inside the enclave serves for one hour
