@@ -86,7 +86,7 @@ class Service:
         wanted = asked.instance_config_digest
         if wanted and wanted != digest(self.instance.encode()):
             unknown = CasemateError(Code.UNKNOWN_INSTANCE, "another instance")
-            context.abort_with_status(rpc_status.to_status(_status(unknown)))
+            context.abort_with_status(rpc_status.to_status(status_of(unknown)))
         self.evidence_calls += 1
         nonce = asked.nonce if asked.HasField("nonce") else None
         return self.on_evidence(self.bundle(nonce)).serialize()
@@ -96,7 +96,7 @@ class Service:
         try:
             return self.on_request(request)
         except CasemateError as error:
-            context.abort_with_status(rpc_status.to_status(_status(error)))
+            context.abort_with_status(rpc_status.to_status(status_of(error)))
             raise
 
     def answer(self, request: bytes) -> bytes:
@@ -125,7 +125,8 @@ class Service:
         self._server.stop(None).wait()
 
 
-def _status(error: CasemateError) -> status_pb2.Status:
+def status_of(error: CasemateError) -> status_pb2.Status:
+    """What a host answers with ``error`` (SPEC 9.5)."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(domain="casemate", reason=str(error.code)))
     return status_pb2.Status(
