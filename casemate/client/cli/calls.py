@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.group import existing, new, policy_option, tls_option
+from casemate.client.cli.progress import progress_bar
 from casemate.client.client import Client
 from casemate.client.files import (
     answer_as_json,
@@ -109,16 +110,18 @@ def seal_model_command(
     answer_bucket: int,
 ) -> None:
     """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
-    header = seal_onnx(
-        model,
-        output,
-        name=name,
-        version=version,
-        publisher=read_private_key(publisher_key),
-        kms_key=kms_key,
-        callers=_callers(callers),
-        answer_bucket=answer_bucket,
-    )
+    with progress_bar(model.stat().st_size, "sealing") as progress:
+        header = seal_onnx(
+            model,
+            output,
+            name=name,
+            version=version,
+            publisher=read_private_key(publisher_key),
+            kms_key=kms_key,
+            callers=_callers(callers),
+            answer_bucket=answer_bucket,
+            progress=progress,
+        )
     summary = {
         "name": header.name,
         "version": header.version,

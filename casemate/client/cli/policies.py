@@ -26,7 +26,7 @@ _purpose = click.option(
 _scope = click.option(
     "--scope",
     metavar="TEXT",
-    help="Audience (data; default: the trust policy's) or PUBLISHERHEX/NAME (model).",
+    help="Audience (data, object; default: the trust policy's) or PUBLISHERHEX/NAME (model).",
 )
 _FOUND: Final = 1
 
