@@ -48,6 +48,10 @@ class Code(StrEnum):
     INVALID_REQUEST = "INVALID_REQUEST"
     INVALID_INPUT = "INVALID_INPUT"
     MODEL_FAILED = "MODEL_FAILED"
+    # Sealed data (SPEC 8.7)
+    OBJECT_MALFORMED = "OBJECT_MALFORMED"
+    OBJECT_REFUSED = "OBJECT_REFUSED"
+    OBJECT_OPEN_FAILED = "OBJECT_OPEN_FAILED"
     # Verification steps (SPEC 3.8)
     EVIDENCE_SIZE = "EVIDENCE_SIZE"
     EVIDENCE_COSE = "EVIDENCE_COSE"
@@ -77,6 +81,20 @@ class Code(StrEnum):
     HOST_UNREACHABLE = "HOST_UNREACHABLE"
 
 
+# What a host may truthfully say of a request (SPEC 11.1). Nothing else is believed from it: the
+# other codes are an enclave's, inside the seal, or this side's own findings.
+CLEAR_CODES = frozenset(
+    {
+        *(Code.MALFORMED, Code.UNSUPPORTED_VERSION, Code.TOO_LARGE, Code.WRONG_AUDIENCE),
+        *(Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE, Code.STALE_SESSION, Code.EXPIRED),
+        *(Code.OPEN_FAILED, Code.REPLAYED, Code.OVERLOADED, Code.DEADLINE_EXCEEDED),
+        *(Code.UNAVAILABLE, Code.NOT_CONFIGURED, Code.ALREADY_CONFIGURED, Code.CLOCK_UNAVAILABLE),
+        *(Code.KEY_RELEASE_DENIED, Code.KEY_RELEASE_UNAVAILABLE, Code.KEY_RELEASE_INVALID),
+        Code.INTERNAL,
+    }
+)
+
+
 class CasemateError(Exception):
     """A refusal with a stable reason code; the base of every exception Casemate raises."""
 
@@ -96,6 +114,10 @@ class EnvelopeError(CasemateError):
 
 class ModelError(CasemateError):
     """A sealed model was refused (SPEC 8.3)."""
+
+
+class ObjectError(CasemateError):
+    """Sealed data was refused (SPEC 8.7)."""
 
 
 class KeyReleaseError(CasemateError):

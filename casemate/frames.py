@@ -84,7 +84,8 @@ def receive_frame(
     that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
     bounds the wait for that byte; without it the channel's own time-out applies to each read.
     Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above the bound of SPEC 9.2;
-    OversizedFrameError above ``limit``, which a callable states when the frame begins. OSError and TimeoutError pass through.
+    OversizedFrameError above ``limit``, which a callable states when the frame begins. OSError and
+    TimeoutError pass through.
     """
     if within_s is not None:
         channel.settimeout(idle_s)

@@ -52,5 +52,10 @@ def model_context(publisher: bytes, name: str) -> dict[str, str]:
     return _context("model", f"{publisher.hex()}/{name}")
 
 
+def object_context(audience: str) -> dict[str, str]:
+    """Return the encryption context of the data key of sealed data (SPEC 8.6)."""
+    return _context("object", audience)
+
+
 def _context(purpose: str, scope: str) -> dict[str, str]:
     return {"casemate:v": _VERSION, "casemate:purpose": purpose, "casemate:scope": scope}

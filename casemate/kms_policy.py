@@ -1,8 +1,7 @@
 """Key policies for attested key release: write a narrow one, refuse a wide one (SPEC 10).
 
 A key serves one purpose and one scope (SPEC 5.3, 8.2). ``attested_key_policy`` writes the policy of
-such a key; ``check_key_policy`` judges any policy that a key's owner shows, before a client seals
-data under that key or a publisher seals a model.
+such a key; ``check_key_policy`` judges the policy of a key before a client seals data under it.
 """
 
 from __future__ import annotations

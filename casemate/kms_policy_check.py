@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from casemate.attestation.policy import Release, TrustPolicy
 
-Purpose = Literal["data", "model"]
+Purpose = Literal["data", "model", "object"]
 KeyPolicy = dict[str, Any]  # the JSON object of a key policy
 
 VERSION: Final = "2012-10-17"
@@ -84,8 +84,8 @@ def check_key_policy(
 
 def exact_context(purpose: str, scope: str) -> dict[str, str]:
     """Return the encryption context; raises PolicyError(INVALID_ARGUMENT)."""
-    if purpose not in {"data", "model"} or not scope:
-        invalid("purpose is neither data nor model, or scope is empty")
+    if purpose not in {"data", "model", "object"} or not scope:
+        invalid("purpose is none of data, model, object, or scope is empty")
     if "${" in scope:
         invalid("a key policy would read '${' in the scope as a variable")
     return data_context(scope) | {"casemate:purpose": purpose}

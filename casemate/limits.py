@@ -65,7 +65,16 @@ SESSION_SPAN_MAX: Final = 3_600_000  # one hour bounds the replay table and a st
 SEQUENCE_MAX: Final = 1 << 20  # far below AES-GCM's limits for one key hierarchy
 REPLAY_WINDOW: Final = 1024  # requests of one session that may overtake each other
 SESSIONS_MAX: Final = 1 << 20
-KEY_CACHE_MAX: Final = 4096  # unwrapped data keys; an unwrap costs 0.1 ms (hpke) to 20 ms (kms)
+# Unwrapped data keys, some 0.6 KiB each; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
+KEY_CACHE_MAX: Final = 16_384
+# New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
+# minutes need 33 a second.
+HPKE_UNWRAPS_PER_SECOND: Final = 1000.0
+HPKE_UNWRAPS_BURST: Final = 2000
+# For each KMS key: at 20 ms each two of the 16 places, and far below an account's quota.
+RELEASES_PER_SECOND: Final = 100.0
+RELEASES_BURST: Final = 200
+RELEASE_BUCKETS_MAX: Final = 1024  # KMS keys that have released here, each with its own bucket
 CLOCK_REFRESH: Final = 60_000
 CLOCK_SILENCE_MAX: Final = 300_000  # a host that freezes the device cannot stretch time further
 CLOCK_READING_MAX: Final = 5_000  # a reading that took longer says too little about the present
@@ -86,6 +95,9 @@ RANK_MAX: Final = 8
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
+DATA_HEADER_MAX: Final = 64 * KIB  # all readers and models that are allowed fit
+DATA_READERS_MAX: Final = 1024  # as callers of a model
+DATA_MODELS_MAX: Final = 64  # as many as an enclave can serve
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
 
 # Frames (SPEC 9)
@@ -137,6 +149,7 @@ KEY_POLICY_MAX: Final = 32 * KIB  # KMS API limit of a key policy
 KMS_ANSWER_MAX: Final = 64 * KIB  # an HTTP body; an envelope in base64 is below 10 KiB
 KMS_BACKOFF_S: Final = 0.1  # before the second attempt; twice that before the third
 KMS_CONCURRENT: Final = 16  # unwraps in flight: a flood must not drain the account's quota
+KMS_RANDOM_MAX: Final = 1024  # KMS API limit of GenerateRandom
 KMS_IDLE_CONNECTIONS: Final = 4  # kept alive for each region; a handshake is 3 round trips
 KMS_IDLE_S: Final = 20.0  # KMS closes idle connections soon after
 KMS_RECIPIENT_KEY_S: Final = 3600.0  # an RSA key made inside the enclave serves for one hour

@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from casemate import limits, tensors
 from casemate.attestation import ChainCache, verify_evidence
-from casemate.client.transport import HostConnection
+from casemate.client.targets import Targets
+from casemate.envelope.header import ANY_INSTANCE
 from casemate.envelope.sealing import DataKeySession
 from casemate.errors import Code, EnvelopeError, RequestError
+from casemate.sealed_data import SealedData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,22 +25,28 @@ if TYPE_CHECKING:
 
     from casemate.attestation import LogEntry, Step, TrustPolicy, VerifiedEvidence
     from casemate.client.kms import DataKeySource
+    from casemate.client.transport import HostConnection
     from casemate.envelope.sealing import OpenedAnswer
+    from casemate.wire import Buffer
 
 _NONCE_BYTES = 32
 _DEFAULT_TIMEOUT_S = 30.0
 _RENEW_MARGIN = 10_000  # ms: a call sealed just before the end still arrives in time
+_REPLICAS_MAX = 64  # whose evidence one session keeps
+_REPLICA_TRIES = 3  # behind one address the next question may reach the right replica
 # The host says that the session is gone: the next call must start from new evidence.
 _SESSION_LOST = frozenset(
     {Code.STALE_SESSION, Code.EXPIRED, Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE, Code.UNAVAILABLE}
 )
+# Another target may still answer.
+_TARGET_LOST = frozenset({Code.HOST_UNREACHABLE, Code.UNAVAILABLE, Code.UNKNOWN_MODEL})
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
     """An answer, opened and bound to its request, with the model that gave it."""
 
-    outputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray] = field(repr=False)
     model: str
     version: int
     digest: bytes
@@ -46,42 +54,72 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class _Message:
+    """What is asked: tensors, or sealed data with its ``H(m)``."""
+
+    content: Buffer = field(repr=False)
+    sealed_data: bytes | None = None
+
+
+@dataclass(slots=True)
 class _Session:
+    connection: HostConnection
     evidence: VerifiedEvidence
     keys: DataKeySession
-    renew_at: float  # time.monotonic()
+    ends_at: int  # ms, by this machine's clock
+    # The same moment by a clock that nobody sets; but it stands still while the machine sleeps.
+    ends_at_monotonic: float
+    lost: bool = False
+    # By H(instance_config): other replicas that answered, verified since the session began.
+    replicas: dict[bytes, VerifiedEvidence] = field(default_factory=dict)
+
+    def live(self) -> bool:
+        """Whether another request may be sealed in it."""
+        ended = time.monotonic() >= self.ends_at_monotonic or _now() >= self.ends_at
+        return not (self.lost or ended)
 
 
 class Client:
     """A verified, sealed connection to one Casemate service; thread-safe.
 
-    Nothing is sealed before the evidence has passed every step of SPEC 3.8 under ``policy``.
+    Nothing is sent before the evidence has passed every step of SPEC 3.8 under ``policy``, and no
+    answer is released that comes from an enclave whose evidence has not.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         policy: TrustPolicy,
         *,
         caller_key: Ed25519PrivateKey | None = None,
         data_keys: DataKeySource | None = None,
+        any_replica: bool = False,
         tls_roots: bytes | None = None,
     ) -> None:
         """Prepare a client for the host at ``target`` (``host:port``); nothing is sent yet.
 
         Args:
-            target: address of the untrusted host.
+            target: address of the untrusted host; or several, of replicas: one is used until it
+                fails, then the next.
             policy: what this client accepts.
             caller_key: authenticates this client to models that list their callers.
             data_keys: where data keys come from; by default each is made here and sealed to the
                 enclave's key (key mode hpke). A `KmsDataKeys` takes them from the data owner's KMS.
+            any_replica: let any enclave answer that the policy accepts, as behind a balancer; needs
+                ``data_keys``. A request then runs at most once at each replica.
             tls_roots: PEM roots; turns TLS to the host on.
+
+        Raises RequestError(INVALID_ARGUMENT).
         """
+        if any_replica and data_keys is None:
+            detail = "a key sealed to one enclave opens at no other: any_replica needs data_keys"
+            raise RequestError(Code.INVALID_ARGUMENT, detail)
         self._policy = policy
         self._caller_key = caller_key
         self._data_keys = data_keys
+        self._any_replica = any_replica
         self._chains = ChainCache()
-        self._connection = HostConnection(target, tls_roots=tls_roots)
+        self._targets = Targets(target, tls_roots=tls_roots)
         self._session: _Session | None = None
         self._lock = threading.Lock()
 
@@ -95,12 +133,7 @@ class Client:
 
         Raises EvidenceError with the failed step's code, or RequestError.
         """
-        fresh = self._policy.evidence == "fresh"
-        nonce = secrets.token_bytes(_NONCE_BYTES) if fresh else None
-        bundle = self._connection.get_evidence(nonce, timeout_s)
-        return verify_evidence(
-            bundle, self._policy, nonce=nonce, now=_now(), observe=observe, chains=self._chains
-        )
+        return self._reach(timeout_s, observe)[1]
 
     def infer(
         self,
@@ -117,26 +150,76 @@ class Client:
         The model's digest is pinned to the one in the verified measurement log, so what runs is
         what the policy allowed. ``outputs`` names the wanted outputs, all by default. A call
         declared ``repeatable`` is sealed once more, to newly verified evidence, when the host says
-        that the session is gone; otherwise it is never sent twice.
+        that the session is gone, and once for each further target; otherwise it is never sent
+        twice.
 
         Raises RequestError (the service refused), EvidenceError (the enclave was refused),
         EnvelopeError (the answer was refused).
         """
         if not inputs:
             raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
-        message = tensors.to_request(inputs, outputs)
+        message = _Message(tensors.to_request(inputs, outputs))
+        return self._repeat(model, version, message, timeout_s, repeatable=repeatable)
+
+    def infer_sealed(
+        self,
+        model: str,
+        sealed_data: Buffer,
+        *,
+        version: int | None = None,
+        repeatable: bool = False,
+        timeout_s: float = _DEFAULT_TIMEOUT_S,
+    ) -> Inference:
+        """Run ``model`` on data that its owner sealed at rest, which this client cannot open.
+
+        The owner must list this client's ``caller_key`` among the readers, and the model's digest
+        (SPEC 8.7). Otherwise as ``infer``; raises ObjectError (OBJECT_MALFORMED) before anything is
+        sent.
+        """
+        message = _Message(sealed_data, SealedData.parse(sealed_data).digest)
+        return self._repeat(model, version, message, timeout_s, repeatable=repeatable)
+
+    def _repeat(
+        self,
+        model: str,
+        version: int | None,
+        message: _Message,
+        timeout_s: float,
+        *,
+        repeatable: bool,
+    ) -> Inference:
         deadline = time.monotonic() + timeout_s
-        try:
-            return self._attempt(model, version, message, deadline)
-        except RequestError as error:
-            if not (repeatable and error.code in _SESSION_LOST):
-                raise
+        targets = len(self._targets)
+        again = _SESSION_LOST if targets == 1 else _SESSION_LOST | _TARGET_LOST
+        for _ in range(targets if repeatable else 0):
+            try:
+                return self._attempt(model, version, message, deadline)
+            except RequestError as error:
+                if error.code not in again:
+                    raise
         return self._attempt(model, version, message, deadline)
 
     def _attempt(
-        self, model: str, version: int | None, message: bytes, deadline: float
+        self, model: str, version: int | None, message: _Message, deadline: float
     ) -> Inference:
         session = self._live_session(deadline)
+        try:
+            return self._ask(session, model, version, message, deadline)
+        except RequestError as error:
+            if error.code in _TARGET_LOST:
+                self._targets.leave(session.connection)
+            if error.code in _SESSION_LOST or error.code in _TARGET_LOST:
+                session.lost = True
+            raise
+
+    def _ask(
+        self,
+        session: _Session,
+        model: str,
+        version: int | None,
+        message: _Message,
+        deadline: float,
+    ) -> Inference:
         entry = _loaded(session.evidence, model, version)
         if entry is None:  # perhaps loaded since: look once more
             session = self._live_session(deadline, renew=session)
@@ -145,27 +228,54 @@ class Client:
             wanted = model if version is None else f"{model}:{version}"
             raise RequestError(Code.UNKNOWN_MODEL, f"the verified enclave has not loaded {wanted}")
         call = session.keys.seal(
-            model=model, version=entry.version, digest=entry.digest, message=message
+            model=model,
+            version=entry.version,
+            digest=entry.digest,
+            message=message.content,
+            sealed_data=message.sealed_data,
         )
-        try:
-            header, ciphertext = self._connection.infer(
-                call.header, call.ciphertext, _remaining(deadline)
-            )
-        except RequestError as error:
-            if error.code in _SESSION_LOST:
-                self._forget(session)
-            raise
-        answer = call.open(header, ciphertext)
-        if answer.instance_digest != session.evidence.instance_digest:
+        answer = call.open(
+            *session.connection.infer(call.header, call.ciphertext, _remaining(deadline))
+        )
+        evidence = self._answered_by(session, answer.instance_digest, deadline)
+        return self._released(session, answer, entry, evidence)
+
+    def _answered_by(
+        self, session: _Session, instance_digest: bytes, deadline: float
+    ) -> VerifiedEvidence:
+        """Return verified evidence of the instance that answered, or refuse its answer."""
+        if instance_digest == session.evidence.instance_digest:
+            return session.evidence
+        if not self._any_replica:
             detail = "the answer comes from an instance whose evidence was not verified"
             raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, detail)
-        return self._released(session, answer, entry)
+        known = session.replicas.get(instance_digest)
+        if known is not None:
+            return known
+        for connection in self._targets.in_order() * _REPLICA_TRIES:
+            try:
+                evidence = self._fetch(connection, _remaining(deadline), instance=instance_digest)
+            except RequestError:
+                continue  # it serves another instance, or none
+            if evidence.instance_digest == instance_digest:
+                if len(session.replicas) >= _REPLICAS_MAX:
+                    session.replicas.clear()
+                session.replicas[instance_digest] = evidence
+                return evidence
+        detail = "the instance that answered shows no evidence"
+        raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, detail)
 
-    def _released(self, session: _Session, answer: OpenedAnswer, entry: LogEntry) -> Inference:
+    def _released(
+        self,
+        session: _Session,
+        answer: OpenedAnswer,
+        entry: LogEntry,
+        evidence: VerifiedEvidence,
+    ) -> Inference:
         trailer = answer.trailer
         if trailer.status is not Code.OK or answer.message is None:
             if trailer.status in (Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH):
-                self._forget(session)  # models changed: the next call reads the log anew
+                session.lost = True  # models changed: the next call reads the log anew
             raise RequestError(trailer.status, trailer.detail)
         if trailer.digest != entry.digest:
             raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
@@ -174,18 +284,24 @@ class Client:
             model=entry.name,
             version=entry.version,
             digest=entry.digest,
-            evidence=session.evidence,
+            evidence=evidence,
         )
 
     def _live_session(self, deadline: float, renew: _Session | None = None) -> _Session:
-        with self._lock:
+        if not self._lock.acquire(timeout=_remaining(deadline)):
+            raise RequestError(Code.DEADLINE_EXCEEDED, "another call is still verifying")
+        try:
             session = self._session
-            if session is None or session is renew or time.monotonic() >= session.renew_at:
-                session = self._session = self._new_session(_remaining(deadline))
+            if session is None or session is renew or not session.live():
+                # SPEC 6.2: evidence that the host held led to a session that was refused.
+                fresh = session is not None and session.lost
+                session = self._session = self._new_session(_remaining(deadline), fresh=fresh)
             return session
+        finally:
+            self._lock.release()
 
-    def _new_session(self, timeout_s: float) -> _Session:
-        evidence = self.verify(timeout_s=timeout_s)
+    def _new_session(self, timeout_s: float, *, fresh: bool) -> _Session:
+        connection, evidence = self._reach(timeout_s, fresh=fresh)
         not_before = evidence.document.timestamp
         lifetime = min(limits.SESSION_SPAN_MAX, self._policy.maximum_age_seconds * 1000)
         not_after = not_before + lifetime
@@ -202,27 +318,58 @@ class Client:
             )
         else:
             data_key = self._data_keys.generate(self._policy)
+            own = evidence.instance.instance_id
             keys = DataKeySession.kms(
                 key_arn=data_key.key_arn,
                 ciphertext_blob=data_key.ciphertext_blob,
                 data_key=data_key.key,
-                instance_id=evidence.instance.instance_id,
+                instance_id=ANY_INSTANCE if self._any_replica else own,
                 audience=self._policy.audience,
                 not_before=not_before,
                 not_after=not_after,
                 caller=self._caller_key,
             )
-        remaining = not_after - _now() - min(_RENEW_MARGIN, lifetime // 4)
-        return _Session(evidence, keys, time.monotonic() + remaining / 1000)
+        ends_at = not_after - min(_RENEW_MARGIN, lifetime // 4)
+        monotonic = time.monotonic() + (ends_at - _now()) / 1000
+        return _Session(connection, evidence, keys, ends_at, monotonic)
 
-    def _forget(self, session: _Session) -> None:
-        with self._lock:
-            if self._session is session:
-                self._session = None
+    def _reach(
+        self,
+        timeout_s: float,
+        observe: Callable[[Step], None] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> tuple[HostConnection, VerifiedEvidence]:
+        """Return the first target that shows evidence, verified; nothing secret is sent."""
+        deadline = time.monotonic() + timeout_s
+        *firsts, last = self._targets.in_order()
+        for tried, connection in enumerate(firsts):
+            share = _remaining(deadline) / (len(firsts) + 1 - tried)  # a silent one leaves the rest
+            try:
+                return connection, self._fetch(connection, share, observe, fresh=fresh)
+            except RequestError:
+                self._targets.leave(connection)
+        return last, self._fetch(last, _remaining(deadline), observe, fresh=fresh)
+
+    def _fetch(
+        self,
+        connection: HostConnection,
+        timeout_s: float,
+        observe: Callable[[Step], None] | None = None,
+        *,
+        instance: bytes | None = None,
+        fresh: bool = False,
+    ) -> VerifiedEvidence:
+        fresh = fresh or self._policy.evidence == "fresh"
+        nonce = secrets.token_bytes(_NONCE_BYTES) if fresh else None
+        bundle = connection.get_evidence(nonce, timeout_s, instance)
+        return verify_evidence(
+            bundle, self._policy, nonce=nonce, now=_now(), observe=observe, chains=self._chains
+        )
 
     def close(self) -> None:
-        """Close the connection and drop the session's keys."""
-        self._connection.close()
+        """Close the connections and drop the session's keys."""
+        self._targets.close()
         self._session = None
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate.kms_context import data_context, parse_key_arn
 from casemate.kms_policy import check_key_policy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from casemate.attestation import TrustPolicy
+    from casemate.kms_policy import Purpose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,15 +52,21 @@ class KmsDataKeys:
 
     def __init__(self, key_arn: str, *, kms: Any = None) -> None:  # noqa: ANN401 - boto3 is untyped
         """Use the KMS key ``key_arn``; ``kms`` is a boto3 KMS client, made from its ARN if None."""
+        parse_key_arn(key_arn)  # no alias and no multi-Region key, whose replicas have policies too
         self._key_arn = key_arn
         self._kms = kms if kms is not None else kms_client(key_arn)
 
     def generate(self, policy: TrustPolicy) -> DataKey:
         """Return a new data key; raises PolicyError or CasemateError(KMS_FAILED)."""
-        document = _call(self._kms.get_key_policy, KeyId=self._key_arn, PolicyName="default")
-        # As text: parsed here, the last of two equal keys would hide the first.
-        check_key_policy(document["Policy"], policy, purpose="data", scope=policy.audience)
+        check_policy_of(self._kms, self._key_arn, policy, purpose="data")
         return generate_data_key(self._kms, self._key_arn, data_context(policy.audience))
+
+
+def check_policy_of(kms: Any, key_arn: str, trust: TrustPolicy, *, purpose: Purpose) -> None:  # noqa: ANN401
+    """Refuse a key that more than the accepted releases could use; raises PolicyError."""
+    document = _call(kms.get_key_policy, KeyId=key_arn, PolicyName="default")
+    # As text: parsed here, the last of two equal keys would hide the first.
+    check_key_policy(document["Policy"], trust, purpose=purpose, scope=trust.audience)
 
 
 def kms_client(key_arn: str) -> Any:  # noqa: ANN401 - boto3 is untyped
@@ -69,7 +77,15 @@ def kms_client(key_arn: str) -> Any:  # noqa: ANN401 - boto3 is untyped
         raise CasemateError(
             Code.INVALID_ARGUMENT, "KMS keys need the AWS extra: pip install 'casemate[aws]'"
         ) from None
-    return boto3.client("kms", region_name=parse_key_arn(key_arn).region)
+    from botocore.config import Config  # noqa: PLC0415 - comes with boto3
+
+    region = parse_key_arn(key_arn).region
+    bounded = Config(
+        connect_timeout=limits.KMS_TIMEOUT_S,
+        read_timeout=limits.KMS_TIMEOUT_S,
+        retries={"total_max_attempts": limits.KMS_ATTEMPTS},
+    )
+    return boto3.client("kms", region_name=region, config=bounded)
 
 
 def generate_data_key(kms: Any, key_arn: str, context: Mapping[str, str]) -> DataKey:  # noqa: ANN401

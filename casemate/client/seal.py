@@ -14,6 +14,7 @@ from casemate.kms_context import model_context
 from casemate.sealed_model import ModelHeader, seal_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,11 +33,13 @@ def seal_onnx(
     callers: Callers,
     answer_bucket: int = limits.UNIT_MIN,
     kms: Any = None,  # noqa: ANN401 - a boto3 KMS client
+    progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
     """Seal the ONNX file ``model`` to ``output`` and return the sealed file's header.
 
     The data key comes from ``kms_key`` under the context of SPEC 8.2, so that only an enclave which
-    the key's policy accepts can open the file. ``output`` appears only when it is complete.
+    the key's policy accepts can open the file. ``output`` appears only when it is complete;
+    ``progress`` gets the number of bytes after each chunk.
     """
     try:
         inputs, outputs = read_signature(model.read_bytes())
@@ -62,6 +65,7 @@ def seal_onnx(
                 outputs=outputs,
                 answer_bucket=answer_bucket,
                 callers=callers,
+                progress=progress,
             )
         partial.replace(output)
     except OSError as error:

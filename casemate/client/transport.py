@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from casemate import limits
 from casemate.attestation import EvidenceBundle
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
-from casemate.errors import Code, RequestError
+from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
@@ -54,9 +54,14 @@ class HostConnection:
         self._get_evidence: _Method = self._channel.unary_unary(_SERVICE + "GetEvidence")
         self._infer: _Method = self._channel.unary_unary(_SERVICE + "Infer")
 
-    def get_evidence(self, nonce: bytes | None, timeout_s: float) -> EvidenceBundle:
-        """Fetch evidence, fresh for ``nonce`` or as the host holds it; raises RequestError."""
-        request = GetEvidenceRequest() if nonce is None else GetEvidenceRequest(nonce=nonce)
+    def get_evidence(
+        self, nonce: bytes | None, timeout_s: float, instance: bytes | None = None
+    ) -> EvidenceBundle:
+        """Fetch evidence, fresh for ``nonce`` or as the host holds it; raises RequestError.
+
+        ``instance``: the H(instance_config) whose evidence is wanted, else UNKNOWN_INSTANCE.
+        """
+        request = GetEvidenceRequest(nonce=nonce, instance_config_digest=instance)
         return EvidenceBundle.parse(
             self._call(self._get_evidence, request.SerializeToString(), timeout_s)
         )
@@ -95,9 +100,15 @@ def _translate(error: grpc.RpcError, target: str) -> RequestError:
     info = _error_info(error)
     if info is not None:
         return info
-    status, details = error.code(), (error.details() or "")[: limits.DETAIL_MAX]
+    status = error.code()
     code = _BY_STATUS.get(status, Code.HOST_UNREACHABLE)
-    return RequestError(code, f"{target}: {status.name}: {details}")
+    return RequestError(code, f"{target}: {status.name}: {_printable(error.details() or '')}")
+
+
+def _printable(text: str) -> str:
+    """What the host says may reach a terminal: nothing in it may steer one."""
+    cut = text[: limits.DETAIL_MAX]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def _error_info(error: grpc.RpcError) -> RequestError | None:
@@ -105,9 +116,9 @@ def _error_info(error: grpc.RpcError) -> RequestError | None:
         status = rpc_status.from_call(error)
         for detail in status.details if status is not None else ():
             info = ErrorInfo()
-            if detail.Unpack(info) and info.domain == "casemate":
+            if detail.Unpack(info) and info.domain == "casemate" and info.reason in CLEAR_CODES:
                 message = status.message.removeprefix(f"{info.reason}: ")
-                return RequestError(Code(info.reason), message[: limits.DETAIL_MAX])
+                return RequestError(Code(info.reason), _printable(message))
     except (ValueError, DecodeError):
         return None  # an inconsistent status: judged by its gRPC code alone
     return None

@@ -27,6 +27,12 @@ SEALED_STATUSES: Final = frozenset(
         Code.MODEL_FAILED,
         Code.DEADLINE_EXCEEDED,
         Code.OVERLOADED,
+        Code.OBJECT_MALFORMED,
+        Code.OBJECT_REFUSED,
+        Code.OBJECT_OPEN_FAILED,
+        Code.KEY_RELEASE_DENIED,
+        Code.KEY_RELEASE_UNAVAILABLE,
+        Code.KEY_RELEASE_INVALID,
     }
 )  # SPEC 11.2
 
@@ -52,16 +58,22 @@ def _check_model(
 
 @dataclass(frozen=True, slots=True)
 class Preamble:
-    """Which model a request is for, and who asks (SPEC 5.6)."""
+    """Which model a request is for, and who asks (SPEC 5.6).
+
+    ``sealed_data`` is ``H(m)`` of the object that is the message in place of tensors (SPEC 8.7).
+    """
 
     model: str
     version: int | None = None
     digest: bytes | None = None
     caller: bytes | None = None
     signature: bytes | None = None
+    sealed_data: bytes | None = None
 
     def _check(self) -> None:
         _check_model(self.model, self.version, self.digest, named=True)
+        named = self.sealed_data is None or len(self.sealed_data) == wire.HASH_BYTES
+        _require(named, "object has a wrong length")
         _require((self.caller is None) == (self.signature is None), "caller without signature")
         if self.caller is not None and self.signature is not None:
             _require(len(self.caller) == CALLER_BYTES, "caller has a wrong length")
@@ -81,6 +93,7 @@ class Preamble:
                 "digest": self.digest,
                 "caller": self.caller,
                 "signature": self.signature,
+                "object": self.sealed_data,
             }
         )
 
@@ -94,12 +107,13 @@ class Preamble:
             "digest": (bytes, _NONE),
             "caller": (bytes, _NONE),
             "signature": (bytes, _NONE),
+            "object": (bytes, _NONE),
         }
         try:
             _require(len(data) <= limits.PREAMBLE_MAX, "too long")
             fields = cbor.decode_map(bytes(data), kinds)
             _require(fields.pop("v") == VERSION, "unknown version")
-            preamble = cls(**fields)
+            preamble = cls(sealed_data=fields.pop("object"), **fields)
             preamble._check()
         except cbor.CborError as error:
             raise EnvelopeError(Code.INVALID_REQUEST, f"preamble: {error}") from None

@@ -187,15 +187,23 @@ class DataKeySession(Guarded):
         ).encode()
 
     def seal(
-        self, *, model: str, version: int | None, digest: bytes | None, message: wire.Buffer
+        self,
+        *,
+        model: str,
+        version: int | None,
+        digest: bytes | None,
+        message: wire.Buffer,
+        sealed_data: bytes | None = None,
     ) -> SealedCall:
         """Seal one ``ModelInferRequest`` under a header of its own.
+
+        With ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7).
 
         Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
         TOO_LARGE, or EXPIRED when the sequence is exhausted.
         """
         caller, signature = self._caller or (None, None)
-        preamble = Preamble(model, version, digest, caller, signature).encode()
+        preamble = Preamble(model, version, digest, caller, signature, sealed_data).encode()
         if not message:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
         unit = pack_unit((preamble, message))

@@ -74,6 +74,14 @@ def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
     return parts[0], parts[1]
 
 
+def split_single(unit: memoryview) -> memoryview:
+    """Return the only part of a unit of sealed data, as a view; raises BrokenSealError."""
+    parts, length = _split(unit, 1)
+    if not parts or len(unit) != padded_length(length):
+        raise BrokenSealError
+    return parts[0]
+
+
 def split_response(unit: memoryview) -> tuple[memoryview | None, memoryview]:
     """Return a response's message, if there is one, and its trailer; raises BrokenSealError.
 

@@ -17,7 +17,7 @@ _NAMES: Final = ("casemate:v", "casemate:purpose", "casemate:scope")
 # What a value must be when nobody says which purpose and scope the key is for.
 _ANY: Final[dict[str, frozenset[str]]] = {
     "casemate:v": frozenset({"1"}),
-    "casemate:purpose": frozenset({"data", "model"}),
+    "casemate:purpose": frozenset({"data", "model", "object"}),
 }
 
 

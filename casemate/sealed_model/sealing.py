@@ -20,7 +20,7 @@ from casemate.sealed_model.header import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -44,11 +44,13 @@ def seal_model(
     outputs: Sequence[TensorSpec],
     answer_bucket: int,
     callers: Callers,
+    progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
     """Write the sealed model of ``files`` (path in the model -> file, the ONNX model first).
 
     ``wrapped_key`` is the 32-byte ``data_key`` under ``kms_key``, with the encryption context of
-    SPEC 8.2; a data key seals one file. The files are read twice, the second time to seal them.
+    SPEC 8.2; a data key seals one file. The files are read twice, the second time to seal them;
+    ``progress`` gets the number of bytes after each chunk.
     Raises ModelError: MODEL_MALFORMED for a statement that SPEC 8.2 does not allow,
     INVALID_ARGUMENT if a file changed meanwhile; then what was written is of no use. OSError
     passes through.
@@ -73,7 +75,7 @@ def seal_model(
     file_hash = wire.digest(signed)
     output.write(signed + wire.lp(publisher.sign(wire.label("model") + file_hash)))
     cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
-    _write_chunks(output, cipher, files, header)
+    _write_chunks(output, cipher, files, header, progress)
     return header
 
 
@@ -108,7 +110,11 @@ def _contents(files: Mapping[str, Path], header: ModelHeader) -> Iterator[bytes]
 
 
 def _write_chunks(
-    output: BinaryIO, cipher: ChunkCipher, files: Mapping[str, Path], header: ModelHeader
+    output: BinaryIO,
+    cipher: ChunkCipher,
+    files: Mapping[str, Path],
+    header: ModelHeader,
+    progress: Callable[[int], None],
 ) -> None:
     remaining = header.total_bytes
     pending = bytearray()
@@ -121,4 +127,5 @@ def _write_chunks(
             out = sealed[: size + TAG_BYTES]
             cipher.seal_into(bytes(pending[:size]), out, last=not remaining)
             output.write(out)
+            progress(size)
             del pending[:size]

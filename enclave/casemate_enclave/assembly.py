@@ -20,9 +20,11 @@ from casemate_enclave.events import Counter, Event
 from casemate_enclave.identity import Identity, MeasurementLog, bind_configuration, new_instance
 from casemate_enclave.keys import KeyCache, KeyRing
 from casemate_enclave.loading import ModelLoader
+from casemate_enclave.objects import ObjectOpener
 from casemate_enclave.registry import ModelRegistry
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.service import Bounds, RequestService
+from casemate_enclave.unwraps import Unwraps
 from casemate_kms.client import AttestedKms
 from casemate_kms.egress import dialer
 
@@ -73,6 +75,7 @@ class Assembly:
         runtime = OnnxRuntime(configuration.providers)
         models = ModelRegistry(runtime, log, self.clock, bounds.models)
         identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
+        unwraps = Unwraps(kms)
         service = RequestService(
             Bounds(configuration.audience, bounds.request_bytes),
             identity=identity,
@@ -80,8 +83,9 @@ class Assembly:
             keys=keys,
             cache=cache,
             replay=ReplayTable(self._instance.boot_time, bounds.sessions),
-            kms=kms,
+            unwraps=unwraps,
             models=models,
+            objects=ObjectOpener(configuration.audience, unwraps),
         )
         return Parts(
             configuration=configuration,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casemate import limits
-from casemate.errors import CasemateError, Code, FrameError
+from casemate.errors import CLEAR_CODES, CasemateError, Code, FrameError
 from casemate.frames import (
     ANSWER,
     COUNTED,
@@ -33,19 +33,12 @@ if TYPE_CHECKING:
 _PARENT_CID = 3  # linux/vm_sockets.h on Nitro: the instance that started the enclave
 _ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
 
-# What may be said in the clear (SPEC 11.1); UNKNOWN_MODEL answers an unload.
-_OUTSIDE = frozenset(
-    {
-        *(Code.MALFORMED, Code.UNSUPPORTED_VERSION, Code.TOO_LARGE, Code.WRONG_AUDIENCE),
-        *(Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE, Code.STALE_SESSION, Code.EXPIRED),
-        *(Code.OPEN_FAILED, Code.REPLAYED, Code.OVERLOADED, Code.DEADLINE_EXCEEDED),
-        *(Code.UNAVAILABLE, Code.NOT_CONFIGURED, Code.ALREADY_CONFIGURED, Code.CLOCK_UNAVAILABLE),
-        *(Code.KEY_RELEASE_DENIED, Code.KEY_RELEASE_UNAVAILABLE, Code.KEY_RELEASE_INVALID),
-        *(Code.MODEL_MALFORMED, Code.MODEL_PUBLISHER_UNKNOWN, Code.MODEL_SIGNATURE_INVALID),
-        *(Code.MODEL_VERSION_REVOKED, Code.MODEL_OPEN_FAILED, Code.MODEL_REJECTED),
-        *(Code.UNKNOWN_MODEL, Code.INTERNAL),
-    }
-)
+# What may be said in the clear: to a request (SPEC 11.1), to a load (8.3), to an unload.
+_OUTSIDE = CLEAR_CODES | {
+    *(Code.MODEL_MALFORMED, Code.MODEL_PUBLISHER_UNKNOWN, Code.MODEL_SIGNATURE_INVALID),
+    *(Code.MODEL_VERSION_REVOKED, Code.MODEL_OPEN_FAILED, Code.MODEL_REJECTED),
+    Code.UNKNOWN_MODEL,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casemate import wire
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
+    from casemate_enclave.objects import ObjectOpener
     from casemate_enclave.registry import ModelRegistry, ServedModel
-    from casemate_kms.models import KeyReleaser
+    from casemate_enclave.unwraps import Unwraps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class _Outcome:
     status: Code
     detail: str = ""
     model: ServedModel | None = None
-    message: bytes | None = None
+    message: bytes | None = field(default=None, repr=False)
 
     @property
     def trailer(self) -> Trailer:
@@ -81,8 +82,9 @@ class RequestService:
         keys: KeyRing,
         cache: KeyCache,
         replay: ReplayTable,
-        kms: KeyReleaser | None,
+        unwraps: Unwraps,
         models: ModelRegistry,
+        objects: ObjectOpener,
     ) -> None:
         self._bounds = bounds
         self._audience = audience_hash(bounds.audience)
@@ -91,8 +93,9 @@ class RequestService:
         self._keys = keys
         self._cache = cache
         self._replay = replay
-        self._kms = kms
+        self._unwraps = unwraps
         self._models = models
+        self._objects = objects
 
     def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
@@ -122,7 +125,7 @@ class RequestService:
             raise EnvelopeError(Code.UNKNOWN_KEY, "the request is for another instance")
         if header.key_mode == KEY_MODE_HPKE:
             self._keys.find(header.key_id)
-        elif self._kms is None:
+        elif not self._unwraps.releases:
             raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
         self._replay.check_times(header.not_before, header.not_after, self._clock.now())
 
@@ -133,19 +136,20 @@ class RequestService:
     def _session_key(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
         """Return prk(data key), whose commitment matched: from the cache, or unwrapped."""
         cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
-        return cached or check_commitment(header, self._unwrap(header, deadline))
-
-    def _unwrap(self, header: RequestHeader, deadline: float) -> bytes:
+        if cached is not None:
+            return cached
         if header.key_mode == KEY_MODE_HPKE:
-            return self._keys.find(header.key_id).unwrap(header.encapsulation)
-        if self._kms is None:
-            raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
-        return self._kms.decrypt(
-            key_arn=header.key_arn,
-            ciphertext_blob=header.ciphertext_blob,
-            context=data_context(self._bounds.audience),
-            deadline=deadline,
-        )
+            self._unwraps.local()
+            data_key = self._keys.find(header.key_id).unwrap(header.encapsulation)
+            return check_commitment(header, data_key)
+        # By the commitment too: whoever copies a wrapped key with another one flies alone.
+        flight = wrapped, header.key_commitment
+        return self._unwraps.once(flight, lambda: self._release(header, deadline), deadline)
+
+    def _release(self, header: RequestHeader, deadline: float) -> bytes:
+        context = data_context(self._bounds.audience)
+        data_key = self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
+        return check_commitment(header, data_key)
 
     def _accept(self, header: RequestHeader) -> None:
         # By the present time: an unwrap may have taken longer than the session had left.
@@ -168,7 +172,16 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             _check_asker(model, preamble, caller)
-            return _Outcome(Code.OK, "", model, _run(model, opened.message, deadline))
+            if preamble.sealed_data is None:
+                return _Outcome(Code.OK, "", model, _run(model, opened.message, deadline))
+            tensors = self._objects.open(
+                opened.message,
+                preamble.sealed_data,
+                caller=caller,
+                model=model.digest,
+                deadline=deadline,
+            )
+            return _Outcome(Code.OK, "", model, _run_sealed(model, tensors, deadline))
         except CasemateError as refusal:
             sealed = refusal.code in SEALED_STATUSES
             return _Outcome(refusal.code if sealed else Code.MODEL_FAILED, refusal.detail, model)
@@ -214,3 +227,14 @@ def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
     inputs, requested = read_request(message, header.inputs, header.outputs)
     outputs = model.loaded.run(inputs, requested, deadline)
     return to_response(outputs, header.name, header.version)
+
+
+def _run_sealed(model: ServedModel, tensors: memoryview, deadline: float) -> bytes:
+    try:
+        return _run(model, tensors, deadline)
+    except RequestError as error:
+        if error.code not in {Code.INVALID_REQUEST, Code.INVALID_INPUT}:
+            raise
+        # Without its reason: it names tensors of data that the caller must not see.
+        detail = "the sealed data does not fit the model"
+        raise RequestError(Code.INVALID_INPUT, detail) from None

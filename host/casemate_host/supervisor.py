@@ -139,8 +139,8 @@ class Supervisor:
         if verified.instance_digest != self._instance:
             self._forget()
             self._instance = verified.instance_digest
-            instance = verified.instance.instance_id.hex()
-            log.info("evidence_passed", release=verified.release, instance=instance)
+            instance, form = verified.instance.instance_id.hex(), verified.instance.form
+            log.info("evidence_passed", release=verified.release, instance=instance, form=form)
         self._held = HeldEvidence(data, verified.instance_digest, now)
         self._due = time.monotonic() + self._refresh_s
 

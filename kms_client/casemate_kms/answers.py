@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import (
@@ -15,6 +16,8 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from casemate import limits
+from casemate.envelope.guard import Guarded
 from casemate.errors import Code, KeyReleaseError
 from casemate.wire import KEY_BYTES
 from casemate_kms.cms import open_enveloped
@@ -83,15 +86,44 @@ def released_key(answer: dict[str, Any], key_arn: str, private_key: rsa.RSAPriva
         raise invalid("KMS answered for another key")
     if answer.get("EncryptionAlgorithm") != ALGORITHM:
         raise invalid("KMS answered with another algorithm")
+    return _opened(answer, KEY_BYTES, private_key)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class GeneratedKey(Guarded):
+    """A new 32-byte data key, and the same wrapped under the KMS key."""
+
+    key: bytes
+    ciphertext_blob: bytes
+
+
+def generated_key(
+    answer: dict[str, Any], key_arn: str, private_key: rsa.RSAPrivateKey
+) -> GeneratedKey:
+    """Return the data key that KMS made; raises KeyReleaseError(KEY_RELEASE_INVALID)."""
+    if answer.get("KeyId") != key_arn:
+        raise invalid("KMS answered for another key")
+    blob = answer.get("CiphertextBlob")
+    if not isinstance(blob, bytes) or not 0 < len(blob) <= limits.CIPHERTEXT_BLOB_MAX:
+        raise invalid("KMS answered without a wrapped key")
+    return GeneratedKey(_opened(answer, KEY_BYTES, private_key), blob)
+
+
+def random_bytes(answer: dict[str, Any], count: int, private_key: rsa.RSAPrivateKey) -> bytes:
+    """Return ``count`` random bytes; raises KeyReleaseError(KEY_RELEASE_INVALID)."""
+    return _opened(answer, count, private_key)
+
+
+def _opened(answer: dict[str, Any], length: int, private_key: rsa.RSAPrivateKey) -> bytes:
     if answer.get("Plaintext"):
         raise invalid("KMS answered with a plaintext")
     envelope = answer.get("CiphertextForRecipient")
     if not isinstance(envelope, bytes) or not envelope:
         raise invalid("KMS answered without an envelope")
-    key = open_enveloped(envelope, private_key)
-    if len(key) != KEY_BYTES:
+    content = open_enveloped(envelope, private_key)
+    if len(content) != length:
         raise invalid("the key's envelope does not open")
-    return key
+    return content
 
 
 def failure(error: Exception) -> KeyReleaseError:

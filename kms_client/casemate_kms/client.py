@@ -1,16 +1,23 @@
-"""Attested key release: KMS ``Decrypt`` to a key that only this enclave holds (SPEC 10)."""
+"""Attested requests to KMS: what it answers opens under a key that only this enclave holds.
+
+``Decrypt`` releases data keys (SPEC 10.1). ``GenerateDataKey`` and ``GenerateRandom`` make new
+secrets (SPEC 10.5): no commitment proves those, so they rest on TLS that ends inside, and on it
+alone.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from casemate import limits
 from casemate.attestation.structures import kms_user_data
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, KeyReleaseError
 from casemate.kms_context import KeyArn, parse_key_arn
+from casemate.wire import KEY_BYTES
 from casemate_kms import answers
 from casemate_kms.credentials import Credentials
 from casemate_kms.deadline import until
@@ -21,11 +28,22 @@ from casemate_kms.transport import RegionTransport, trusting
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
     from casemate.attestation.structures import KmsConfiguration
     from casemate_kms.attester import Attester
     from casemate_kms.egress import Dial
 
 _RECIPIENT_ALGORITHM: Final = "RSAES_OAEP_SHA_256"
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class Read(Protocol[_T_co]):
+    """Takes from an answer what was asked for; raises KeyReleaseError(KEY_RELEASE_INVALID)."""
+
+    def __call__(self, answer: dict[str, Any], *, private_key: rsa.RSAPrivateKey) -> _T_co:
+        """Open the answer's envelope with the private key that the request was attested with."""
 
 
 def _wall_clock() -> int:
@@ -92,35 +110,74 @@ class AttestedKms(Guarded):
         Raises KeyReleaseError: MALFORMED before anything is dialled; KEY_RELEASE_DENIED,
         KEY_RELEASE_UNAVAILABLE or KEY_RELEASE_INVALID (SPEC 10.3); or what the attester raises.
         """
-        arn = self._accepted(key_arn, ciphertext_blob)
+        arn = self._accepted(key_arn)
+        if not 0 < len(ciphertext_blob) <= limits.CIPHERTEXT_BLOB_MAX:
+            raise _malformed("a wrapped key of impossible length")
         request = {
             "KeyId": key_arn,
             "CiphertextBlob": bytes(ciphertext_blob),
             "EncryptionContext": dict(context),
             "EncryptionAlgorithm": answers.ALGORITHM,
         }
-        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _unavailable("too many unwraps in flight")
-        try:
-            return self._persist(arn, request, deadline)
-        finally:
-            self._places.release()
+        read = partial(answers.released_key, key_arn=key_arn)
+        return self._ask(arn.region, "decrypt", request, read, deadline)
+
+    def generate_data_key(
+        self, *, key_arn: str, context: Mapping[str, str], deadline: float
+    ) -> answers.GeneratedKey:
+        """Return a new 32-byte data key with its wrapped form, bound to exactly ``context``.
+
+        Raises as ``decrypt``.
+        """
+        arn = self._accepted(key_arn)
+        request = {
+            "KeyId": key_arn,
+            "NumberOfBytes": KEY_BYTES,
+            "EncryptionContext": dict(context),
+        }
+        read = partial(answers.generated_key, key_arn=key_arn)
+        return self._ask(arn.region, "generate_data_key", request, read, deadline)
+
+    def generate_random(self, count: int, *, region: str, deadline: float) -> bytes:
+        """Return ``count`` (1 to 1,024) random bytes from KMS in a configured ``region``.
+
+        To be mixed with the enclave's own randomness, never to replace it. Raises as ``decrypt``.
+        """
+        if region not in self._transports:
+            raise _malformed("a region that is not configured")
+        if not 1 <= count <= limits.KMS_RANDOM_MAX:
+            raise _malformed(f"1 to {limits.KMS_RANDOM_MAX} random bytes, not {count}")
+        read = partial(answers.random_bytes, count=count)
+        return self._ask(region, "generate_random", {"NumberOfBytes": count}, read, deadline)
 
     def close(self) -> None:
         """Close idle connections."""
         for transport in self._transports.values():
             transport.close()
 
-    def _accepted(self, key_arn: str, ciphertext_blob: bytes) -> KeyArn:
+    def _accepted(self, key_arn: str) -> KeyArn:
         """Return the parsed ARN of a key in a configured partition and region (SPEC 5.3)."""
         arn = parse_key_arn(key_arn)
         if arn.partition != self._partition or arn.region not in self._transports:
-            raise KeyReleaseError(Code.MALFORMED, "a key outside the configured regions")
-        if not 0 < len(ciphertext_blob) <= limits.CIPHERTEXT_BLOB_MAX:
-            raise KeyReleaseError(Code.MALFORMED, "a wrapped key of impossible length")
+            raise _malformed("a key outside the configured regions")
         return arn
 
-    def _persist(self, arn: KeyArn, request: dict[str, Any], deadline: float) -> bytes:
+    def _ask(
+        self,
+        region: str,
+        operation: str,
+        request: dict[str, Any],
+        read: Read[_T],
+        deadline: float,
+    ) -> _T:
+        if not self._places.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise _unavailable("too many requests to KMS in flight")
+        try:
+            return self._persist(partial(self._attempt, region, operation, request, read), deadline)
+        finally:
+            self._places.release()
+
+    def _persist(self, work: Callable[[], _T], deadline: float) -> _T:
         """Attempt again, with a fresh document, while KMS is only unavailable and time is left."""
         for attempt in range(1, limits.KMS_ATTEMPTS + 1):
             left = deadline - time.monotonic()
@@ -128,7 +185,7 @@ class AttestedKms(Guarded):
                 break
             try:
                 with until(time.monotonic() + min(left, limits.KMS_TIMEOUT_S)):
-                    return self._attempt(arn, request)
+                    return work()
             except answers.TransientError:
                 pause = limits.KMS_BACKOFF_S * 2 ** (attempt - 1)
                 if attempt == limits.KMS_ATTEMPTS or time.monotonic() + pause >= deadline:
@@ -136,8 +193,8 @@ class AttestedKms(Guarded):
                 time.sleep(pause)
         raise _unavailable("no time left to ask KMS")
 
-    def _attempt(self, arn: KeyArn, request: dict[str, Any]) -> bytes:
-        client = self._client(arn.region)
+    def _attempt(self, region: str, operation: str, request: dict[str, Any], read: Read[_T]) -> _T:
+        client = self._client(region)
         key = self._keys.current()
         document = self._attester.attest(
             public_key=key.public_der, user_data=kms_user_data(), nonce=None
@@ -147,11 +204,11 @@ class AttestedKms(Guarded):
             "AttestationDocument": document,
         }
         try:
-            answer = client.decrypt(**request, Recipient=recipient)
+            answer = getattr(client, operation)(**request, Recipient=recipient)
         except Exception as error:  # noqa: BLE001 - botocore raises anything over a foreign answer
             problem = answers.failure(error)
         else:
-            return answers.released_key(answer, request["KeyId"], key.private)
+            return read(answer, private_key=key.private)
         # Raised here, so that no chain of exceptions leads to frames that hold the credentials.
         raise problem
 
@@ -171,3 +228,7 @@ class AttestedKms(Guarded):
 
 def _unavailable(detail: str) -> KeyReleaseError:
     return KeyReleaseError(Code.KEY_RELEASE_UNAVAILABLE, detail)
+
+
+def _malformed(detail: str) -> KeyReleaseError:
+    return KeyReleaseError(Code.MALFORMED, detail)

@@ -47,6 +47,7 @@ def trusting(roots: Iterable[bytes]) -> ssl.SSLContext:
     system's roots nor SSL_CERT_FILE nor SSLKEYLOGFILE.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks chain and host name
+    context.hostname_checks_common_name = False  # only what the certificate states as its names
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     context.sslsocket_class = _DeadlineSocket

@@ -424,7 +424,7 @@ def test_everything_outlives_a_killed_process(tmp_path: Path, chain: nitro_pki.C
         assert refusal(client.encrypt, KeyId=other, Plaintext=b"x") == "DisabledException"
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"version": 2}', '{"version": 1, "keys": [{}]}'])
+@pytest.mark.parametrize("content", ["", "{}", '{"version": 2}', '{"version": 2, "keys": [{}]}'])
 def test_a_state_file_that_is_not_the_doubles(
     tmp_path: Path, chain: nitro_pki.Chain, content: str
 ) -> None:

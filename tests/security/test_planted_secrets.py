@@ -8,6 +8,7 @@ the KMS audit and in every file that the deployment wrote.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import secrets
 import tempfile
@@ -128,12 +129,25 @@ class Told:
         for path in sorted(world.base.rglob("*")):
             if path.is_file():
                 found[str(path.relative_to(world.base))] = path.read_bytes()
-        for service in (world.host, world.enclave):
-            assert service is not None
-            for part in ("cmdline", "environ"):
-                with open(f"/proc/{service.pid}/{part}", "rb") as file:  # noqa: PTH123
-                    found[f"{service.pid}/{part}"] = file.read()
+        assert world.host is not None
+        assert world.enclave is not None
+        for pid in (world.host.pid, world.enclave.pid, world.enclave.ready["pid"]):
+            found |= process_facts(pid)
+        for folder in (world.tree, Path.cwd()):
+            cores = [path for path in folder.glob("core*") if path.is_file()]
+            found |= {str(core): core.read_bytes() for core in cores}
         return found
+
+
+def process_facts(pid: int) -> dict[str, bytes]:
+    """What the kernel tells root about a process, but for its memory itself."""
+    found = {}
+    for path in Path(f"/proc/{pid}").iterdir():
+        if path.is_file() and path.name not in {"mem", "pagemap", "kpagecgroup"}:
+            with contextlib.suppress(OSError):  # some can only be written, some only by their owner
+                found[f"{pid}/{path.name}"] = path.read_bytes()
+    assert {f"{pid}/{name}" for name in ("cmdline", "environ", "maps", "status")} <= found.keys()
+    return found
 
 
 class Recording:

@@ -56,6 +56,7 @@ class Service:
         self.on_evidence: Callable[[EvidenceBundle], EvidenceBundle] = lambda bundle: bundle
         self.on_request: Callable[[bytes], bytes] = self.answer
         self.trailer = Trailer(Code.OK, "", "wdbc", 2, made.MODEL_DIGEST)
+        self.data_key: bytes | None = None  # what KMS would release, in key mode kms
         self.evidence_calls = 0
         self.requests: list[bytes] = []
         self.callers: list[bytes | None] = []
@@ -80,9 +81,13 @@ class Service:
         )
         return made.attested(unsigned, nonce=nonce)
 
-    def _get_evidence(self, request: bytes, _: grpc.ServicerContext) -> bytes:
-        self.evidence_calls += 1
+    def _get_evidence(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         asked = GetEvidenceRequest.FromString(request)
+        wanted = asked.instance_config_digest
+        if wanted and wanted != digest(self.instance.encode()):
+            unknown = CasemateError(Code.UNKNOWN_INSTANCE, "another instance")
+            context.abort_with_status(rpc_status.to_status(status_of(unknown)))
+        self.evidence_calls += 1
         nonce = asked.nonce if asked.HasField("nonce") else None
         return self.on_evidence(self.bundle(nonce)).serialize()
 
@@ -91,13 +96,13 @@ class Service:
         try:
             return self.on_request(request)
         except CasemateError as error:
-            context.abort_with_status(rpc_status.to_status(_status(error)))
+            context.abort_with_status(rpc_status.to_status(status_of(error)))
             raise
 
     def answer(self, request: bytes) -> bytes:
         raw, ciphertext = parse_sealed(memoryview(request))
         header = parse_request_header(raw)
-        data_key = self.kem.unwrap(header.encapsulation, self.key_config)
+        data_key = self.data_key or self.kem.unwrap(header.encapsulation, self.key_config)
         opened = open_request(raw, ciphertext, check_commitment(header, data_key))
         self.callers.append(verify_caller(header, opened.preamble))
         message = None
@@ -120,7 +125,8 @@ class Service:
         self._server.stop(None).wait()
 
 
-def _status(error: CasemateError) -> status_pb2.Status:
+def status_of(error: CasemateError) -> status_pb2.Status:
+    """What a host answers with ``error`` (SPEC 9.5)."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(domain="casemate", reason=str(error.code)))
     return status_pb2.Status(

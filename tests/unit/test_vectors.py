@@ -30,6 +30,7 @@ from casemate.envelope.padding import padme
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.errors import CasemateError, Code, EnvelopeError
+from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def test_seal_and_open_a_request(case: Case, fixed_randomness: list[bytes]) -> N
         version=case["version"],
         digest=unhex(case["digest"]),
         message=spelled(case["message"]),
+        sealed_data=unhex(case["object"]),
     )
     assert call.header.hex() == case["header"]
     assert same(case["ciphertext"], call.ciphertext)
@@ -291,6 +293,31 @@ def test_seal_and_open_a_model(case: Case, tmp_path: Path, fixed_randomness: lis
     reader.unlock(bytes.fromhex(case["data_key"]))
     reader.feed(sealed.getvalue()[70_000:])
     assert reader.finish() == contents
+
+
+# sealed_data.json
+
+OBJECTS = load("sealed_data")["objects"]
+
+
+@pytest.mark.parametrize("case", OBJECTS, ids=ids(OBJECTS))
+def test_seal_and_open_data(case: Case, fixed_randomness: list[bytes]) -> None:
+    header = DataHeader.parse(bytes.fromhex(case["header"]))
+    assert header.encode().hex() == case["header"]
+    fixed_randomness.append(header.object_id)
+    sealed = seal_data(
+        spelled(case["content"]),
+        data_key=bytes.fromhex(case["data_key"]),
+        wrapped_key=header.wrapped_key,
+        kms_key=header.kms_key,
+        audience=header.audience,
+        readers=header.readers,
+        models=header.models,
+    )
+    assert same(case["file"], sealed)
+    parsed = SealedData.parse(sealed)
+    assert (parsed.header, parsed.digest.hex()) == (header, case["m_sha384"])
+    assert parsed.open(bytes.fromhex(case["data_key"])) == spelled(case["content"])
 
 
 # evidence.json

@@ -26,8 +26,8 @@ FOLDER = Path(__file__).resolve().parent
 Json = dict[str, Any]
 
 LABELS = frozenset(
-    {"audience", "caller", "callers", "commit", "config", "data-key", "digest", "evidence", "kms"}
-    | {"manifest", "model", "request", "response"}
+    {"audience", "caller", "callers", "commit", "config", "data", "data-key", "digest", "evidence"}
+    | {"kms", "manifest", "model", "request", "response"}
 )
 AUDIENCE = "clinic.example/screening"
 NOT_BEFORE = 1_790_000_000_000
@@ -288,6 +288,11 @@ def envelope_case(plan: Plan, committed: Json) -> Json:
     return case
 
 
+def asked_object(plan: Plan) -> bytes | None:
+    """Whether the message stands for sealed data; here its content does not matter."""
+    return h(b"m") if plan.key_mode == 2 and not plan.anonymous else None
+
+
 def request_fields(case: Json, plan: Plan) -> Json:
     request_id = seeded(f"request {plan.name}", 16)
     header = (
@@ -303,10 +308,12 @@ def request_fields(case: Json, plan: Plan) -> Json:
     asked: Json = {"model": "wdbc", "version": None, "digest": seeded("model", 48)}
     if plan.anonymous:
         asked |= {"version": 7, "digest": None}
-    preamble = cbor({"v": 1, **asked, "caller": case["caller"], "signature": case["signature"]})
+    caller = {name: case[name] for name in ("caller", "signature")}
+    preamble = cbor({"v": 1, **asked, **caller, "object": asked_object(plan)})
     packed = unit(preamble, seeded(f"message {plan.name}", plan.size))
     return {
         **asked,
+        "object": asked_object(plan),
         "request_id": request_id,
         "sequence": plan.sequence,
         "header": header,
@@ -430,6 +437,46 @@ def sealed_model_vectors() -> Json:
                 callers,
             )
             for name, sizes, callers in plans
+        ]
+    }
+
+
+# SPEC 8.5: sealed data
+
+
+def sealed_object(name: str, size: int, readers: int, models: int) -> Json:
+    data_key, content = seeded(f"object key {name}", 32), seeded(f"content {name}", size)
+    header = cbor(
+        {
+            "v": 1,
+            "object_id": seeded(f"object {name}", 32),
+            "key_commitment": x(prk(data_key), "commit"),
+            "audience": AUDIENCE,
+            "readers": sorted(seeded(f"reader {number}", 32) for number in range(readers)),
+            "models": sorted(seeded(f"model {number}", 48) for number in range(models)),
+            "kms_key": KEY_ARN,
+            "wrapped_key": seeded(f"object blob {name}", 184),
+        }
+    )
+    m = b"CASEDAT1" + lp(header)
+    key = x(prk(data_key), "data", h(m))
+    return {
+        "name": name,
+        "data_key": data_key,
+        "content": spelled(f"content {name}", size),
+        "header": header,
+        "m_sha384": h(m),
+        "key": key,
+        "file": abbreviated(m + seal_chunks(key, h(m), unit(content))),
+    }
+
+
+def sealed_data_vectors() -> Json:
+    return {
+        "objects": [
+            sealed_object("one reader, one model", 100, 1, 1),
+            sealed_object("several", 5000, 3, 2),
+            sealed_object("two chunks", CHUNK + 7, 1, 1),
         ]
     }
 
@@ -667,6 +714,7 @@ FILES = {
     "padding": padding_vectors,
     "envelope": envelope_vectors,
     "sealed_model": sealed_model_vectors,
+    "sealed_data": sealed_data_vectors,
     "evidence": evidence_vectors,
     "measurement": measurement_vectors,
     "frames": frames_vectors,

@@ -8,11 +8,14 @@ from casemate.client.cli.doctoring import doctor
 from casemate.client.cli.group import main
 from casemate.client.cli.inspecting import inspect
 from casemate.client.cli.measuring import measure
+from casemate.client.cli.objects import infer_sealed, seal_data_command
 from casemate.client.cli.policies import policy
 from casemate.client.cli.verifying import verify
 
 __all__ = ["main"]
 
-for _command in (verify, infer, inspect, measure, keygen, seal_model_command, conformance, policy):
+for _command in (
+    *(verify, infer, infer_sealed, inspect, measure, keygen, seal_model_command),
+    *(seal_data_command, conformance, policy, doctor),
+):
     main.add_command(_command)
-main.add_command(doctor)

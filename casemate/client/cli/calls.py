@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.group import existing, new, policy_option, tls_option
+from casemate.client.cli.progress import progress_bar
 from casemate.client.client import Client
 from casemate.client.files import (
     answer_as_json,
@@ -71,12 +72,13 @@ def infer(
         data_keys=KmsDataKeys(kms_key) if kms_key else None,
         tls_roots=tls_roots.read_bytes() if tls_roots else None,
     ) as client:
-        tensors = dict(_named_tensor(item) for item in inputs)
+        tensors = dict(named_tensor(item) for item in inputs)
         result = client.infer(model, tensors, version=version, timeout_s=timeout)
     click.echo(json.dumps(answer_as_json(result)))
 
 
-def _named_tensor(item: str) -> tuple[str, Any]:
+def named_tensor(item: str) -> tuple[str, Any]:
+    """Read the tensor that ``NAME=FILE`` names."""
     name, separator, path = item.partition("=")
     if not (name and separator and path):
         raise CasemateError(Code.INVALID_ARGUMENT, f"not NAME=FILE: {item!r}")
@@ -108,16 +110,18 @@ def seal_model_command(
     answer_bucket: int,
 ) -> None:
     """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
-    header = seal_onnx(
-        model,
-        output,
-        name=name,
-        version=version,
-        publisher=read_private_key(publisher_key),
-        kms_key=kms_key,
-        callers=_callers(callers),
-        answer_bucket=answer_bucket,
-    )
+    with progress_bar(model.stat().st_size, "sealing") as progress:
+        header = seal_onnx(
+            model,
+            output,
+            name=name,
+            version=version,
+            publisher=read_private_key(publisher_key),
+            kms_key=kms_key,
+            callers=_callers(callers),
+            answer_bucket=answer_bucket,
+            progress=progress,
+        )
     summary = {
         "name": header.name,
         "version": header.version,

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from casemate.kms_policy_lint import Finding
 
 _purpose = click.option(
-    "--purpose", type=click.Choice(["data", "model"]), help="What the key is for."
+    "--purpose", type=click.Choice(["data", "model", "object"]), help="What the key is for."
 )
 _scope = click.option(
     "--scope",
     metavar="TEXT",
-    help="Audience (data; default: the trust policy's) or PUBLISHERHEX/NAME (model).",
+    help="Audience (data, object; default: the trust policy's) or PUBLISHERHEX/NAME (model).",
 )
 _FOUND: Final = 1
 
@@ -68,7 +68,7 @@ def kms(
     """
     accepted = TrustPolicy.load(trust)
     if purpose is None:
-        raise click.UsageError("say what the key is for: --purpose data or --purpose model")
+        raise click.UsageError("say what the key is for: --purpose data, model or object")
     meant = _meant(accepted, purpose, scope)
     written = attested_key_policy(
         account_admin=admin,
@@ -124,7 +124,7 @@ def lint(
 def _meant(accepted: TrustPolicy | None, purpose: str, scope: str | None) -> str:
     if scope is not None:
         return scope
-    if purpose == "data" and accepted is not None:
+    if purpose in {"data", "object"} and accepted is not None:
         return accepted.audience
     raise click.UsageError("name the scope: --scope")
 

@@ -14,8 +14,10 @@ from casemate_devkit.kms.policy import AccessRequest, decide, not_understood, pa
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from moto.kms.models import Key
+
     from casemate_devkit.kms.faults import Faults
-    from casemate_devkit.kms.keys import KeyStore, KmsKey
+    from casemate_devkit.kms.keys import KeyStore
     from casemate_devkit.kms.principals import Principal
     from casemate_devkit.kms.recipient import Recipient
 
@@ -32,8 +34,12 @@ _ALIAS_OPERATIONS: Final = {
     "GenerateDataKeyPair",
     "GenerateDataKeyPairWithoutPlaintext",
     "GenerateDataKeyWithoutPlaintext",
+    "GenerateMac",
     "GetPublicKey",
     "ReEncrypt",
+    "Sign",
+    "Verify",
+    "VerifyMac",
 }
 
 
@@ -70,7 +76,7 @@ class KeyAccess:
         action: str | None = None,
         name: str = "KeyId",
         more: Mapping[str, Sequence[str]] | None = None,
-    ) -> KmsKey:
+    ) -> Key:
         """Return the key that parameter ``name`` names, if ``action`` is allowed on it.
 
         ``action`` is by default that of the operation; ``more`` are further condition keys.
@@ -81,7 +87,7 @@ class KeyAccess:
         self.authorise(call, key, action, call.context(), more)
         return key
 
-    def source(self, call: Call, name: str, action: str, context: Mapping[str, str]) -> KmsKey:
+    def source(self, call: Call, name: str, action: str, context: Mapping[str, str]) -> Key:
         """Return the key that opens CiphertextBlob; a stated key must be the one."""
         owner = self._keys.owner(call.region, call.parameters["CiphertextBlob"])
         stated = call.parameters.get(name)
@@ -99,11 +105,11 @@ class KeyAccess:
             raise KmsError("IncorrectKeyException", text)
         return key
 
-    def find(self, call: Call, stated: str, action: str) -> KmsKey:
+    def find(self, call: Call, stated: str, action: str) -> Key:
         """Return the key with this id, ARN or alias; foreign regions are refused."""
         account, name = self._located(call, stated)
         if ALIAS.fullmatch(name) is not None:
-            name = self._target(call, account, name)
+            return self._target(call, account, name)
         if _KEY_ID.fullmatch(name) is None:
             raise KmsError("NotFoundException", f"Invalid keyId {name[:128]!r}")
         key = self._keys.find(account, call.region, name)
@@ -128,12 +134,12 @@ class KeyAccess:
         kind, _, name = resource.partition("/")
         return account, name if kind == "key" else resource
 
-    def _target(self, call: Call, account: str, name: str) -> str:
+    def _target(self, call: Call, account: str, name: str) -> Key:
         if call.operation not in _ALIAS_OPERATIONS:
             raise KmsError("NotFoundException", f"Invalid keyId {name!r}")
-        arn = alias_arn(call, name, account)
-        target = self._keys.aliases.get(arn)
+        target = self._keys.aliased(account, call.region, name)
         if target is None:
+            arn = alias_arn(call, name, account)
             raise KmsError("NotFoundException", f"Alias {arn} is not found.")
         call.alias = name
         return target
@@ -141,7 +147,7 @@ class KeyAccess:
     def authorise(
         self,
         call: Call,
-        key: KmsKey,
+        key: Key,
         action: str,
         context: Mapping[str, str],
         more: Mapping[str, Sequence[str]] | None = None,
@@ -152,7 +158,7 @@ class KeyAccess:
         """
         call.keys.append(key.arn)
         registers = call.recipient.registers if call.recipient else None
-        further = {"kms:ResourceAliases": self._keys.aliases_of(key), **(more or {})}
+        further = {"kms:ResourceAliases": list(key.aliases), **(more or {})}
         if call.alias is not None:
             further["kms:RequestAlias"] = [call.alias]
         request_context = RequestContext(call.principal, context, registers, further)
@@ -169,7 +175,7 @@ class KeyAccess:
         check_state(key, call.operation)
 
     def _granted(
-        self, call: Call, key: KmsKey, action: str, context: Mapping[str, str]
+        self, call: Call, key: Key, action: str, context: Mapping[str, str]
     ) -> Reason | None:
         operation = action.removeprefix("kms:")
         for grant in self._keys.grants_of(key):

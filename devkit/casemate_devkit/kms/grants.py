@@ -1,12 +1,16 @@
 """Grants: the other way to be allowed, and one without any attestation condition.
 
-As on AWS an explicit Deny in the key policy still wins, and constraints bind encryption contexts.
+moto keeps them with its keys and judges nothing by them; that is done here. As on AWS an explicit
+Deny in the key policy still wins, and constraints bind encryption contexts.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import secrets
+import time
 from typing import TYPE_CHECKING, Any, Final
+
+from moto.kms import models
 
 from casemate_devkit.kms.principals import is_named
 
@@ -32,62 +36,74 @@ OPERATIONS: Final = _WITH_CONTEXT | {
     "CreateGrant",
     "DeriveSharedSecret",
     "DescribeKey",
+    "GenerateMac",
     "GetPublicKey",
     "RetireGrant",
+    "Sign",
+    "Verify",
+    "VerifyMac",
 }
+_ID_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One grant; ``equals`` and ``subset`` are its constraints, None if it has none."""
+class Grant(models.Grant):
+    """One grant of moto's, with the issuer and the time that AWS shows.
 
-    id: str
-    token: str = field(repr=False)
-    key_id: str
-    grantee: str
-    retiring: str | None
-    operations: list[str]
-    equals: dict[str, str] | None
-    subset: dict[str, str] | None
-    name: str | None
-    issuer: str
-    created: float
+    ``record`` has ``grantee``, ``operations`` and ``issuer``, and may have ``name``, ``retiring``,
+    ``constraints`` and, of a grant made before, ``id``, ``token`` and ``created``.
+    """
+
+    def __init__(self, key_arn: str, record: Mapping[str, Any]) -> None:
+        super().__init__(
+            key_arn,
+            record.get("name", ""),
+            record["grantee"],
+            list(record["operations"]),
+            constraints=dict(record.get("constraints", {})),
+            retiring_principal=record.get("retiring", ""),
+        )
+        # moto's ids are short, and foreseeable once somebody seeds its generator.
+        self.id = str(record.get("id") or secrets.token_hex(_ID_BYTES))
+        self.token = str(record.get("token") or secrets.token_urlsafe(_ID_BYTES * 2))
+        self.issuer = str(record["issuer"])
+        self.created = float(record.get("created") or time.time())
 
     def permits(self, caller: Principal, operation: str, context: Mapping[str, str]) -> bool:
         """Whether the grant lets ``caller`` do ``operation`` in this encryption context."""
-        if operation not in self.operations or not is_named(self.grantee, caller):
+        if operation not in self.operations or not is_named(self.grantee_principal, caller):
             return False
         if operation not in _WITH_CONTEXT:
             return True
-        if self.equals is not None and dict(context) != self.equals:
+        equals = self.constraints.get("EncryptionContextEquals")
+        subset = self.constraints.get("EncryptionContextSubset")
+        if equals is not None and dict(context) != equals:
             return False
-        return self.subset is None or self.subset.items() <= context.items()
+        return subset is None or subset.items() <= context.items()
 
     def retirable_by(self, caller: Principal) -> bool:
         """Whether the grant itself lets ``caller`` retire it."""
-        if self.retiring is not None and is_named(self.retiring, caller):
+        if self.retiring_principal and is_named(self.retiring_principal, caller):
             return True
         return self.permits(caller, "RetireGrant", {})
 
     def record(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
+        """Return what makes the same grant again."""
+        return {
+            "id": self.id,
+            "token": self.token,
+            "grantee": self.grantee_principal,
+            "operations": self.operations,
+            "issuer": self.issuer,
+            "created": self.created,
+            "name": self.name,
+            "retiring": self.retiring_principal,
+            "constraints": self.constraints,
+        }
 
-    def shown(self, key_arn: str) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the grant as ListGrants shows it, members without value left out."""
-        constraints = {
-            "EncryptionContextEquals": self.equals,
-            "EncryptionContextSubset": self.subset,
-        }
-        record = {
-            "KeyId": key_arn,
-            "GrantId": self.id,
-            "Name": self.name,
+        record = super().to_json() | {
             "CreationDate": self.created,
-            "GranteePrincipal": self.grantee,
-            "RetiringPrincipal": self.retiring,
             "IssuingAccount": self.issuer,
-            "Operations": self.operations,
-            "Constraints": {name: item for name, item in constraints.items() if item} or None,
         }
-        return {name: value for name, value in record.items() if value is not None}
+        return {name: value for name, value in record.items() if value}

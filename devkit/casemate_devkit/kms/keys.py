@@ -1,147 +1,55 @@
-"""KMS keys, their aliases and grants, and how they last."""
+"""KMS keys, with their aliases, grants and tags: moto keeps them, a backend an account and region.
+
+Beside moto's keys is what moto lacks: the material a key had before it was rotated, how often it
+rotates, ciphertexts bound to key and context, and the file that lets all of it last. The backends
+are this object's own: moto's other services and ``mock_aws`` do not reach them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import threading
-import time
-import uuid
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from moto.core.utils import utcnow
+from moto.kms.models import Key, KmsBackend
 
 from casemate_devkit.kms import blobs
 from casemate_devkit.kms.grants import Grant
-from casemate_devkit.kms.state import (
-    decode_private_key,
-    decode_secret,
-    encode_private_key,
-    encode_secret,
-    read_state,
-    write_state,
-)
+from casemate_devkit.kms.state import Beside, key_record, read_state, restore_key, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-CURVES: Final[dict[str, type[ec.EllipticCurve]]] = {
-    "ECC_NIST_P256": ec.SECP256R1,
-    "ECC_NIST_P384": ec.SECP384R1,
-    "ECC_NIST_P521": ec.SECP521R1,
-}
 SYMMETRIC: Final = "SYMMETRIC_DEFAULT"
 ENCRYPTION: Final = "ENCRYPT_DECRYPT"
 AGREEMENT: Final = "KEY_AGREEMENT"
-ROTATION_DAYS: Final = 365  # AWS's default
 _MATERIAL_BYTES: Final = 32
-_STATES: Final = {"Disabled", "Enabled", "PendingDeletion"}
+# For each usage the member of KeyMetadata that lists its algorithms.
+_ALGORITHMS: Final = {
+    AGREEMENT: "KeyAgreementAlgorithms",
+    ENCRYPTION: "EncryptionAlgorithms",
+    "GENERATE_VERIFY_MAC": "MacAlgorithms",
+    "SIGN_VERIFY": "SigningAlgorithms",
+}
 
 
-def _material() -> list[bytes]:
-    return [secrets.token_bytes(_MATERIAL_BYTES)]
+def metadata(key: Key) -> dict[str, Any]:
+    """Return moto's KeyMetadata, its algorithms mended: moto lists some that do not fit the usage.
 
-
-@dataclass(slots=True, eq=False)
-class KmsKey:
-    """One key; ``materials`` grows by rotation, its last element encrypts."""
-
-    account: str
-    region: str
-    policy: str
-    spec: str = SYMMETRIC
-    description: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    created: float = field(default_factory=time.time)
-    state: str = "Enabled"
-    deletion: float | None = None
-    rotates: bool = False
-    rotation_days: int = ROTATION_DAYS
-    materials: list[bytes] = field(default_factory=_material, repr=False)
-    agreement_key: ec.EllipticCurvePrivateKey | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.state not in _STATES:
-            raise ValueError("a key has an unknown state")
-        if self.spec != SYMMETRIC and self.agreement_key is None:
-            self.agreement_key = ec.generate_private_key(CURVES[self.spec]())
-
-    @property
-    def arn(self) -> str:
-        """The ARN; the region says the partition."""
-        prefixes = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
-        found = [name for prefix, name in prefixes.items() if self.region.startswith(f"{prefix}-")]
-        return f"arn:{(*found, 'aws')[0]}:kms:{self.region}:{self.account}:key/{self.id}"
-
-    @property
-    def usage(self) -> str:
-        """``ENCRYPT_DECRYPT`` or ``KEY_AGREEMENT``."""
-        return ENCRYPTION if self.spec == SYMMETRIC else AGREEMENT
-
-    def metadata(self) -> dict[str, Any]:
-        """Return the KeyMetadata as AWS shapes it."""
-        agrees = self.usage == AGREEMENT
-        algorithms = "KeyAgreementAlgorithms" if agrees else "EncryptionAlgorithms"
-        record = {
-            "AWSAccountId": self.account,
-            "KeyId": self.id,
-            "Arn": self.arn,
-            "CreationDate": self.created,
-            "Enabled": self.state == "Enabled",
-            "Description": self.description,
-            "KeyUsage": self.usage,
-            "KeyState": self.state,
-            "Origin": "AWS_KMS",
-            "KeyManager": "CUSTOMER",
-            "CustomerMasterKeySpec": self.spec,
-            "KeySpec": self.spec,
-            algorithms: ["ECDH"] if agrees else [SYMMETRIC],
-            "MultiRegion": False,
-        }
-        return record | ({"DeletionDate": self.deletion} if self.deletion else {})
-
-    def record(self) -> dict[str, Any]:
-        """Return the key for the state file, its secrets included."""
-        private = self.agreement_key
-        plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        return plain | {
-            "materials": [encode_secret(item) for item in self.materials],
-            "agreement_key": encode_private_key(private) if private else None,
-        }
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> KmsKey:
-        """Return the key that ``record`` describes; raises KeyError, TypeError or ValueError."""
-        private = record["agreement_key"]
-        secret = {
-            "materials": [decode_secret(text) for text in record["materials"]],
-            "agreement_key": decode_private_key(private) if private else None,
-        }
-        return cls(**(record | secret))
-
-    def __reduce__(self) -> NoReturn:
-        msg = "a key is written to the state file and nowhere else"
-        raise TypeError(msg)
-
-
-def default_policy(account: str, partition: str) -> str:
-    """Return the policy that AWS gives a key made without one: the account's IAM decides."""
-    statement = {
-        "Sid": "Enable IAM User Permissions",
-        "Effect": "Allow",
-        "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
-        "Action": "kms:*",
-        "Resource": "*",
-    }
-    return json.dumps({"Version": "2012-10-17", "Id": "key-default-1", "Statement": [statement]})
+    Members without value are left out.
+    """
+    told: dict[str, Any] = key.to_dict()["KeyMetadata"]
+    told["KeyAgreementAlgorithms"] = ["ECDH"]
+    told["MacAlgorithms"] = [key.key_spec.replace("HMAC_", "HMAC_SHA_")]
+    unfit = set(_ALGORITHMS.values()) - {_ALGORITHMS[key.key_usage]}
+    return {name: told[name] for name in told if name not in unfit and told[name] is not None}
 
 
 class KeyStore:
-    """Keys, aliases and grants of all accounts; every method is thread-safe.
+    """Keys of all accounts; every method is thread-safe.
 
     With ``path`` they last: each change is on disk before it is answered. Raises ValueError if the
     file there is not one that this class wrote.
@@ -150,9 +58,8 @@ class KeyStore:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._keys: dict[str, KmsKey] = {}
-        self.aliases: dict[str, str] = {}  # alias ARN to key id
-        self.grants: dict[str, Grant] = {}
+        self._backends: dict[tuple[str, str], KmsBackend] = {}
+        self._beside: dict[str, Beside] = {}
         if path is not None and path.exists():
             self._load(path)
 
@@ -163,85 +70,103 @@ class KeyStore:
             yield
             self._save()
 
-    def add(self, key: KmsKey) -> None:
-        """Keep a new key."""
-        with self.changing():
-            self._keys[key.id] = key
+    def backend(self, account: str, region: str) -> KmsBackend:
+        """Return moto's backend of one account in one region; change it under ``changing``."""
+        with self._lock:
+            place = (account, region)
+            if place not in self._backends:
+                self._backends[place] = KmsBackend(region, account)
+            return self._backends[place]
 
-    def find(self, account: str, region: str, key_id: str) -> KmsKey | None:
-        """Return the key with this bare id, or None."""
+    def home(self, key: Key) -> KmsBackend:
+        """Return the backend that keeps ``key``."""
+        return self.backend(key.account_id, key.region)
+
+    def beside(self, key: Key) -> Beside:
+        """Return what is kept of ``key`` beside moto."""
+        with self._lock:
+            return self._beside.setdefault(key.id, Beside())
+
+    def all(self) -> list[Key]:
+        """Return the keys of every account and region."""
         with self._lock:
             self._expire()
-            key = self._keys.get(key_id)
-        return key if key and (key.account, key.region) == (account, region) else None
+            return [key for backend in self._backends.values() for key in backend.keys.values()]
 
-    def listed(self, account: str, region: str) -> list[KmsKey]:
+    def listed(self, account: str, region: str) -> list[Key]:
         """Return the keys of one account in one region."""
-        with self._lock:
-            self._expire()
-            keys = list(self._keys.values())
-        return [key for key in keys if (key.account, key.region) == (account, region)]
+        return [key for key in self.all() if (key.account_id, key.region) == (account, region)]
 
-    def owner(self, region: str, blob: bytes) -> KmsKey | None:
+    def find(self, account: str, region: str, key_id: str) -> Key | None:
+        """Return the key with this bare id, or None."""
+        found = [key for key in self.listed(account, region) if key.id == key_id]
+        return found[0] if found else None
+
+    def aliased(self, account: str, region: str, name: str) -> Key | None:
+        """Return the key behind ``name``, as ``alias/data``, or None."""
+        with self._lock:
+            found = [key for key in self.listed(account, region) if name in key.aliases]
+        return found[0] if found else None
+
+    def owner(self, region: str, blob: bytes) -> Key | None:
         """Return the key that made ``blob``, of whatever account, or None."""
-        with self._lock:
-            self._expire()
-            key = self._keys.get(blobs.key_id(blob))
-        return key if key and key.region == region else None
+        name = blobs.key_id(blob)
+        found = [key for key in self.all() if (key.region, key.id) == (region, name)]
+        return found[0] if found else None
 
-    def aliases_of(self, key: KmsKey) -> list[str]:
-        """Return the names of a key's aliases, as ``alias/data``."""
-        with self._lock:
-            return [arn.rpartition(":")[2] for arn, name in self.aliases.items() if name == key.id]
-
-    def grants_of(self, key: KmsKey) -> list[Grant]:
+    def grants_of(self, key: Key) -> list[Grant]:
         """Return the grants on a key."""
         with self._lock:
-            return [grant for grant in self.grants.values() if grant.key_id == key.id]
+            return [grant for grant in key.grants.values() if isinstance(grant, Grant)]
 
-    def encrypt(self, key: KmsKey, plaintext: bytes, context: Mapping[str, str]) -> bytes:
+    def encrypt(self, key: Key, plaintext: bytes, context: Mapping[str, str]) -> bytes:
         """Return a ciphertext blob of ``plaintext`` bound to the encryption context."""
         with self._lock:
-            return blobs.seal(key.id, key.materials, plaintext, context)
+            return blobs.seal(key.id, self._materials(key), plaintext, context)
 
-    def decrypt(self, key: KmsKey, blob: bytes, context: Mapping[str, str]) -> bytes:
+    def decrypt(self, key: Key, blob: bytes, context: Mapping[str, str]) -> bytes:
         """Return the plaintext; raises InvalidCiphertextException."""
         with self._lock:
-            return blobs.open_blob(key.id, key.materials, blob, context)
+            return blobs.open_blob(key.id, self._materials(key), blob, context)
 
-    def rotate(self, key: KmsKey) -> None:
+    def rotate(self, key: Key) -> None:
         """Give the key new material; ciphertexts under the old still open."""
         with self.changing():
-            key.materials.append(secrets.token_bytes(_MATERIAL_BYTES))
+            self.home(key).rotate_key_on_demand(key.id)
+            self.beside(key).older.append(key.key_material)
+            key.key_material = secrets.token_bytes(_MATERIAL_BYTES)
+
+    def _materials(self, key: Key) -> list[bytes]:
+        return [*self.beside(key).older, key.key_material]
 
     def _expire(self) -> None:
         """Delete keys whose waiting period is over, with their aliases and grants."""
-        now = time.time()
-        over = {key.id for key in self._keys.values() if key.deletion and key.deletion <= now}
-        if not over:
-            return
-        self._keys = {name: key for name, key in self._keys.items() if name not in over}
-        self.aliases = {name: key for name, key in self.aliases.items() if key not in over}
-        self.grants = {name: item for name, item in self.grants.items() if item.key_id not in over}
-        self._save()
+        over = [
+            key
+            for backend in self._backends.values()
+            for key in backend.keys.values()
+            if key.deletion_date is not None and key.deletion_date <= utcnow()
+        ]
+        for key in over:
+            self.home(key).delete_key(key.id)
+            self._beside.pop(key.id, None)
+        if over:
+            self._save()
 
     def _save(self) -> None:
         if self._path is not None:
-            state = {
-                "keys": [key.record() for key in self._keys.values()],
-                "aliases": self.aliases,
-                "grants": [grant.record() for grant in self.grants.values()],
-            }
-            write_state(self._path, state)
+            keys = [
+                key_record(key, backend, self.beside(key))
+                for backend in self._backends.values()
+                for key in backend.keys.values()
+            ]
+            write_state(self._path, {"keys": keys})
 
     def _load(self, path: Path) -> None:
         try:
-            state = read_state(path)
-            keys = [KmsKey.from_record(record) for record in state["keys"]]
-            grants = [Grant(**record) for record in state["grants"]]
-            self.aliases = dict(state["aliases"])
+            for record in read_state(path)["keys"]:
+                backend = self.backend(record["account"], record["region"])
+                self._beside[record["id"]] = restore_key(record, backend)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"{path.name} holds no keys of this double: {type(error).__name__}"
             raise ValueError(msg) from None
-        self._keys = {key.id: key for key in keys}
-        self.grants = {grant.id: grant for grant in grants}

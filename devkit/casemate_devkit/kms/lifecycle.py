@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from casemate_devkit.kms.errors import KmsError, Reason
+from casemate_devkit.kms.keys import SYMMETRIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moto.kms.models import Key
+
     from casemate_devkit.kms.access import Call, KeyAccess
-    from casemate_devkit.kms.keys import KeyStore, KmsKey
+    from casemate_devkit.kms.keys import KeyStore
 
 Answer = dict[str, Any]
 
@@ -22,6 +24,8 @@ _ALWAYS: Final = {
     "GetKeyPolicy",
     "ListAliases",
     "ListGrants",
+    "ListKeyPolicies",
+    "ListKeyRotations",
     "ListResourceTags",
     "PutKeyPolicy",
     "RetireGrant",
@@ -40,18 +44,17 @@ _UNLESS_PENDING: Final = {
     "UpdateKeyDescription",
 }
 _WINDOW_DAYS: Final = 30
-_DAY_S: Final = 86_400
 
 
-def check_state(key: KmsKey, operation: str) -> None:
+def check_state(key: Key, operation: str) -> None:
     """Refuse ``operation`` in a state that forbids it."""
     if operation == "CancelKeyDeletion":
-        if key.state != "PendingDeletion":
+        if key.key_state != "PendingDeletion":
             raise _state("KMSInvalidStateException", f"{key.arn} is not pending deletion.")
         return
-    if operation in _ALWAYS or key.state == "Enabled":
+    if operation in _ALWAYS or key.key_state == "Enabled":
         return
-    if key.state == "PendingDeletion":
+    if key.key_state == "PendingDeletion":
         raise _state("KMSInvalidStateException", f"{key.arn} is pending deletion.")
     if operation not in _UNLESS_PENDING:
         raise _state("DisabledException", f"{key.arn} is disabled.")
@@ -62,7 +65,7 @@ def _state(kind: str, text: str) -> KmsError:
 
 
 class Lifecycle:
-    """Enabling, disabling, deleting, rotating and describing keys."""
+    """Enabling, disabling, deleting and rotating keys."""
 
     def __init__(self, keys: KeyStore, access: KeyAccess) -> None:
         self._keys = keys
@@ -74,55 +77,54 @@ class Lifecycle:
             "EnableKey": self._enable,
             "EnableKeyRotation": self._rotation,
             "GetKeyRotationStatus": self._rotation_status,
-            "ListResourceTags": self._list_tags,
             "RotateKeyOnDemand": self._rotate,
             "ScheduleKeyDeletion": self._schedule_deletion,
-            "TagResource": self._tag,
-            "UntagResource": self._untag,
-            "UpdateKeyDescription": self._describe,
         }
 
     def _enable(self, call: Call) -> Answer:
-        return self._set_state(call, "Enabled")
-
-    def _disable(self, call: Call) -> Answer:
-        return self._set_state(call, "Disabled")
-
-    def _set_state(self, call: Call, state: str) -> Answer:
         key = self._access.permitted(call)
         with self._keys.changing():
-            key.state, key.deletion = state, None
+            self._keys.home(key).enable_key(key.id)
+        return {}
+
+    def _disable(self, call: Call) -> Answer:
+        key = self._access.permitted(call)
+        with self._keys.changing():
+            self._keys.home(key).disable_key(key.id)
         return {}
 
     def _cancel_deletion(self, call: Call) -> Answer:
-        self._set_state(call, "Disabled")
-        return {"KeyId": call.keys[-1]}
+        key = self._access.permitted(call)
+        with self._keys.changing():
+            self._keys.home(key).cancel_key_deletion(key.id)
+        return {"KeyId": key.arn}
 
     def _schedule_deletion(self, call: Call) -> Answer:
         key = self._access.permitted(call)
         days = call.parameters.get("PendingWindowInDays", _WINDOW_DAYS)
-        date = time.time() + days * _DAY_S
         with self._keys.changing():
-            key.state, key.deletion = "PendingDeletion", date
+            date = self._keys.home(key).schedule_key_deletion(key.id, days)
         return {
             "KeyId": key.arn,
             "DeletionDate": date,
-            "KeyState": key.state,
+            "KeyState": key.key_state,
             "PendingWindowInDays": days,
         }
 
     def _rotation(self, call: Call) -> Answer:
         key = self._symmetric(call)
         with self._keys.changing():
-            key.rotates = call.operation == "EnableKeyRotation"
-            key.rotation_days = call.parameters.get("RotationPeriodInDays", key.rotation_days)
+            key.key_rotation_status = call.operation == "EnableKeyRotation"
+            beside = self._keys.beside(key)
+            days = call.parameters.get("RotationPeriodInDays", beside.rotation_days)
+            beside.rotation_days = days
         return {}
 
     def _rotation_status(self, call: Call) -> Answer:
         key = self._access.permitted(call)
-        answer = {"KeyId": key.arn, "KeyRotationEnabled": key.rotates}
-        if key.rotates:
-            answer["RotationPeriodInDays"] = key.rotation_days
+        answer = {"KeyId": key.arn, "KeyRotationEnabled": key.key_rotation_status}
+        if key.key_rotation_status:
+            answer["RotationPeriodInDays"] = self._keys.beside(key).rotation_days
         return answer
 
     def _rotate(self, call: Call) -> Answer:
@@ -130,32 +132,8 @@ class Lifecycle:
         self._keys.rotate(key)
         return {"KeyId": key.arn}
 
-    def _symmetric(self, call: Call) -> KmsKey:
+    def _symmetric(self, call: Call) -> Key:
         key = self._access.permitted(call)
-        if key.agreement_key is not None:
+        if key.key_spec != SYMMETRIC:
             raise KmsError("UnsupportedOperationException", "The key is not symmetric.")
         return key
-
-    def _describe(self, call: Call) -> Answer:
-        key = self._access.permitted(call)
-        with self._keys.changing():
-            key.description = call.parameters["Description"]
-        return {}
-
-    def _tag(self, call: Call) -> Answer:
-        key = self._access.permitted(call)
-        with self._keys.changing():
-            key.tags |= {item["TagKey"]: item["TagValue"] for item in call.parameters["Tags"]}
-        return {}
-
-    def _untag(self, call: Call) -> Answer:
-        key = self._access.permitted(call)
-        with self._keys.changing():
-            for name in call.parameters["TagKeys"]:
-                key.tags.pop(name, None)
-        return {}
-
-    def _list_tags(self, call: Call) -> Answer:
-        key = self._access.permitted(call)
-        tags = [{"TagKey": name, "TagValue": value} for name, value in key.tags.items()]
-        return {"Tags": tags, "Truncated": False}

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import secrets
-import time
+import operator
 from typing import TYPE_CHECKING, Any, Final
 
 from casemate_devkit.kms.access import ALIAS, alias_arn, check_lockout
 from casemate_devkit.kms.errors import KmsError, invalid, unsupported
 from casemate_devkit.kms.grants import OPERATIONS, Grant
-from casemate_devkit.kms.keys import (
-    AGREEMENT,
-    CURVES,
-    ENCRYPTION,
-    SYMMETRIC,
-    KmsKey,
-    default_policy,
-)
+from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from moto.kms.models import Key
 
     from casemate_devkit.kms.access import Call, KeyAccess
     from casemate_devkit.kms.keys import KeyStore
 
 Answer = dict[str, Any]
 
-_CREATE_KEY: Final[dict[str, set[object]]] = {
-    "CustomerMasterKeySpec": {SYMMETRIC, *CURVES},
-    "KeySpec": {SYMMETRIC, *CURVES},
-    "KeyUsage": {ENCRYPTION, AGREEMENT},
-    "MultiRegion": {False},
-    "Origin": {"AWS_KMS"},
+_CURVES: Final = {"ECC_NIST_P256", "ECC_NIST_P384", "ECC_NIST_P521"}
+_SPECS: Final[dict[str, set[str]]] = {
+    ENCRYPTION: {SYMMETRIC},
+    AGREEMENT: _CURVES,
+    "GENERATE_VERIFY_MAC": {"HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512"},
+    "SIGN_VERIFY": _CURVES | {"ECC_SECG_P256K1", "RSA_2048", "RSA_3072", "RSA_4096"},
 }
-_CREATE_KEY_FREE: Final = {"BypassPolicyLockoutSafetyCheck", "Description", "Policy", "Tags"}
-_ID_BYTES: Final = 32
+# moto would make these, too, and mean something else by them than AWS.
+_ONLY: Final = {"MultiRegion": False, "Origin": "AWS_KMS"}
+_KNOWN: Final = {
+    "BypassPolicyLockoutSafetyCheck",
+    "CustomerMasterKeySpec",
+    "Description",
+    "KeySpec",
+    "KeyUsage",
+    "Policy",
+    "Tags",
+}
 
 
 class Keys:
@@ -52,28 +55,27 @@ class Keys:
         }
 
     def _create_key(self, call: Call) -> Answer:
-        for name, value in call.parameters.items():
-            if name not in _CREATE_KEY_FREE and value not in _CREATE_KEY.get(name, ()):
+        given = call.parameters
+        for name, value in given.items():
+            if name not in _KNOWN and (name not in _ONLY or value != _ONLY[name]):
                 raise unsupported(f"The double does not make keys with this {name}.")
-        spec = call.parameters.get("KeySpec") or call.parameters.get("CustomerMasterKeySpec")
-        spec = spec or SYMMETRIC
-        usage = ENCRYPTION if spec == SYMMETRIC else AGREEMENT
-        if call.parameters.get("KeyUsage", ENCRYPTION) != usage:
-            raise unsupported(f"The double makes {spec} keys for {usage} only.")
-        policy = call.parameters.get("Policy")
+        spec = given.get("KeySpec") or given.get("CustomerMasterKeySpec") or SYMMETRIC
+        usage = given.get("KeyUsage", ENCRYPTION)
+        if spec not in _SPECS[usage]:
+            raise unsupported(f"The double makes no {spec} keys for {usage}.")
+        policy = given.get("Policy")
         if policy is not None:
             check_lockout(call, policy)
-        tags = {item["TagKey"]: item["TagValue"] for item in call.parameters.get("Tags", [])}
-        description = call.parameters.get("Description", "")
-        account, partition = call.principal.account, call.principal.partition
-        text = policy or default_policy(account, partition)
-        key = KmsKey(account, call.region, text, spec, description, tags)
-        self._keys.add(key)
+        backend = self._keys.backend(call.principal.account, call.region)
+        with self._keys.changing():
+            key = backend.create_key(
+                policy, usage, spec, given.get("Description", ""), given.get("Tags")
+            )
         call.keys.append(key.arn)
-        return {"KeyMetadata": key.metadata()}
+        return {"KeyMetadata": metadata(key)}
 
     def _describe_key(self, call: Call) -> Answer:
-        return {"KeyMetadata": self._access.permitted(call).metadata()}
+        return {"KeyMetadata": metadata(self._access.permitted(call))}
 
     def _get_key_policy(self, call: Call) -> Answer:
         _check_policy_name(call)
@@ -114,42 +116,50 @@ class Aliases:
         }
 
     def _create(self, call: Call) -> Answer:
-        arn = self._named(call)
+        name = self._named(call)
         key = self._access.permitted(call, name="TargetKeyId")
         _own(call, key)
         with self._keys.changing():
-            if arn in self._keys.aliases:
-                raise KmsError("AlreadyExistsException", f"An alias with the name {arn} exists.")
-            self._keys.aliases[arn] = key.id
+            if self._keys.aliased(key.account_id, key.region, name) is not None:
+                text = f"An alias with the name {alias_arn(call, name)} exists."
+                raise KmsError("AlreadyExistsException", text)
+            self._keys.home(key).create_alias(key.id, name)
         return {}
 
     def _update(self, call: Call) -> Answer:
-        arn = self._named(call)
-        self._access.authorise(call, self._behind(call, arn), "kms:UpdateAlias", {})
+        name = self._named(call)
+        before = self._behind(call, name)
+        self._access.authorise(call, before, "kms:UpdateAlias", {})
         key = self._access.permitted(call, name="TargetKeyId")
         _own(call, key)
         with self._keys.changing():
-            self._keys.aliases[arn] = key.id
+            if self._behind(call, name) is not before:
+                raise KmsError("ConflictException", "The alias was moved meanwhile.")
+            self._keys.home(key).update_alias(key.id, name)
         return {}
 
     def _delete(self, call: Call) -> Answer:
-        arn = self._named(call)
-        self._access.authorise(call, self._behind(call, arn), "kms:DeleteAlias", {})
+        name = self._named(call)
+        key = self._behind(call, name)
+        self._access.authorise(call, key, "kms:DeleteAlias", {})
         with self._keys.changing():
-            self._keys.aliases.pop(arn, None)
+            key.aliases.pop(name, None)
         return {}
 
     def _list(self, call: Call) -> Answer:
         wanted = None
         if "KeyId" in call.parameters:
             wanted = self._access.permitted(call).id
-        own = alias_arn(call, "alias/")
         shown = [
-            {"AliasArn": arn, "AliasName": arn.rpartition(":")[2], "TargetKeyId": target}
-            for arn, target in sorted(self._keys.aliases.items())
-            if arn.startswith(own) and wanted in {None, target}
+            {"AliasArn": alias.alias_arn, "AliasName": name, "TargetKeyId": key.id}
+            for key in self._keys.listed(call.principal.account, call.region)
+            for name, alias in key.aliases.items()
+            if wanted in {None, key.id}
         ]
-        return {"Aliases": shown, "Truncated": False}
+        return {
+            "Aliases": sorted(shown, key=operator.itemgetter("AliasName")),
+            "Truncated": False,
+        }
 
     @staticmethod
     def _named(call: Call) -> str:
@@ -158,18 +168,17 @@ class Aliases:
             raise KmsError("InvalidAliasNameException", "An alias is alias/ and a name.")
         if name.startswith("alias/aws/"):
             raise KmsError("NotAuthorizedException", "Aliases of AWS are reserved.")
-        return alias_arn(call, name)
+        return str(name)
 
-    def _behind(self, call: Call, arn: str) -> KmsKey:
-        target = self._keys.aliases.get(arn, "")
-        key = self._keys.find(call.principal.account, call.region, target)
+    def _behind(self, call: Call, name: str) -> Key:
+        key = self._keys.aliased(call.principal.account, call.region, name)
         if key is None:
-            raise KmsError("NotFoundException", f"Alias {arn} is not found.")
+            raise KmsError("NotFoundException", f"Alias {alias_arn(call, name)} is not found.")
         return key
 
 
-def _own(call: Call, key: KmsKey) -> None:
-    if key.account != call.principal.account:
+def _own(call: Call, key: Key) -> None:
+    if key.account_id != call.principal.account:
         raise KmsError("NotFoundException", "An alias and its key are of one account and region.")
 
 
@@ -195,31 +204,27 @@ class Grants:
         constraints = given.get("Constraints", {})
         if "SourceArn" in constraints or len(constraints) > 1:
             raise invalid("Constraints: one of EncryptionContextEquals and -Subset.")
-        grant = Grant(
-            id=secrets.token_hex(_ID_BYTES),
-            token=secrets.token_urlsafe(_ID_BYTES * 2),
-            key_id=key.id,
-            grantee=given["GranteePrincipal"],
-            retiring=given.get("RetiringPrincipal"),
-            operations=list(given["Operations"]),
-            equals=constraints.get("EncryptionContextEquals"),
-            subset=constraints.get("EncryptionContextSubset"),
-            name=given.get("Name"),
-            issuer=f"arn:{call.principal.partition}:iam::{call.principal.account}:root",
-            created=time.time(),
-        )
+        record = {
+            "grantee": given["GranteePrincipal"],
+            "operations": given["Operations"],
+            "issuer": f"arn:{call.principal.partition}:iam::{call.principal.account}:root",
+            "retiring": given.get("RetiringPrincipal", ""),
+            "constraints": constraints,
+            "name": given.get("Name", ""),
+        }
+        grant = Grant(key.arn, record)
         self._check_passed_on(call, key, grant)
         with self._keys.changing():
-            self._keys.grants[grant.id] = grant
+            key.grants[grant.id] = grant
         return {"GrantId": grant.id, "GrantToken": grant.token}
 
-    def _check_passed_on(self, call: Call, key: KmsKey, grant: Grant) -> None:
+    def _check_passed_on(self, call: Call, key: Key, grant: Grant) -> None:
         """A grantee passes on no more than it has: fewer operations, the same constraints."""
         if not call.reason.text.startswith("grant "):
             return
         for own in self._keys.grants_of(key):
             narrower = set(grant.operations) <= set(own.operations)
-            same = (own.equals, own.subset) == (grant.equals, grant.subset)
+            same = own.constraints == grant.constraints
             if own.permits(call.principal, "CreateGrant", {}) and narrower and same:
                 return
         raise KmsError("AccessDeniedException", "A grant passes on no more than it grants.")
@@ -229,35 +234,39 @@ class Grants:
         grantee = call.parameters.get("GranteePrincipal")
         wanted = call.parameters.get("GrantId")
         grants = [
-            grant.shown(key.arn)
+            grant.to_json()
             for grant in self._keys.grants_of(key)
-            if grantee in {None, grant.grantee} and wanted in {None, grant.id}
+            if grantee in {None, grant.grantee_principal} and wanted in {None, grant.id}
         ]
         return {"Grants": grants, "Truncated": False}
 
     def _revoke(self, call: Call) -> Answer:
         key = self._access.permitted(call)
-        grant = self._keys.grants.get(call.parameters["GrantId"])
-        if grant is None or grant.key_id != key.id:
+        name = call.parameters["GrantId"]
+        if name not in key.grants:
             raise KmsError("NotFoundException", "There is no such grant on this key.")
-        return self._remove(grant)
+        return self._remove(key, name)
 
     def _retire(self, call: Call) -> Answer:
         token, name = call.parameters.get("GrantToken"), call.parameters.get("GrantId")
-        found = [item for item in self._keys.grants.values() if token == item.token]
+        keys = self._keys.all() if token is not None else []
         if token is None and name is not None and "KeyId" in call.parameters:
-            key = self._access.find(call, call.parameters["KeyId"], "kms:RetireGrant")
-            found = [item for item in self._keys.grants_of(key) if item.id == name]
-        if not found:
-            raise KmsError("NotFoundException", "There is no such grant.")
-        if not found[0].retirable_by(call.principal):
+            keys = [self._access.find(call, call.parameters["KeyId"], "kms:RetireGrant")]
+        for key in keys:
+            for grant in self._keys.grants_of(key):
+                if token == grant.token if token is not None else name == grant.id:
+                    return self._retired(call, key, grant)
+        raise KmsError("NotFoundException", "There is no such grant.")
+
+    def _retired(self, call: Call, key: Key, grant: Grant) -> Answer:
+        if not grant.retirable_by(call.principal):
             text = f"User: {call.principal.arn} is not authorized to perform: kms:RetireGrant"
             raise KmsError("AccessDeniedException", text)
-        return self._remove(found[0])
+        return self._remove(key, grant.id)
 
-    def _remove(self, grant: Grant) -> Answer:
+    def _remove(self, key: Key, grant_id: str) -> Answer:
         with self._keys.changing():
-            self._keys.grants.pop(grant.id, None)
+            key.grants.pop(grant_id, None)
         return {}
 
 

@@ -13,13 +13,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_public_key,
 )
+from moto.kms.utils import ECDSAPrivateKey
 
 from casemate_devkit.kms.errors import invalid, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casemate_devkit.kms.keys import KmsKey
+    from moto.kms.models import Key
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -58,16 +59,17 @@ def public_der(key: PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def agree(key: KmsKey, peer: bytes) -> bytes:
+def agree(key: Key, peer: bytes) -> bytes:
     """Return the raw ECDH secret with the public key ``peer`` (DER); raises KmsError."""
-    if key.agreement_key is None:
+    if not isinstance(key.private_key, ECDSAPrivateKey):
         raise unsupported("The key agrees on nothing.")
+    own = key.private_key.private_key
     try:
         public = load_der_public_key(peer)
     except (ValueError, UnsupportedAlgorithm):
         raise invalid("PublicKey is not a SubjectPublicKeyInfo.") from None
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise invalid("PublicKey is not a key of an elliptic curve.")
-    if public.curve.name != key.agreement_key.curve.name:
+    if public.curve.name != own.curve.name:
         raise invalid("PublicKey is of another curve than the KMS key.")
-    return key.agreement_key.exchange(ec.ECDH(), public)
+    return own.exchange(ec.ECDH(), public)

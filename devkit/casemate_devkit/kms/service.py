@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate_devkit.kms.access import Call, KeyAccess
 from casemate_devkit.kms.errors import KmsError, Reason, invalid, unsupported
-from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, KeyStore, KmsKey
+from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, KeyStore, metadata
 from casemate_devkit.kms.lifecycle import Lifecycle
 from casemate_devkit.kms.management import Aliases, Grants, Keys
-from casemate_devkit.kms.pairs import agree, new_pair, public_der
+from casemate_devkit.kms.moto_operations import MotoOperations
+from casemate_devkit.kms.pairs import agree, new_pair
 from casemate_devkit.kms.recipient import DOCUMENT_AGE_MAX, tampered, verify_recipient
+from casemate_devkit.kms.state import is_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from moto.kms.models import Key
 
 Answer = dict[str, Any]
 
@@ -49,13 +53,13 @@ class KmsService:
             "GetPublicKey": self._get_public_key,
             "ReEncrypt": self._re_encrypt,
         }
-        for part in (Keys, Aliases, Grants, Lifecycle):
+        for part in (Keys, Aliases, Grants, Lifecycle, MotoOperations):
             self._operations |= part(self._keys, self._access).operations
 
     @property
-    def operations(self) -> list[str]:
-        """What the double implements."""
-        return sorted(self._operations)
+    def keys(self) -> KeyStore:
+        """The keys, as moto keeps them."""
+        return self._keys
 
     def answer(self, call: Call) -> Answer:
         """Return the answer's members; raises KmsError.
@@ -69,7 +73,7 @@ class KmsService:
             raise KmsError("AccessDeniedException", text, Reason("unsupported", text))
         if call.parameters.get("DryRun"):
             raise unsupported("The double does not support DryRun.")
-        known = {grant.token for grant in self._keys.grants.values()}
+        known = {grant.token for key in self._keys.all() for grant in self._keys.grants_of(key)}
         if not known.issuperset(call.parameters.get("GrantTokens", ())):
             raise KmsError("InvalidGrantTokenException", "There is no grant with this token.")
         for name in ("EncryptionAlgorithm", "SourceEncryptionAlgorithm"):
@@ -138,14 +142,17 @@ class KmsService:
         return answer | self._released(call, secret, "SharedSecret")
 
     def _get_public_key(self, call: Call) -> Answer:
-        key = _usable(self._access.permitted(call), AGREEMENT)
-        return {
-            "KeyId": key.arn,
-            "PublicKey": public_der(key.agreement_key) if key.agreement_key else b"",
-            "KeySpec": key.spec,
-            "KeyUsage": key.usage,
-            "KeyAgreementAlgorithms": ["ECDH"],
-        }
+        """As moto, whose answer however names algorithms that do not fit the key's usage.
+
+        And moto has a private key for a symmetric key, too.
+        """
+        key = self._access.permitted(call)
+        if not is_pair(key.key_spec):
+            raise _wrong_usage(key)
+        told = metadata(key)
+        shown = ("CustomerMasterKeySpec", "KeySpec", "KeyUsage")
+        answer = {name: told[name] for name in told if name in shown or name.endswith("Algorithms")}
+        return {"KeyId": key.arn, "PublicKey": key.private_key.public_key()} | answer
 
     def _re_encrypt(self, call: Call) -> Answer:
         before = call.context("SourceEncryptionContext")
@@ -185,11 +192,15 @@ class KmsService:
         return {"CiphertextForRecipient": envelope} | leak
 
 
-def _usable(key: KmsKey, usage: str) -> KmsKey:
-    if key.usage != usage:
-        text = f"{key.arn} key usage is {key.usage} which is not valid for this operation."
-        raise KmsError("InvalidKeyUsageException", text)
+def _usable(key: Key, usage: str) -> Key:
+    if key.key_usage != usage:
+        raise _wrong_usage(key)
     return key
+
+
+def _wrong_usage(key: Key) -> KmsError:
+    text = f"{key.arn} key usage is {key.key_usage} which is not valid for this operation."
+    return KmsError("InvalidKeyUsageException", text)
 
 
 def _data_key_bytes(parameters: Mapping[str, Any]) -> int:

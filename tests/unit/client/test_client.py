@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import EvidenceBundle, InstanceConfig, KeyConfig
-from casemate.client import Client
+from casemate.client import Client, KmsDataKeys
 from casemate.envelope.hpke import KemKey
 from casemate.envelope.messages import Trailer
 from casemate.errors import CasemateError, Code, EnvelopeError, EvidenceError, RequestError
@@ -250,3 +250,91 @@ def test_bad_answers_are_refused(service: Service) -> None:
         for garbage in (b"", b"\xff" * 40, b"\x0a\x01x\x12\x01y"):
             service.on_request = lambda _, garbage=garbage: garbage  # type: ignore[misc]
             assert isinstance(refusal(lambda: c.infer("wdbc", {"x": X})), CasemateError)
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [Code.OK, Code.INVALID_INPUT, Code.CALLER_REFUSED, Code.EVIDENCE_ROOT, Code.POLICY_INVALID],
+)
+def test_the_host_cannot_speak_for_the_enclave_or_the_verifier(
+    service: Service, claimed: Code
+) -> None:
+    def forge(_: bytes) -> bytes:
+        raise RequestError(claimed, "says the host")
+
+    service.on_request = forge
+    with connect(service) as c:
+        assert refusal(lambda: c.infer("wdbc", {"x": X})).code is Code.HOST_UNREACHABLE
+
+
+def test_what_the_host_says_cannot_steer_a_terminal(service: Service) -> None:
+    def steer(_: bytes) -> bytes:
+        raise RequestError(Code.OVERLOADED, "a\x1b[2Jb\r\nc\x07")
+
+    service.on_request = steer
+    with connect(service) as c:
+        error = refusal(lambda: c.infer("wdbc", {"x": X}))
+    assert str(error).isprintable()
+    assert "[2Jb" in error.detail
+
+
+def test_a_session_does_not_outlive_its_evidence_while_the_machine_sleeps(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(service, maximum_age_seconds=300) as c:
+        c.infer("wdbc", {"x": X})
+        monkeypatch.setattr("casemate.client.client._now", lambda: NOW + 299_000)
+        c.infer("wdbc", {"x": X})
+    assert service.evidence_calls == 2
+
+
+def test_a_refused_session_from_stapled_evidence_is_renewed_with_a_nonce(service: Service) -> None:
+    nonces: list[bytes | None] = []
+    make = service.bundle
+
+    def noted(nonce: bytes | None) -> EvidenceBundle:
+        nonces.append(nonce)
+        return make(nonce)
+
+    service.bundle = noted  # type: ignore[method-assign]
+
+    def stale(_: bytes) -> bytes:
+        service.on_request = service.answer
+        raise RequestError(Code.STALE_SESSION, "before boot")
+
+    service.on_request = stale
+    with connect(service, evidence="stapled") as c:
+        c.infer("wdbc", {"x": X}, repeatable=True)
+    assert nonces[0] is None
+    assert nonces[1] is not None
+
+
+def test_a_call_does_not_wait_for_anothers_verification_beyond_its_deadline(
+    service: Service,
+) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(bundle: EvidenceBundle) -> EvidenceBundle:
+        entered.set()
+        release.wait(10)
+        return bundle
+
+    service.on_evidence = slow
+    with connect(service) as c:
+        other = threading.Thread(target=lambda: c.infer("wdbc", {"x": X}, timeout_s=20))
+        other.start()
+        entered.wait(10)
+        error = refusal(lambda: c.infer("wdbc", {"x": X}, timeout_s=0.2))
+        release.set()
+        other.join()
+    assert error.code is Code.DEADLINE_EXCEEDED
+
+
+def test_answers_do_not_print_themselves(service: Service) -> None:
+    with connect(service) as c:
+        assert "3.0" not in repr(c.infer("wdbc", {"x": X}))
+
+
+def test_a_multi_region_key_is_not_used_for_data() -> None:
+    arn = "arn:aws:kms:eu-central-1:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab"
+    assert refusal(lambda: KmsDataKeys(arn, kms=object())).code is Code.MALFORMED

@@ -1,0 +1,86 @@
+"""Sealing a model again: under another key it stays the model that clients pin."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from casemate.client.cli import progress as bar
+from casemate.client.seal import seal_onnx
+from casemate.errors import CasemateError, Code
+from casemate.sealed_model import ModelReader
+
+if TYPE_CHECKING:
+    from casemate.sealed_model import ModelHeader
+
+ONNX = Path(__file__).resolve().parents[3] / "examples/wdbc/wdbc.onnx"
+OLD = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
+NEW = OLD.replace("eu-central-1", "eu-west-1").replace("0123-", "3210-")
+PUBLISHER = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
+
+
+class Kms:
+    """Makes data keys, each a new one."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, bytes] = {}
+
+    def generate_data_key(self, **asked: str) -> dict[str, str | bytes]:
+        blob, key = secrets.token_bytes(64), secrets.token_bytes(32)
+        self.keys[blob] = key
+        return {"KeyId": asked["KeyId"], "Plaintext": key, "CiphertextBlob": blob}
+
+
+def seal(kms: Kms, output: Path, kms_key: str, done: list[int]) -> ModelHeader:
+    return seal_onnx(
+        ONNX,
+        output,
+        name="wdbc",
+        version=1,
+        publisher=PUBLISHER,
+        kms_key=kms_key,
+        callers="any",
+        kms=kms,
+        progress=done.append,
+    )
+
+
+def opened(path: Path, key: bytes) -> dict[str, bytes]:
+    reader = ModelReader()
+    reader.feed(path.read_bytes())
+    reader.verify_publisher({PUBLISHER.public_key().public_bytes_raw()}, {})
+    reader.unlock(key)
+    return reader.finish()
+
+
+def test_a_model_sealed_again_under_another_key_keeps_its_digest(tmp_path: Path) -> None:
+    kms, done = Kms(), list[int]()
+    old = seal(kms, tmp_path / "old", OLD, done)
+    new = seal(kms, tmp_path / "new", NEW, done)
+    assert old.digest == new.digest
+    assert (old.kms_key, new.kms_key) == (OLD, NEW)
+    assert sum(done) == 2 * ONNX.stat().st_size
+    old_key, new_key = kms.keys[old.wrapped_key], kms.keys[new.wrapped_key]
+    assert opened(tmp_path / "new", new_key) == opened(tmp_path / "old", old_key)
+    with pytest.raises(CasemateError) as refused:
+        opened(tmp_path / "new", old_key)
+    assert refused.value.code is Code.MODEL_OPEN_FAILED
+
+
+def test_the_bar_is_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bar.progress_bar(10, "sealing") as advance:
+        advance(10)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with bar.progress_bar(10, "sealing") as advance:
+        advance(10)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "sealing" in err
+    assert "100%" in err

@@ -1,0 +1,283 @@
+"""Unwraps: limited in rate, one at a time for each session (SPEC 6.6, 6.7; THREATS C7, C13)."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casemate import limits
+from casemate.envelope.replay import ReplayTable
+from casemate.errors import CasemateError, Code, EnvelopeError, KeyReleaseError
+from casemate_enclave.keys import KeyCache
+from casemate_enclave.unwraps import ReleaseLimits, SingleFlight, TokenBucket, Unwraps, _Flight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ARN = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000001"
+PAIR = (b"w" * 48, b"c" * 32)
+FAR = 1e12
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr("casemate_enclave.unwraps.time", fake)
+    return fake
+
+
+class Kms:
+    """Releases what it is told to, slowly."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.calls = 0
+        self.pause = pause
+        self.failure: CasemateError | None = None
+
+    def decrypt(
+        self, *, key_arn: str, ciphertext_blob: bytes, context: Mapping[str, str], deadline: float
+    ) -> bytes:
+        self.calls += 1
+        time.sleep(self.pause)
+        if self.failure is not None:
+            raise self.failure
+        return b"k" * 32
+
+
+def code_of(act: Callable[[], object]) -> Code:
+    with pytest.raises(CasemateError) as caught:
+        act()
+    return caught.value.code
+
+
+def taken(act: Callable[[], object], most: int = 10_000) -> int:
+    """How often ``act`` succeeds before it is refused as too much."""
+    for count in range(most):
+        try:
+            act()
+        except CasemateError as refused:
+            return count if refused.code is Code.OVERLOADED else -1
+    return most
+
+
+# Rates
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate(clock: Clock) -> None:
+    bucket = TokenBucket(rate=10.0, burst=5)
+    assert taken(bucket.take) == 5
+    clock.now += 0.25
+    assert taken(bucket.take) == 2
+    clock.now += 3600
+    assert taken(bucket.take) == 5
+
+
+def arn(number: int) -> str:
+    return f"{ARN[:-12]}{number:012x}"
+
+
+def test_c7_invented_keys_share_one_limit_and_spare_the_owners(clock: Clock) -> None:
+    table = ReleaseLimits()
+    table.take(ARN)
+    table.released(ARN)
+    numbers = iter(range(2, 100_000))
+    assert taken(lambda: table.take(arn(next(numbers)))) == limits.RELEASES_BURST - 1
+    assert taken(lambda: table.take(ARN)) == limits.RELEASES_BURST
+
+
+def test_c7_one_owners_flood_is_not_anothers(clock: Clock) -> None:
+    table = ReleaseLimits()
+    for number in (1, 2):
+        table.released(arn(number))
+    taken(lambda: table.take(arn(1)))
+    table.take(arn(2))
+
+
+def test_c7_what_is_remembered_is_bounded(clock: Clock) -> None:
+    table = ReleaseLimits(capacity=8)
+    for number in range(1000):
+        table.released(arn(number))
+    assert len(table._known) == 8
+
+
+def test_a_failed_release_earns_no_bucket(clock: Clock) -> None:
+    kms = Kms()
+    kms.failure = KeyReleaseError(Code.KEY_RELEASE_DENIED, "no")
+    limited = Unwraps(kms)
+    for _ in range(limits.RELEASES_BURST):
+        assert code_of(lambda: limited.release(ARN, b"b", {}, FAR)) is Code.KEY_RELEASE_DENIED
+    assert code_of(lambda: limited.release(arn(2), b"b", {}, FAR)) is Code.OVERLOADED
+    assert kms.calls == limits.RELEASES_BURST
+
+
+def test_hpke_unwraps_have_a_limit_of_their_own(clock: Clock) -> None:
+    limited = Unwraps(Kms())
+    assert taken(limited.local) == limits.HPKE_UNWRAPS_BURST
+    assert limited.release(ARN, b"b", {}, FAR) == b"k" * 32
+
+
+def test_without_key_release_nothing_is_released() -> None:
+    assert not Unwraps(None).releases
+    refused = code_of(lambda: Unwraps(None).release(ARN, b"b", {}, FAR))
+    assert refused is Code.KEY_RELEASE_UNAVAILABLE
+
+
+# Single flight
+
+
+def at_once(count: int, act: Callable[[int], object]) -> list[object]:
+    results: list[object] = [None] * count
+
+    def work(number: int) -> None:
+        try:
+            results[number] = act(number)
+        except CasemateError as refused:
+            results[number] = refused.code
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def soon(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def test_first_requests_of_a_session_unwrap_once() -> None:
+    kms, flights = Kms(pause=0.3), SingleFlight()
+    limited = Unwraps(kms)
+    work = lambda: limited.release(ARN, b"b", {}, soon(5))  # noqa: E731
+    assert at_once(16, lambda _: flights.run(PAIR, work, soon(5))) == [b"k" * 32] * 16
+    assert kms.calls == 1
+    assert flights._flights == {}
+
+
+def test_c13_a_copied_wrap_with_another_commitment_flies_alone() -> None:
+    """Whoever copies a wrapped key cannot make its owner's unwrap fail, or wait for his own."""
+    flights = SingleFlight()
+
+    def work(number: int) -> Callable[[], bytes]:
+        def act() -> bytes:
+            time.sleep(0.2)
+            if number % 2:
+                raise EnvelopeError(Code.OPEN_FAILED, "the commitment differs")
+            return b"k" * 32
+
+        return act
+
+    outcomes = at_once(8, lambda n: flights.run((b"w" * 48, bytes([n % 2]) * 32), work(n), soon(5)))
+    assert outcomes[::2] == [b"k" * 32] * 4
+    assert outcomes[1::2] == [Code.OPEN_FAILED] * 4
+
+
+def test_c13_a_short_deadline_is_not_anothers_refusal() -> None:
+    """An attacker replays the headers with a millisecond left; the owner still gets the key."""
+    flights, calls = SingleFlight(), []
+
+    def work(deadline: float) -> Callable[[], bytes]:
+        def act() -> bytes:
+            calls.append(deadline)
+            time.sleep(0.2)
+            if time.monotonic() > deadline:
+                raise KeyReleaseError(Code.KEY_RELEASE_UNAVAILABLE, "KMS did not answer in time")
+            return b"k" * 32
+
+        return act
+
+    def ask(number: int) -> object:
+        time.sleep(0.05 * min(number, 1))
+        deadline = soon(5 if number else 0.01)
+        return flights.run(PAIR, work(deadline), deadline)
+
+    hurried, *owners = at_once(4, ask)
+    assert hurried is Code.KEY_RELEASE_UNAVAILABLE
+    assert owners == [b"k" * 32] * 3
+    assert len(calls) == 2
+
+
+def test_a_failure_is_shared_by_those_who_wait_and_forgotten() -> None:
+    kms, flights = Kms(pause=0.3), SingleFlight()
+    kms.failure = KeyReleaseError(Code.KEY_RELEASE_DENIED, "no")
+    limited, deadline = Unwraps(kms), soon(5)
+    work = lambda: limited.release(ARN, b"b", {}, deadline)  # noqa: E731
+    outcomes = at_once(8, lambda _: flights.run(PAIR, work, deadline))
+    assert outcomes == [Code.KEY_RELEASE_DENIED] * 8
+    assert kms.calls == 1
+    kms.failure = None
+    assert flights.run(PAIR, work, deadline) == b"k" * 32
+
+
+def test_waiting_ends_with_the_deadline() -> None:
+    flights = SingleFlight()
+
+    def slow() -> bytes:
+        time.sleep(0.5)
+        return b"k" * 32
+
+    def ask(number: int) -> object:
+        time.sleep(0.1 * number)
+        return flights.run(PAIR, slow, soon(0.1 if number else 5))
+
+    assert at_once(2, ask) == [b"k" * 32, Code.KEY_RELEASE_UNAVAILABLE]
+
+
+def test_an_unforeseen_fault_strands_nobody() -> None:
+    flights = SingleFlight()
+
+    def broken() -> bytes:
+        time.sleep(0.2)
+        raise RuntimeError
+
+    def ask(number: int) -> object:
+        time.sleep(0.05 * number)
+        try:
+            return flights.run(PAIR, broken if number == 0 else lambda: b"k" * 32, soon(5))
+        except RuntimeError:
+            return "broken"
+
+    assert at_once(3, ask) == ["broken", b"k" * 32, b"k" * 32]
+
+
+def test_a_flight_gives_nothing_away() -> None:
+    flight = _Flight(0.0)
+    flight.result = b"secret" * 5
+    assert "secret" not in repr(flight)
+    with pytest.raises(TypeError):
+        pickle.dumps(flight)
+
+
+# Memory
+
+
+def test_ten_thousand_live_data_keys_take_less_than_50_mb() -> None:
+    """Each with its unwrapped key and its replay window, the window full of gaps."""
+    tracemalloc.start()
+    try:
+        cache, replay = KeyCache(), ReplayTable(0, 10_000)
+        for number in range(10_000):
+            commitment = number.to_bytes(32, "big")
+            cache.put(number.to_bytes(48, "big"), commitment, number.to_bytes(48, "big"), 3_600_000)
+            for sequence in (0, 3, 1024):
+                replay.accept(commitment, 1, 3_600_000, sequence, 2)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(replay) == 10_000
+    assert all(cache.get(n.to_bytes(48, "big"), n.to_bytes(32, "big"), 2) for n in range(10_000))
+    assert used < 50_000_000
