@@ -27,7 +27,8 @@ from casemate.errors import Code, KeyReleaseError
 from casemate.kms_context import data_context
 from casemate.kms_policy import attested_key_policy
 from casemate_devkit.kms import KmsDouble, Principal
-from casemate_devkit.kms.server import BODY_MAX, REASON_HEADER
+from casemate_devkit.kms.errors import REASON_HEADER
+from casemate_devkit.kms.server import BODY_MAX
 from casemate_kms.client import AttestedKms
 from casemate_kms.cms import open_enveloped
 from tests.support import nitro_pki

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REASON_HEADER = "x-casemate-kms-double-reason"
+_JSON = "application/x-amz-json-1.1"
 _HEADER_MAX = 6 * 1024  # below http.client's 64 KiB a line, above 4 registers of 16 releases
 _ELLIPSIS = 12  # enough hex digits to recognise a register in a sentence
 
@@ -53,6 +59,15 @@ class Reason:
         return line
 
 
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """One HTTP answer; without headers of its own it is KMS's JSON."""
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": _JSON})
+
+
 class KmsError(Exception):
     """One error answer: an AWS error type, its message, and the double's reason."""
 
@@ -69,6 +84,11 @@ class KmsError(Exception):
         """Return the JSON 1.1 error body as AWS shapes it."""
         name = "Message" if self.kind == "AccessDeniedException" else "message"
         return json.dumps({"__type": self.kind, name: self.message}).encode()
+
+    def answer(self) -> HttpAnswer:
+        """Return the error as KMS answers it, with the reason in a header."""
+        headers = {"Content-Type": _JSON, REASON_HEADER: self.reason.header()}
+        return HttpAnswer(self.status, self.body(), headers)
 
 
 def invalid(message: str) -> KmsError:

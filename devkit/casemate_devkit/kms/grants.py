@@ -15,7 +15,7 @@ from moto.kms import models
 from casemate_devkit.kms.principals import is_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from casemate_devkit.kms.principals import Principal
 
@@ -32,18 +32,20 @@ _WITH_CONTEXT: Final = frozenset(
         "ReEncryptTo",
     }
 )
-OPERATIONS: Final = _WITH_CONTEXT | {
-    "CreateGrant",
-    "DeriveSharedSecret",
-    "DescribeKey",
-    "GenerateMac",
-    "GetPublicKey",
-    "RetireGrant",
-    "Sign",
-    "Verify",
-    "VerifyMac",
+# What can be granted on a key of each usage, beside the last.
+_FITTING: Final[dict[str, set[str] | frozenset[str]]] = {
+    "ENCRYPT_DECRYPT": _WITH_CONTEXT,
+    "GENERATE_VERIFY_MAC": {"GenerateMac", "VerifyMac"},
+    "KEY_AGREEMENT": {"DeriveSharedSecret", "GetPublicKey"},
+    "SIGN_VERIFY": {"GetPublicKey", "Sign", "Verify"},
 }
+_ALWAYS: Final = {"CreateGrant", "DescribeKey", "RetireGrant"}
 _ID_BYTES: Final = 32
+
+
+def unfit(operations: Iterable[str], usage: str) -> list[str]:
+    """Return those of ``operations`` that a grant on a key of this usage cannot have."""
+    return sorted(set(operations) - _FITTING[usage] - _ALWAYS)
 
 
 class Grant(models.Grant):

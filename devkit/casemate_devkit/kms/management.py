@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate_devkit.kms.access import ALIAS, alias_arn, check_lockout
 from casemate_devkit.kms.errors import KmsError, invalid, unsupported
-from casemate_devkit.kms.grants import OPERATIONS, Grant
+from casemate_devkit.kms.grants import Grant, unfit
 from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, metadata
 
 if TYPE_CHECKING:
@@ -197,10 +197,10 @@ class Grants:
 
     def _create(self, call: Call) -> Answer:
         given = call.parameters
-        asked = set(given["Operations"])
-        if asked - OPERATIONS:
-            raise unsupported(f"The double grants no {', '.join(sorted(asked - OPERATIONS))}.")
         key = self._access.permitted(call, more=_grant_conditions(given))
+        wrong = unfit(given["Operations"], key.key_usage)
+        if wrong:
+            raise invalid(f"A grant on a key for {key.key_usage} has no {', '.join(wrong)}.")
         constraints = given.get("Constraints", {})
         if "SourceArn" in constraints or len(constraints) > 1:
             raise invalid("Constraints: one of EncryptionContextEquals and -Subset.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import dataclasses
 import logging
 import re
 import socket
@@ -11,15 +11,14 @@ import time
 import uuid
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from casemate_devkit.kms.access import Call
 from casemate_devkit.kms.audit import AuditTrail
-from casemate_devkit.kms.errors import KmsError, Reason
+from casemate_devkit.kms.dispatch import respond
+from casemate_devkit.kms.errors import HttpAnswer, KmsError
 from casemate_devkit.kms.faults import FAULTS_FILE, Faults
-from casemate_devkit.kms.parameters import decode_parameters, encode_answer, operation_name
 from casemate_devkit.kms.service import KmsService
-from casemate_devkit.kms.sigv4 import HttpRequest, authenticate
+from casemate_devkit.kms.sigv4 import KMS, HttpRequest, claimed_service
 from casemate_devkit.kms.state import STATE_FILE
 from casemate_devkit.kms.tls import endpoint_host, server_context
 
@@ -32,8 +31,13 @@ if TYPE_CHECKING:
 Connection = Any  # socketserver's types are wider than what reaches a TCP server
 Address = Any
 
-REASON_HEADER = "x-casemate-kms-double-reason"
 BODY_MAX = 384 * 1024  # the API's attestation document of 262,144 bytes in base64, and the rest
+OBJECT_MAX = 64 * 1024 * 1024  # for other services: a sealed model of a test, not of a product
+_LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
+_LINE_MAX = 1024
+_TRAILERS_MAX = 16
+_OWN_HEADERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 _CONNECTIONS_MAX = 64  # a demonstration has a handful of clients
 _IDLE_S = 30.0
 _LOG = logging.getLogger("casemate_devkit.kms")
@@ -74,7 +78,11 @@ class KmsServer(ThreadingHTTPServer):
         self.faults = Faults(faults, directory / FAULTS_FILE)
         self.service = KmsService(roots, _milliseconds, directory / STATE_FILE)
         self._tls = server_context(directory, regions)
-        self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._slots = threading.BoundedSemaphore(OBJECT_MAX = 64 * 1024 * 1024  # for other services: a sealed model of a test, not of a product
+_LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
+_LINE_MAX = 1024
+
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), KmsHandler)
 
@@ -109,7 +117,7 @@ class KmsServer(ThreadingHTTPServer):
 
 
 class KmsHandler(BaseHTTPRequestHandler):
-    """One connection: POST requests of AWS JSON 1.1."""
+    """One connection: requests of AWS JSON 1.1 for KMS, and whatever moto's services take."""
 
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_S
@@ -121,36 +129,46 @@ class KmsHandler(BaseHTTPRequestHandler):
         if body is None:
             self.close_connection = True
             fault = KmsError("RequestEntityTooLargeException", "The body is missing or too large.")
-            self._send(413, fault.body(), fault.reason)
+            self._send(dataclasses.replace(fault.answer(), status=413))
             return
         headers: dict[str, tuple[str, ...]] = {}
         for name, value in self.headers.items():
             headers[name.lower()] = (*headers.get(name.lower(), ()), value.strip())
-        request = HttpRequest("POST", self.path, headers, body)
+        request = HttpRequest(self.command, self.path, headers, body)
         try:
-            status, answer, reason = respond(self.server, request)
+            self._send(respond(self.server, request))
         except ConnectionAbortedError:
             self.close_connection = True
-            return
-        self._send(status, answer, reason)
+
+    do_DELETE = do_GET = do_HEAD = do_PUT = do_POST
 
     def _body(self) -> bytes | None:
+        """Return the body, None if it is too large or its length is not stated as AWS does."""
         lengths = self.headers.get_all("Content-Length", [])
-        if "Transfer-Encoding" in self.headers or len(lengths) != 1:
+        codings = self.headers.get_all("Transfer-Encoding", [])
+        maximum = BODY_MAX
+        if claimed_service(self.headers.get("Authorization")) != KMS:
+            maximum = OBJECT_MAX
+            if codings == ["chunked"] and not lengths:
+                return read_chunked(self.rfile, maximum)
+            lengths = lengths or ["0"]
+        if codings or len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
             return None
-        if re.fullmatch(r"[0-9]{1,7}", lengths[0], re.ASCII) is None or int(lengths[0]) > BODY_MAX:
-            return None
-        return self.rfile.read(int(lengths[0]))
+        return self.rfile.read(int(lengths[0])) if int(lengths[0]) <= maximum else None
 
-    def _send(self, status: int, body: bytes, reason: Reason | None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(body)))
+    def _send(self, answer: HttpAnswer) -> None:
+        self.send_response(answer.status)
+        length = str(len(answer.body))
+        for name, value in answer.headers.items():
+            if name.lower() == "content-length" and self.command == "HEAD":
+                length = value
+            elif name.lower() not in _OWN_HEADERS:
+                self.send_header(name, value)
+        self.send_header("Content-Length", length)
         self.send_header("x-amzn-RequestId", str(uuid.uuid4()))
-        if reason is not None:
-            self.send_header(REASON_HEADER, reason.header())
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
     def version_string(self) -> str:
         """Name no versions."""
@@ -160,90 +178,21 @@ class KmsHandler(BaseHTTPRequestHandler):
         """Say nothing: the audit trail has every request."""
 
 
-def respond(server: KmsServer, request: HttpRequest) -> tuple[int, bytes, Reason | None]:
-    """Return status, body and, for an error, the reason; writes the audit trail."""
-    event: dict[str, Any] = {"eventSource": "kms.amazonaws.com"}
-    event["eventTime"] = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-    try:
-        answer = _serve(server, request, event)
-    except KmsError as fault:
-        refused = {"decision": "refused", "errorCode": fault.kind, "reason": fault.reason.text}
-        server.audit.write(event | refused)
-        return fault.status, fault.body(), fault.reason
-    except ConnectionAbortedError:
-        server.audit.write(event | {"decision": "failed", "reason": "fault: disconnect"})
-        raise
-    except Exception as error:  # noqa: BLE001 - a bug must not end as a traceback of secrets
-        # The class only: a message could quote what was decrypted.
-        _LOG.error("internal failure: %s", type(error).__name__)
-        server.audit.write(event | {"decision": "failed", "reason": type(error).__name__})
-        failed = KmsError("KMSInternalException", "The double failed.")
-        return 500, failed.body(), failed.reason
-    return 200, answer, None
+def read_chunked(stream: BinaryIO, maximum: int) -> bytes | None:
+    """Return a body in chunks (RFC 9112 7.1); None if it is malformed or too large."""
+    body = bytearray()
+    while match := _CHUNK.fullmatch(stream.readline(_LINE_MAX)):
+        size = int(match[1], 16)
+        if size == 0:
+            return bytes(body) if _skip_trailers(stream) else None
+        if len(body) + size > maximum:
+            return None
+        body += stream.read(size)
+        if stream.read(2) != b"\r\n":
+            return None
+    return None
 
 
-def _serve(server: KmsServer, request: HttpRequest, event: dict[str, Any]) -> bytes:
-    if request.target != "/":
-        raise KmsError("UnknownOperationException", "Operations are sent to /.")
-    operation = operation_name(request.header("x-amz-target"))
-    event["eventName"] = operation
-    principal, region = authenticate(
-        request,
-        server.principals,
-        region=_host_region(server, request),
-        now=dt.datetime.now(dt.UTC),
-    )
-    event |= {"principal": principal.arn, "awsRegion": region}
-    if region not in server.regions.values():
-        raise KmsError("InvalidSignatureException", "The double does not serve this region.")
-    _strike(server.faults, operation)
-    parameters = decode_parameters(operation, request.body)
-    call = Call(principal, region, operation, parameters, server.faults)
-    try:
-        answer = encode_answer(server.service.answer(call))
-    finally:
-        event |= _observed(call)
-    server.audit.write(event | {"decision": "allowed", "reason": call.reason.text})
-    return answer
-
-
-def _strike(faults: Faults, operation: str) -> None:
-    """Let faults take the place of the answer."""
-    seconds = faults.take("slow", operation)
-    if seconds is not None:
-        time.sleep(seconds)
-    if faults.take("disconnect", operation) is not None:
-        raise ConnectionAbortedError
-    if faults.take("throttle", operation) is not None:
-        text = "You have exceeded the rate at which you may call KMS."
-        raise KmsError("ThrottlingException", text, Reason("fault", "throttle"))
-    status = faults.take("error", operation)
-    if status is not None:
-        reason = Reason("fault", "error")
-        raise KmsError("KMSInternalException", "Fault.", reason, status=int(status))
-
-
-def _host_region(server: KmsServer, request: HttpRequest) -> str | None:
-    """Return the region of the endpoint that Host names; None on a loopback name."""
-    host = (request.header("host") or "").rpartition(":")[0] or request.header("host") or ""
-    if host in {"localhost", "127.0.0.1"}:
-        return None
-    if host not in server.regions:
-        raise KmsError("UnknownOperationException", "The double does not serve this host name.")
-    return server.regions[host]
-
-
-def _observed(call: Call) -> dict[str, Any]:
-    """Return what the audit trail may say: names, contexts and registers, never content."""
-    shown = ("KeyId", "SourceKeyId", "DestinationKeyId", "EncryptionContext")
-    observed: dict[str, Any] = {
-        "requestParameters": {
-            name: call.parameters[name] for name in shown if name in call.parameters
-        },
-        "resources": call.keys,
-    }
-    if call.recipient is not None:
-        observed["additionalEventData"] = {"recipient": call.recipient.record()}
-    if call.unknown:
-        observed["notUnderstood"] = call.unknown
-    return observed
+def _skip_trailers(stream: BinaryIO) -> bool:
+    lines = (stream.readline(_LINE_MAX) for _ in range(_TRAILERS_MAX))
+    return any(line == b"\r\n" for line in lines)

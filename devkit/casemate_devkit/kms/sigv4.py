@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botocore.auth import SigV4Auth
+from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.compat import HTTPHeaders
 from botocore.credentials import Credentials
@@ -28,6 +28,8 @@ _AUTHORIZATION = re.compile(
     r"/aws4_request,\s*SignedHeaders=([a-z0-9;-]{1,1024}),\s*Signature=([0-9a-f]{64})",
     re.ASCII,
 )
+_UNSIGNED = re.compile(r"UNSIGNED-PAYLOAD|STREAMING-[A-Z0-9-]{1,64}")
+KMS = "kms"
 _TIMESTAMP = "%Y%m%dT%H%M%SZ"
 _SKEW = dt.timedelta(minutes=15)  # AWS's limit
 _UNKNOWN_TOKEN = "The security token included in the request is invalid."  # noqa: S105 - a message
@@ -59,14 +61,25 @@ class _ExactHeaders(SigV4Auth):  # type: ignore[misc]  # botocore carries no typ
         return request.headers
 
 
+class _ExactPath(_ExactHeaders, S3SigV4Auth):  # type: ignore[misc]  # botocore carries no types
+    """As S3 does: the path is signed as it is sent."""
+
+
+def claimed_service(authorization: str | None) -> str:
+    """Return the service that an Authorization header says it was made for; unproven."""
+    match = _AUTHORIZATION.fullmatch(authorization or "")
+    return match[4] if match else KMS
+
+
 def authenticate(
     request: HttpRequest,
     principals: Mapping[str, Principal],
     *,
     region: str | None,
     now: dt.datetime,
+    service: str = KMS,
 ) -> tuple[Principal, str]:
-    """Return who signed ``request`` and the region it was signed for.
+    """Return who signed ``request`` for ``service`` and the region it was signed for.
 
     ``region`` is the one the Host header names, or None. Raises KmsError with the error types and
     messages of AWS.
@@ -81,17 +94,20 @@ def authenticate(
             "Authorization header requires 'Credential', 'SignedHeaders' and 'Signature' parameters"
             " of AWS4-HMAC-SHA256.",
         )
-    access_key_id, date, scope_region, service, names, signature = match.groups()
+    access_key_id, date, scope_region, scope_service, names, signature = match.groups()
     timestamp = _check_time(request, date, now)
-    if service != "kms" or region not in {None, scope_region}:
-        message = "Credential should be scoped to a valid region and to service: 'kms'."
+    if scope_service != service or region not in {None, scope_region}:
+        message = f"Credential should be scoped to a valid region and to service: '{service}'."
         raise _fault("InvalidSignatureException", message)
     principal = principals.get(access_key_id)
     if principal is None:
         raise _fault("UnrecognizedClientException", _UNKNOWN_TOKEN)
     _check_token(request, principal)
     signed = _signed_headers(request, names.split(";"))
-    expected = _signature(request, signed, principal, scope_region, timestamp)
+    _check_content(request, service)
+    credentials = Credentials(principal.access_key_id, principal.secret_access_key)
+    signer = (_ExactPath if service == "s3" else _ExactHeaders)(credentials, service, scope_region)
+    expected = _signature(request, signed, signer, timestamp)
     if not hmac.compare_digest(expected, signature):
         raise _fault("InvalidSignatureException", _MISMATCH)
     return principal, scope_region
@@ -140,20 +156,22 @@ def _signed_headers(request: HttpRequest, names: list[str]) -> Aws:
             message = f"The signed header {name[:64]} is not in the request exactly once."
             raise _fault("InvalidSignatureException", message)
         headers[name] = value
-    stated = request.header("x-amz-content-sha256")
-    if stated not in {None, hashlib.sha256(request.body).hexdigest()}:
-        raise _fault("InvalidSignatureException", _MISMATCH)
     return headers
 
 
-def _signature(
-    request: HttpRequest, headers: Aws, principal: Principal, region: str, timestamp: str
-) -> str:
+def _check_content(request: HttpRequest, service: str) -> None:
+    """Compare the body with its signed digest; S3 alone has bodies whose digest is not signed."""
+    stated = request.header("x-amz-content-sha256")
+    if service == "s3" and stated is not None and _UNSIGNED.fullmatch(stated):
+        return
+    if stated not in {None, hashlib.sha256(request.body).hexdigest()}:
+        raise _fault("InvalidSignatureException", _MISMATCH)
+
+
+def _signature(request: HttpRequest, headers: Aws, signer: Aws, timestamp: str) -> str:
     url = f"https://{request.header('host')}{request.target}"
     aws = AWSRequest(method=request.method, url=url, data=request.body)
     aws.headers = headers
     aws.context["timestamp"] = timestamp
-    credentials = Credentials(principal.access_key_id, principal.secret_access_key)
-    signer = _ExactHeaders(credentials, "kms", region)
     to_sign = signer.string_to_sign(aws, signer.canonical_request(aws))
     return str(signer.signature(to_sign, aws))

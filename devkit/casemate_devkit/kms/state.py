@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_der_private_key,
 )
-from moto.kms.models import Key, KmsBackend
 from moto.kms.utils import ECDSAPrivateKey, RSAPrivateKey
 
 from casemate_devkit.kms.grants import Grant
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from moto.kms.models import Key, KmsBackend
 
 STATE_FILE: Final = "state.json"
 ROTATION_DAYS: Final = 365  # AWS's default
