@@ -78,11 +78,7 @@ class KmsServer(ThreadingHTTPServer):
         self.faults = Faults(faults, directory / FAULTS_FILE)
         self.service = KmsService(roots, _milliseconds, directory / STATE_FILE)
         self._tls = server_context(directory, regions)
-        self._slots = threading.BoundedSemaphore(OBJECT_MAX = 64 * 1024 * 1024  # for other services: a sealed model of a test, not of a product
-_LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
-_LINE_MAX = 1024
-
+        self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), KmsHandler)
 
