@@ -353,7 +353,7 @@ def test_c9_a_header_seals_one_plaintext_only(
     first = at_sequence(session, 0)
     preamble = cbor.encode(
         {
-            **dict.fromkeys(("digest", "caller", "signature")),
+            **dict.fromkeys(("digest", "caller", "signature", "object")),
             **{"v": 1, "model": MODEL, "version": 1},
         }
     )
@@ -388,7 +388,7 @@ def test_h20_a_ciphertext_under_another_key_than_the_committed_one_is_refused(
         for session in (committed, sealing):
             preamble = cbor.encode(
                 {
-                    **dict.fromkeys(("version", "digest", "caller", "signature")),
+                    **dict.fromkeys(("version", "digest", "caller", "signature", "object")),
                     **{"v": 1, "model": MODEL},
                 }
             )
