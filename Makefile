@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
-BENCHES        := verifier
+BENCHES        := verifier sandbox
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
     tests/security/test_chain_cache.py tests/security/test_evidence_binding.py tests/security/test_eif.py
@@ -68,7 +68,7 @@ mutants: venv ## Disable each check in turn, in a copy: a named test must notice
 fuzz: $(FUZZ)/.installed ## Throw RUNS (1,000,000) damaged documents at the parsers
 	@$(FUZZ)/bin/python -m tests.fuzz.documents --runs $(RUNS)
 
-bench: venv ## Measure against the targets of docs/performance.md (JSON=1 for machines)
+bench: stage ## Measure against the targets of docs/performance.md (JSON=1 for machines)
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench $(if $(filter 1,$(JSON)),--json) || exit 1; done
 
 # Apart from the other tools: instrumented, and for Linux alone.

@@ -26,8 +26,16 @@ CONTEXT: Final = "kms:EncryptionContext:"
 CONTEXT_KEYS: Final = "kms:EncryptionContextKeys"
 REGISTERS: Final = (0, 1, 2, 16)
 # Each leads from a wrapped key to its plaintext: at once, under another key, by a grant, or by a
-# replica with a policy of its own. Only Decrypt can be attested.
-_RELEASING: Final = ("kms:Decrypt", "kms:ReEncryptFrom", "kms:CreateGrant", "kms:ReplicateKey")
+# replica with a policy of its own. Only the first two can be attested, and DeriveSharedSecret has
+# no encryption context, so no Allow of it is narrow enough. GenerateDataKey is missing on purpose:
+# it hands out new keys only, to those who seal.
+_RELEASING: Final = (
+    "kms:Decrypt",
+    "kms:DeriveSharedSecret",
+    "kms:ReEncryptFrom",
+    "kms:CreateGrant",
+    "kms:ReplicateKey",
+)
 _TOP: Final = {"Id", "Statement", "Version"}
 _VERSIONS: Final = {"2008-10-17", VERSION}
 # Nothing else occurs in an action. Foreign letters could fold to these, and mean nothing to AWS.

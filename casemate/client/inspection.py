@@ -16,6 +16,7 @@ from casemate.attestation.tpm_policy import TpmPolicy, parse_any_policy
 from casemate.client.inspection_evidence import configuration, document, evidence, hex_or_none
 from casemate.client.recognise import Kind, recognise
 from casemate.errors import CasemateError, Code
+from casemate.sealed_data import SealedData
 from casemate.sealed_model import ModelReader
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _NOTES: Final = {
     Kind.DOCUMENT: _UNVERIFIED,
     Kind.EVIDENCE: _UNVERIFIED,
     Kind.MODEL: "UNVERIFIED: the signature is not checked. The enclave checks it.",
+    Kind.DATA: "UNVERIFIED: only the data key proves who sealed it. The enclave checks it.",
     Kind.IMAGE: "Measured from the file. Its metadata is neither measured nor signed: not shown.",
     Kind.CONFIGURATION: "UNVERIFIED: PCR16 in evidence says which configuration is in force.",
     Kind.POLICY: "What whoever uses this file accepts.",
@@ -79,6 +81,19 @@ def model(data: bytes) -> Facts:
             {"path": entry.path, "bytes": entry.length, "digest": entry.digest.hex()}
             for entry in header.entries
         ],
+    }
+
+
+def data(head: bytes) -> Facts:
+    """Take the header of sealed data apart (SPEC 8.6)."""
+    sealed = SealedData.parse(head)
+    header = sealed.header
+    return {
+        "digest": sealed.digest.hex(),
+        "audience": header.audience,
+        "kms_key": header.kms_key,
+        "readers": [reader.hex() for reader in header.readers],
+        "models": [digest.hex() for digest in header.models],
     }
 
 
@@ -155,6 +170,7 @@ _PARSERS: Final[Mapping[Kind, Callable[[bytes], Facts]]] = {
     Kind.DOCUMENT: document,
     Kind.EVIDENCE: evidence,
     Kind.MODEL: model,
+    Kind.DATA: data,
     Kind.CONFIGURATION: configuration,
     Kind.POLICY: policy,
 }

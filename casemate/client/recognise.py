@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from casemate.attestation.eif import MAGIC as EIF_MAGIC
+from casemate.sealed_data import MAGIC as DATA_MAGIC
 from casemate.sealed_model.header import MAGIC as MODEL_MAGIC
 
 _COSE_SIGN1: Final = frozenset({0x84, 0xD2})  # an array of four, or tag 18
@@ -19,6 +20,7 @@ class Kind(StrEnum):
     DOCUMENT = "attestation document"
     EVIDENCE = "evidence bundle"
     MODEL = "sealed model"
+    DATA = "sealed data"
     IMAGE = "enclave image"
     CONFIGURATION = "configuration"
     POLICY = "trust policy"
@@ -33,6 +35,8 @@ def recognise(head: bytes) -> Kind | None:
         return Kind.IMAGE
     if head.startswith(MODEL_MAGIC):
         return Kind.MODEL
+    if head.startswith(DATA_MAGIC):
+        return Kind.DATA
     first = head[0] if head else -1
     if first in _COSE_SIGN1:
         return Kind.DOCUMENT

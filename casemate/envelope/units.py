@@ -77,7 +77,7 @@ def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
 def split_single(unit: memoryview) -> memoryview:
     """Return the only part of a unit of sealed data, as a view; raises BrokenSealError."""
     parts, length = _split(unit, 1)
-    if not parts or len(unit) != padded_length(length):
+    if not parts or padded_length(length) != len(unit):
         raise BrokenSealError
     return parts[0]
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casemate import wire
-from casemate.envelope.chunks import BrokenSealError
+from casemate.envelope.chunks import BrokenSealError, seal_content
 from casemate.envelope.units import pack_unit, split_single
 from casemate.errors import Code, ObjectError
 from casemate.kms_context import data_context, object_context
@@ -252,3 +252,14 @@ def test_a_header_out_of_bounds_is_not_written(change: dict[str, object]) -> Non
 def test_a_unit_of_two_parts_is_refused() -> None:
     with pytest.raises(BrokenSealError):
         split_single(memoryview(pack_unit([b"a", b"b"])))
+
+
+def test_h20_an_object_that_does_not_commit_to_its_key_is_refused() -> None:
+    """Everything authenticates under the key; only the header's commitment names another."""
+    header = replace(SealedData.parse(SEALED).header, key_commitment=b"c" * 32)
+    signed = MAGIC + wire.lp(header.encode())
+    name = wire.digest(signed)
+    key = wire.expand(wire.extract(KEY), "data", name)
+    with pytest.raises(ObjectError) as refused:
+        opened(signed + seal_content(key, name, pack_unit([CONTENT])))
+    assert refused.value.code == Code.OBJECT_OPEN_FAILED

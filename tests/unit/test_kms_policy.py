@@ -297,6 +297,7 @@ def test_one_flaw_in_the_decrypt_statement(
         "KMS:DECRYPT",
         "kms:De*",
         "kms:?ecrypt",
+        "kms:DeriveSharedSecret",
         "kms:ReEncrypt*",
         "kms:ReEncryptFrom",
         "kms:CreateGrant",

@@ -11,7 +11,7 @@ import time
 import uuid
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from casemate_devkit.kms.audit import AuditTrail
 from casemate_devkit.kms.dispatch import respond
@@ -24,6 +24,7 @@ from casemate_devkit.kms.tls import endpoint_host, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedIOBase
     from pathlib import Path
 
     from casemate_devkit.kms.principals import Principal
@@ -136,7 +137,7 @@ class KmsHandler(BaseHTTPRequestHandler):
         except ConnectionAbortedError:
             self.close_connection = True
 
-    do_DELETE = do_GET = do_HEAD = do_PUT = do_POST
+    do_DELETE = do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815 - names of http.server
 
     def _body(self) -> bytes | None:
         """Return the body, None if it is too large or its length is not stated as AWS does."""
@@ -174,7 +175,7 @@ class KmsHandler(BaseHTTPRequestHandler):
         """Say nothing: the audit trail has every request."""
 
 
-def read_chunked(stream: BinaryIO, maximum: int) -> bytes | None:
+def read_chunked(stream: BufferedIOBase, maximum: int) -> bytes | None:
     """Return a body in chunks (RFC 9112 7.1); None if it is malformed or too large."""
     body = bytearray()
     while match := _CHUNK.fullmatch(stream.readline(_LINE_MAX)):
@@ -189,6 +190,6 @@ def read_chunked(stream: BinaryIO, maximum: int) -> bytes | None:
     return None
 
 
-def _skip_trailers(stream: BinaryIO) -> bool:
+def _skip_trailers(stream: BufferedIOBase) -> bool:
     lines = (stream.readline(_LINE_MAX) for _ in range(_TRAILERS_MAX))
     return any(line == b"\r\n" for line in lines)

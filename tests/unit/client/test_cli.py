@@ -64,6 +64,17 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "app.eif").write_bytes(eb.Eif().encode())
     (tmp_path / "tpm.toml").write_text(tpm_policy())
     seal(tmp_path / "model.sealed")
+    (tmp_path / "rows.sealed").write_bytes(
+        seal_data(
+            b"content",
+            data_key=bytes(32),
+            wrapped_key=b"wrapped",
+            kms_key="arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+            audience="clinic",
+            readers=[b"\xab" * 32],
+            models=[b"\xcd" * 48],
+        )
+    )
     return tmp_path
 
 
@@ -246,6 +257,7 @@ def test_a_policy_that_does_not_load(files: Path) -> None:
         ("document.cbor", "attestation document", "PCR16"),
         ("evidence.bin", "evidence bundle", "7306c6d2"),
         ("model.sealed", "sealed model", "model.onnx"),
+        ("rows.sealed", "sealed data", "abab"),
         ("app.eif", "enclave image", "ramdisk"),
         ("configuration.cbor", "configuration", "minimum versions"),
         ("trust.toml", "trust policy", "0.1.0"),

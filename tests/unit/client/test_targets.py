@@ -164,3 +164,13 @@ def test_without_any_replica_another_instance_is_refused(
     swapped(one, other)
     with Client([one.target, other.target], made.policy(), data_keys=OneKey()) as client:
         assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.ANSWER_INSTANCE_UNKNOWN
+
+
+def test_evidence_of_another_genuine_instance_releases_nothing(
+    services: tuple[Service, Service],
+) -> None:
+    one, other = services
+    swapped(one, other)
+    one.checks_instance = False  # it shows its own, whatever it is asked for
+    with Client(one.target, made.policy(), data_keys=OneKey(), any_replica=True) as client:
+        assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.ANSWER_INSTANCE_UNKNOWN
