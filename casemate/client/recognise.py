@@ -26,17 +26,21 @@ class Kind(StrEnum):
     POLICY = "trust policy"
 
 
+_MAGICS: Final = {
+    EIF_MAGIC: Kind.IMAGE,
+    MODEL_MAGIC: Kind.MODEL,
+    DATA_MAGIC: Kind.DATA,
+}
+
+
 def recognise(head: bytes) -> Kind | None:
     """Return what a file that begins with ``head`` claims to be; None for anything else.
 
     ``head`` is at least the whole of a policy, if it is one. Parsing decides whether it is true.
     """
-    if head.startswith(EIF_MAGIC):
-        return Kind.IMAGE
-    if head.startswith(MODEL_MAGIC):
-        return Kind.MODEL
-    if head.startswith(DATA_MAGIC):
-        return Kind.DATA
+    for magic, kind in _MAGICS.items():
+        if head.startswith(magic):
+            return kind
     first = head[0] if head else -1
     if first in _COSE_SIGN1:
         return Kind.DOCUMENT

@@ -21,6 +21,7 @@ from casemate.attestation import EvidenceBundle, TrustPolicy, measure_tree, pars
 from casemate.attestation.cmdline import enclave_cmdline
 from casemate.client.cli import main
 from casemate.client.cli.tables import printable
+from casemate.sealed_data import seal_data
 from tests.support import eif_builder as eb
 from tests.support import evidence as ev
 from tests.support import nitro_pki as pki
