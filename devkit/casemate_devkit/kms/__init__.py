@@ -1,8 +1,9 @@
 """A KMS that enforces what AWS KMS enforces for attested key release, for tests and demonstrations.
 
-moto answers ``Decrypt`` with ``Recipient`` by handing out the plaintext. This double checks the
-signature of every request, judges it by the key's policy and grants, verifies the attestation
-document with the production verifier and seals the answer to the attested key. It is not AWS KMS:
+It is moto behind a loopback TLS server. moto alone answers ``Decrypt`` with ``Recipient`` by handing
+out the plaintext; here the signature of every request is checked, the key's policy and grants are
+judged, the attestation document is verified with the production verifier and the answer is sealed
+to the attested key. moto keeps the keys and answers what is not emulated here. It is not AWS KMS:
 it has no IAM, and README.md says what it refuses to do.
 """
 

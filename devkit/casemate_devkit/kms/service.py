@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from casemate_devkit.kms.access import Call, KeyAccess
 from casemate_devkit.kms.errors import KmsError, Reason, invalid, unsupported
+from casemate_devkit.kms.grant_operations import Grants
 from casemate_devkit.kms.keys import AGREEMENT, ENCRYPTION, SYMMETRIC, KeyStore, metadata
 from casemate_devkit.kms.lifecycle import Lifecycle
-from casemate_devkit.kms.management import Aliases, Grants, Keys
+from casemate_devkit.kms.management import Aliases, Keys
 from casemate_devkit.kms.moto_operations import MotoOperations
 from casemate_devkit.kms.pairs import agree, new_pair
 from casemate_devkit.kms.recipient import DOCUMENT_AGE_MAX, tampered, verify_recipient
