@@ -49,6 +49,7 @@ _IN_CONTAINER: Final = (
     "run as root, or outside of the container, or allow this container namespaces and mounts "
     "(its seccomp and AppArmor profiles refuse them)"
 )
+_NOT_TRIED: Final = ("not tried", "mend what is refused above first")
 # The steps of the trial: how people know them, and what mends them.
 _STEPS: Final = {
     "landlock": (
@@ -119,14 +120,13 @@ def _system() -> Check:
 def _isolation() -> Iterator[Check]:
     tried = _tried()
     for step, (name, mend) in _STEPS.items():
-        found = tried.get(step, {"refused": "not tried"})
+        found = tried.get(step)
         if isinstance(found, str):
             yield Check(name=name, need="process", ok=True, found=found)
-        else:
-            known = "; ".join(_mends()) if mend is _IN_CONTAINER else ""
-            yield Check(
-                name=name, need="process", ok=False, found=found["refused"], mend=known or mend
-            )
+            continue
+        known = "; ".join(_mends()) if mend is _IN_CONTAINER else ""
+        reason, mended = (found["refused"], known or mend) if found else _NOT_TRIED
+        yield Check(name=name, need="process", ok=False, found=reason, mend=mended)
 
 
 def _tried() -> dict[str, str | dict[str, str]]:
