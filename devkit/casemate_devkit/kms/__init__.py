@@ -1,10 +1,10 @@
 """A KMS that enforces what AWS KMS enforces for attested key release, for tests and demonstrations.
 
-It is moto behind a loopback TLS server. moto alone answers ``Decrypt`` with ``Recipient`` by handing
-out the plaintext; here the signature of every request is checked, the key's policy and grants are
-judged, the attestation document is verified with the production verifier and the answer is sealed
-to the attested key. moto keeps the keys and answers what is not emulated here. It is not AWS KMS:
-it has no IAM, and README.md says what it refuses to do.
+It is moto behind a loopback TLS server. moto alone answers ``Decrypt`` with ``Recipient`` by
+handing out the plaintext; here the signature of every request is checked, the key's policy and
+grants are judged, the attestation document is verified with the production verifier and the answer
+is sealed to the attested key. moto keeps the keys and answers what is not emulated here. It is not
+AWS KMS: it has no IAM, and README.md says what it refuses to do.
 """
 
 from __future__ import annotations
