@@ -14,7 +14,7 @@ from casemate.kms_context import model_context
 from casemate.sealed_model import ModelHeader, seal_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,6 +32,7 @@ def seal_onnx(
     kms_key: str,
     callers: Callers,
     answer_bucket: int = limits.UNIT_MIN,
+    external: Sequence[Path] = (),
     kms: Any = None,  # noqa: ANN401 - a boto3 KMS client
     progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
@@ -39,8 +40,10 @@ def seal_onnx(
 
     The data key comes from ``kms_key`` under the context of SPEC 8.2, so that only an enclave which
     the key's policy accepts can open the file. ``output`` appears only when it is complete;
-    ``progress`` gets the number of bytes after each chunk.
+    ``progress`` gets the number of bytes after each chunk. ``external`` are the files in which the
+    model keeps its weights, in the model's folder or below it, as ONNX refers to them.
     """
+    files = {model.name: model, **{_location(path, model): path for path in external}}
     try:
         inputs, outputs = read_signature(model.read_bytes())
     except OSError as error:
@@ -54,7 +57,7 @@ def seal_onnx(
         with partial.open("wb") as stream:
             header = seal_model(
                 stream,
-                files={model.name: model},
+                files=files,
                 data_key=data_key.key,
                 wrapped_key=data_key.ciphertext_blob,
                 kms_key=kms_key,
@@ -73,3 +76,12 @@ def seal_onnx(
     finally:
         partial.unlink(missing_ok=True)
     return header
+
+
+def _location(path: Path, model: Path) -> str:
+    """Return how the model names ``path``: relative to its own folder."""
+    try:
+        return path.resolve().relative_to(model.resolve().parent).as_posix()
+    except ValueError:
+        detail = f"{path} does not lie in the model's folder or below it"
+        raise CasemateError(Code.INVALID_ARGUMENT, detail) from None

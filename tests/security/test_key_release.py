@@ -266,10 +266,12 @@ def test_streams_are_closed_whatever_happens(bench: Bench) -> None:
     bench.egress.verdict = b"\x01"
     with pytest.raises(KeyReleaseError):
         bench.decrypt()
-    before = descriptors()
-    for verdict, ports in ((b"\x01", None), (b"\x02", None), (None, {f"{HOST}:443": 1})):
-        bench.egress.verdict = verdict
-        bench.egress.ports = ports if ports is not None else bench.egress.ports
-        with pytest.raises(KeyReleaseError):
-            bench.decrypt()
-    assert descriptors() <= before + 2
+    genuine = bench.egress.ports
+    for verdict, ports in ((b"\x01", genuine), (b"\x02", genuine), (None, {f"{HOST}:443": 1})):
+        bench.egress.verdict, bench.egress.ports = verdict, ports
+        before = descriptors()
+        for _ in range(8):
+            with pytest.raises(KeyReleaseError):
+                bench.decrypt()
+        # Others in this process may open a few meanwhile; a leak would show eight.
+        assert descriptors() < before + 8

@@ -98,6 +98,12 @@ def named_tensor(item: str) -> tuple[str, Any]:
     multiple=True,
     help="Public key (hex) of one who may call the model; repeat, or write `any`.",
 )
+@click.option(
+    "--external",
+    multiple=True,
+    type=existing,
+    help="A file that holds weights of the model (ONNX external data). May be repeated.",
+)
 @click.option("--answer-bucket", default=1024, show_default=True, help="Floor of answers, bytes.")
 def seal_model_command(
     model: Path,
@@ -107,10 +113,12 @@ def seal_model_command(
     publisher_key: Path,
     kms_key: str,
     callers: tuple[str, ...],
+    external: tuple[Path, ...],
     answer_bucket: int,
 ) -> None:
     """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
-    with progress_bar(model.stat().st_size, "sealing") as progress:
+    total = sum(path.stat().st_size for path in (model, *external))
+    with progress_bar(total, "sealing") as progress:
         header = seal_onnx(
             model,
             output,
@@ -120,6 +128,7 @@ def seal_model_command(
             kms_key=kms_key,
             callers=_callers(callers),
             answer_bucket=answer_bucket,
+            external=external,
             progress=progress,
         )
     summary = {

@@ -71,6 +71,22 @@ def test_a_model_sealed_again_under_another_key_keeps_its_digest(tmp_path: Path)
     assert refused.value.code is Code.MODEL_OPEN_FAILED
 
 
+def test_external_data_is_sealed_beside_the_model(tmp_path: Path) -> None:
+    model, weights = tmp_path / "m.onnx", tmp_path / "data/w.bin"
+    weights.parent.mkdir()
+    model.write_bytes(ONNX.read_bytes())
+    weights.write_bytes(b"weights" * 1000)
+    kms = Kms()
+    facts = {"name": "m", "version": 1, "publisher": PUBLISHER, "kms_key": OLD, "callers": "any"}
+    header = seal_onnx(model, tmp_path / "sealed", external=[weights], kms=kms, **facts)  # type: ignore[arg-type]
+    assert [entry.path for entry in header.entries] == ["m.onnx", "data/w.bin"]
+    contents = opened(tmp_path / "sealed", kms.keys[header.wrapped_key])
+    assert contents["data/w.bin"] == weights.read_bytes()
+    with pytest.raises(CasemateError) as refused:
+        seal_onnx(model, tmp_path / "sealed", external=[ONNX], kms=kms, **facts)  # type: ignore[arg-type]
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
 def test_the_bar_is_for_terminals(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
