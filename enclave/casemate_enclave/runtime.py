@@ -11,7 +11,7 @@ from casemate.errors import CasemateError, Code, ModelError, RequestError
 from casemate_enclave.onnx_scan import external_locations
 from casemate_enclave.watchdog import Watchdog
 
-# It starts its telemetry when it is imported (SANDBOX.md), so the switch has to be set before.
+# It starts its telemetry when it is imported, so the switch has to be set before.
 if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
     raise ImportError("ORT_DISABLE_TELEMETRY=1 must be set before onnxruntime is imported")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import click
+import structlog
 
 from casemate.errors import CasemateError
 from casemate_devkit.demo import attacks, scenes
@@ -27,6 +29,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=_REPOSITORY / "examples/wdbc")
     parser.add_argument("--keep", action="store_true", help="leave the services running")
     arguments = parser.parse_args()
+    # One attack runs an egress proxy in this process; its log is no part of the story.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     base = Path(tempfile.mkdtemp(prefix="casemate-demo-"))
     return run(base, arguments.tree, arguments.data, keep=arguments.keep)
 

@@ -1,4 +1,4 @@
-"""onnxruntime behind the seam: what it is given, what it says (THREATS C1, C5, M3; SANDBOX.md)."""
+"""onnxruntime behind the seam: what it is given, what it says (THREATS C1, C5, M3)."""
 
 import subprocess
 import sys
