@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
-BENCHES        := verifier sandbox
+BENCHES        := verifier sandbox key_modes
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
     tests/security/test_chain_cache.py tests/security/test_evidence_binding.py tests/security/test_eif.py
