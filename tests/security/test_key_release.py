@@ -65,7 +65,7 @@ def release(bench: Bench, path: list[str], environment: dict[str, str], watch: P
         "watch": str(watch),
     }
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "pycache_prefix=/nonexistent", str(CHILD)],
+        [sys.executable, "-I", "-S", "-B", "-X", "pycache_prefix=/nonexistent", str(CHILD)],
         input=json.dumps(order),
         env=environment,
         capture_output=True,
