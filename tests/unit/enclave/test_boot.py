@@ -38,7 +38,13 @@ def boot(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *flags, str(tree / "app" / "boot.py")]
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environ or {}, cwd=cwd, timeout=30
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environ or {},
+        cwd=cwd or tree,
+        timeout=30,
     )
 
 
