@@ -9,8 +9,9 @@ import pytest
 from moto import mock_aws
 
 from casemate.client import objects
+from casemate.client.kms import KmsDataKeys
 from casemate.client.objects import read_object, seal_tensors, write_object
-from casemate.errors import CasemateError, Code
+from casemate.errors import CasemateError, Code, PolicyError
 from casemate.kms_context import object_context
 from casemate.kms_policy import attested_key_policy
 from casemate.sealed_data import SealedData
@@ -110,3 +111,24 @@ def test_what_is_too_large_is_not_taken(bucket: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(objects, "_LARGEST", 5)
     write_object(f"s3://{bucket}/x", b"object")
     assert refusal(f"s3://{bucket}/x", act=read_object).code == Code.TOO_LARGE
+
+
+def test_a_key_policy_with_two_readings_is_refused() -> None:
+    narrow = attested_key_policy(
+        account_admin="arn:aws:iam::111122223333:user/admin",
+        decrypt_principal="arn:aws:iam::111122223333:role/host",
+        releases=[made.RELEASE],
+        purpose="data",
+        scope=made.AUDIENCE,
+        encrypt_principals=["arn:aws:iam::111122223333:role/app"],
+    )
+    twice = json.dumps(narrow).replace("{", '{"Statement": [], ', 1)
+    assert json.loads(twice) == narrow  # a lax reader sees the narrow one
+
+    class Kms:
+        def get_key_policy(self, **_: str) -> dict[str, str]:
+            return {"Policy": twice}
+
+    arn = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    with pytest.raises(PolicyError):
+        KmsDataKeys(arn, kms=Kms()).generate(made.policy())
