@@ -110,6 +110,13 @@ FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection th
 CONNECTIONS_MAX: Final = 64  # enclave side: 32 relay connections, control, and room for a reconnect
 STOP_TIMEOUT_S: Final = 5.0  # for what is under way when the enclave is told to end
 EGRESS_NAME_MAX: Final = 259  # a 253-byte host name, colon, port
+# Upper bounds of the durations of steps, in microseconds; a last bucket takes what is longer.
+STEP_BOUNDS_US: Final = (
+    *(50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+    *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 60_000_000),
+)
+# Answers between two publications: no single one's steps show. A busy enclave takes a moment.
+STEP_GROUP: Final = 32
 
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch

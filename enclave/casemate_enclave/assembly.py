@@ -86,6 +86,7 @@ class Assembly:
             unwraps=unwraps,
             models=models,
             objects=ObjectOpener(configuration.audience, unwraps),
+            journal=self._journal,
         )
         return Parts(
             configuration=configuration,

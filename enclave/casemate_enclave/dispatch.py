@@ -152,7 +152,8 @@ class Dispatcher:
 
     def _counters(self, exchange: Exchange) -> Answer:
         _empty(exchange.payload)
-        return cbor.encode(self._journal.counters())
+        counters, histograms = self._journal.counters(), self._journal.histograms()
+        return cbor.encode({"counters": counters, "histograms": histograms})
 
 
 def _frame_type(kind: int) -> FrameType:

@@ -1,7 +1,8 @@
-"""What the enclave says in the clear: enumerated events on stderr and a closed set of counters.
+"""What the enclave says in the clear: enumerated events on stderr, counters, durations of steps.
 
 Nothing here takes a text. What happens after a request is opened is neither an event nor counted:
 with one request at a time a counter of sealed statuses would tell the host each status (SPEC 11.2).
+Durations are therefore published in groups (``steps``).
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import threading
 from enum import StrEnum, unique
 from typing import TYPE_CHECKING, TextIO
 
+from casemate_enclave.steps import Step, Steps, Timed
+
 if TYPE_CHECKING:
     from casemate.errors import Code
+
+__all__ = ["Counter", "Event", "Journal", "Step"]
 
 
 @unique
@@ -60,6 +65,7 @@ class Journal:
         self._stream = stream
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(Counter, 0)
+        self._steps = Steps()
 
     def emit(self, event: Event, *, code: Code | None = None, count: int | None = None) -> None:
         """Print one JSON line made of enumerated names, a code and a number."""
@@ -83,3 +89,14 @@ class Journal:
         """Every counter by name, zero included."""
         with self._lock:
             return {counter.value: count for counter, count in self._counts.items()}
+
+    def timed(self, step: Step) -> Timed:
+        """Return a context manager that adds its block's duration to ``step``.
+
+        Whoever answers a request times ``SEAL`` exactly once, last.
+        """
+        return self._steps.timed(step)
+
+    def histograms(self) -> dict[str, dict[str, list[int] | int]]:
+        """Every step's durations by name, as they were published last (SPEC 9.3)."""
+        return self._steps.histograms()

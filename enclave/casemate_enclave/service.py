@@ -32,10 +32,12 @@ from casemate.envelope.opening import (
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 from casemate.kms_context import data_context
 from casemate.tensors import read_request, to_response
+from casemate_enclave.events import Step
 
 if TYPE_CHECKING:
     from casemate.envelope.replay import ReplayTable
     from casemate_enclave.clock import AttestedClock
+    from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
     from casemate_enclave.objects import ObjectOpener
@@ -85,6 +87,7 @@ class RequestService:
         unwraps: Unwraps,
         models: ModelRegistry,
         objects: ObjectOpener,
+        journal: Journal,
     ) -> None:
         self._bounds = bounds
         self._audience = audience_hash(bounds.audience)
@@ -96,6 +99,7 @@ class RequestService:
         self._unwraps = unwraps
         self._models = models
         self._objects = objects
+        self._journal = journal
 
     def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
@@ -107,13 +111,16 @@ class RequestService:
         self._check_header(header, len(ciphertext))
         wrapped = wire.digest(header.wrapped_key)
         prk = self._session_key(header, wrapped, deadline)
-        opened = open_request(raw_header, ciphertext, prk)
-        preamble = _preamble(opened)
-        caller = verify_caller(header, preamble) if preamble else None
+        with self._journal.timed(Step.OPEN):
+            opened = open_request(raw_header, ciphertext, prk)
+            preamble = _preamble(opened)
+            caller = verify_caller(header, preamble) if preamble else None
         self._accept(header)
         self._cache.put(wrapped, header.key_commitment, prk, header.not_after)
-        outcome = self._outcome(opened, preamble, caller, deadline)
-        return encode_sealed(*self._seal(opened, outcome))
+        with self._journal.timed(Step.RUN):
+            outcome = self._outcome(opened, preamble, caller, deadline)
+        with self._journal.timed(Step.SEAL):
+            return encode_sealed(*self._seal(opened, outcome))
 
     def _check_header(self, header: RequestHeader, size: int) -> None:
         """Everything that costs no cryptography, in the order of SPEC 6.4."""
@@ -138,6 +145,10 @@ class RequestService:
         cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
         if cached is not None:
             return cached
+        with self._journal.timed(Step.UNWRAP):
+            return self._unwrap(header, wrapped, deadline)
+
+    def _unwrap(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
         if header.key_mode == KEY_MODE_HPKE:
             self._unwraps.local()
             data_key = self._keys.find(header.key_id).unwrap(header.encapsulation)

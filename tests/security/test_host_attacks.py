@@ -5,6 +5,7 @@ Client, host, enclave and KMS double are the real processes; the attacker sits b
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from casemate import limits
 from casemate.client.transport import HostConnection
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import Code
@@ -551,6 +553,25 @@ def test_h16_counters_do_not_tell_a_sealed_status(deployment: LocalDeployment) -
         moved(to_request({"features": ROWS[:, :2]})),
     ]
     assert all(change == changes[0] for change in changes)
+
+
+def test_h16_step_durations_do_not_tell_a_sealed_status(deployment: LocalDeployment) -> None:
+    """Published in groups, and with every answer in every step that a model's run has."""
+    session, enclave = start_session(deployment), genuine(deployment)
+    seen, asked = [enclave.histograms()], [GOOD, b"\xff\xff", GOOD, GOOD]
+    for number in range(2 * limits.STEP_GROUP):
+        session.ask(enclave, asked[number % len(asked)])
+        if enclave.histograms() != seen[-1]:
+            seen.append(enclave.histograms())
+    # The durations of at least one group, and never of one request alone.
+    assert 1 <= len(seen) - 1 <= 2
+    counts = [
+        {step: sum(item["counts"]) for step, item in each.items() if step in {"run", "queue"}}
+        for each in seen
+    ]
+    assert all(each["run"] == each["queue"] for each in counts)
+    moved = [after["run"] - before["run"] for before, after in itertools.pairwise(counts)]
+    assert moved == [limits.STEP_GROUP] * len(moved)
 
 
 def test_answers_are_the_models_own(

@@ -102,8 +102,12 @@ class EnclaveSocket:
         return cbor.decode(self.ask(FrameType.HEALTH))
 
     def counters(self) -> Any:  # noqa: ANN401 - CBOR
-        """The answer to a counters frame, decoded."""
-        return cbor.decode(self.ask(FrameType.COUNTERS))
+        """The counters of a counters frame's answer."""
+        return cbor.decode(self.ask(FrameType.COUNTERS))["counters"]
+
+    def histograms(self) -> Any:  # noqa: ANN401 - CBOR
+        """The histograms of a counters frame's answer."""
+        return cbor.decode(self.ask(FrameType.COUNTERS))["histograms"]
 
 
 def genuine(world: LocalDeployment) -> EnclaveSocket:

@@ -147,7 +147,7 @@ class Bench:
         return dict(cbor.decode(self.ask(FrameType.HEALTH)))
 
     def counters(self) -> dict[str, int]:
-        return dict(cbor.decode(self.ask(FrameType.COUNTERS)))
+        return dict(cbor.decode(self.ask(FrameType.COUNTERS))["counters"])
 
     # Configuration and evidence
 

@@ -1,0 +1,107 @@
+"""How long the steps of a request take, as histograms that tell no single request's (SPEC 9.3).
+
+Promise: what is published moves only when ``limits.STEP_GROUP`` answers have been sealed since it
+last did, and every answer counts once in ``run`` and ``queue``, whether a model ran or not.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from enum import StrEnum, unique
+from typing import TYPE_CHECKING
+
+from casemate import limits
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+@unique
+class Step(StrEnum):
+    """Every step that is timed."""
+
+    UNWRAP = "unwrap"
+    OPEN = "open"
+    QUEUE = "queue"
+    RUN = "run"
+    SEAL = "seal"
+
+
+class Timed:
+    """Adds the duration of its block to one step, also when the block raises."""
+
+    __slots__ = ("_begun", "_step", "_steps")
+
+    def __init__(self, steps: Steps, step: Step) -> None:
+        self._steps = steps
+        self._step = step
+        self._begun = 0
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic_ns()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._steps.add(self._step, (time.monotonic_ns() - self._begun) // 1000)
+
+
+class _Histogram:
+    __slots__ = ("counts", "sum_us")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
+        self.sum_us = 0
+
+    def answer(self, total: int) -> dict[str, list[int] | int]:
+        """As in SPEC 9.3, filled up with zero durations to ``total``."""
+        missing = max(0, total - sum(self.counts))
+        return {"counts": [self.counts[0] + missing, *self.counts[1:]], "sum_us": self.sum_us}
+
+
+class Steps:
+    """One histogram for each step; thread-safe."""
+
+    def __init__(self, group: int = limits.STEP_GROUP) -> None:
+        self._group = group
+        self._lock = threading.Lock()
+        self._steps = {step: _Histogram() for step in Step}
+        self._unpublished = 0
+        self._published = self._answer()
+
+    def timed(self, step: Step) -> Timed:
+        """Return a context manager that times its block."""
+        return Timed(self, step)
+
+    def add(self, step: Step, microseconds: int) -> None:
+        """Add one duration."""
+        bucket = bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)
+        with self._lock:
+            histogram = self._steps[step]
+            histogram.counts[bucket] += 1
+            histogram.sum_us += microseconds
+            if step is not Step.SEAL:
+                return
+            self._unpublished += 1
+            if self._unpublished >= self._group:
+                self._unpublished = 0
+                self._published = self._answer()
+
+    def histograms(self) -> dict[str, dict[str, list[int] | int]]:
+        """Return what was published last, by step, zeros included."""
+        with self._lock:
+            return self._published
+
+    def _answer(self) -> dict[str, dict[str, list[int] | int]]:
+        sealed = sum(self._steps[Step.SEAL].counts)
+        # A refusal inside the seal may have reached neither: that must not show.
+        filled = {Step.QUEUE, Step.RUN}
+        return {
+            step.value: histogram.answer(sealed if step in filled else 0)
+            for step, histogram in self._steps.items()
+        }
