@@ -26,6 +26,7 @@ from casemate.frames import ERROR, FrameType, exchange, receive_frame, send_fram
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.pki import NitroPki
 from tests.support import onnx_bytes
+from tests.support.damage import flip
 from tests.support.enclave_bench import (
     ANSWER,
     AUDIENCE,
@@ -241,7 +242,7 @@ def test_refusals_come_in_the_order_of_the_specification(served: Bench) -> None:
         ({"wrapped_key": bytes(16) + header.wrapped_key[16:]}, Code.UNKNOWN_KEY),
         ({"not_before": now + HOUR, "not_after": now + 2 * HOUR}, Code.STALE_SESSION),
         ({"not_before": now, "not_after": now}, Code.EXPIRED),
-        ({"wrapped_key": header.wrapped_key[:-1] + b"\xff"}, Code.OPEN_FAILED),
+        ({"wrapped_key": flip(header.wrapped_key, -1)}, Code.OPEN_FAILED),
         ({"key_commitment": bytes(32)}, Code.OPEN_FAILED),
         ({"request_id": bytes(16)}, Code.OPEN_FAILED),
     )

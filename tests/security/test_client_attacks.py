@@ -42,6 +42,7 @@ from tests.support.attacker import (
     start_session,
     verified,
 )
+from tests.support.damage import flip
 
 if TYPE_CHECKING:
     from casemate.envelope.sealing import OpenedAnswer
@@ -325,7 +326,7 @@ def test_c9_only_an_authenticated_request_moves_the_window(
 ) -> None:
     owner = start_session(deployment)
     jump = at_sequence(owner, SEQUENCE_MAX - 1)
-    broken = bytes(jump.ciphertext)[:-1] + b"\0"
+    broken = flip(jump.ciphertext, -1)
     assert refusal(lambda: enclave.request(jump.header, broken)) is Code.OPEN_FAILED
     owner.keys._sequence = 0
     assert owner.ask(enclave).trailer.status is Code.OK  # nobody was locked out

@@ -34,6 +34,7 @@ from tests.support.attacker import (
     refusal,
     start_session,
 )
+from tests.support.damage import flip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,12 +62,6 @@ HEADER_FIELDS = {
     "encapsulation": 138,
     "wrapped": 1305,
 }
-
-
-def flip(data: bytes, position: int, bit: int = 0) -> bytes:
-    changed = bytearray(data)
-    changed[position] ^= 1 << bit
-    return bytes(changed)
 
 
 def positions(length: int, sample: int) -> list[int]:

@@ -33,6 +33,7 @@ from tests.support.attacker import (
     side_enclave,
     start_session,
 )
+from tests.support.damage import flip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,12 +87,6 @@ def parts(sealed: bytes) -> tuple[bytes, bytes, bytes]:
 
 def assembled(header: bytes, signature: bytes, chunks: bytes) -> bytes:
     return MAGIC + wire.lp(header) + wire.lp(signature) + chunks
-
-
-def flip(data: bytes, position: int) -> bytes:
-    changed = bytearray(data)
-    changed[position] ^= 1
-    return bytes(changed)
 
 
 def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(

@@ -30,6 +30,7 @@ from casemate_devkit.demo.scenes import find_pieces
 from casemate_devkit.local import AUDIENCE, MODEL
 from tests.support import onnx_bytes
 from tests.support.attacker import genuine, refusal, start_session
+from tests.support.damage import flip
 from tests.support.deployment import DATA, running
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Told:
             answer = session.ask(enclave, message, **{"version": 2, **named})
             assert answer.trailer.status is not Code.OK
         call = session.seal(to_request({"x": rows}), version=2)
-        broken = bytes(call.ciphertext)[:-1] + b"\0"
+        broken = flip(call.ciphertext, -1)
         assert refusal(lambda: enclave.request(call.header, broken)) is Code.OPEN_FAILED
 
     def seen(self) -> dict[str, bytes]:

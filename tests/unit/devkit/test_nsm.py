@@ -317,7 +317,7 @@ def test_a_connection_waits_until_the_process_is_named(server: NsmServer) -> Non
 
 
 def test_another_process_is_not_answered(server: NsmServer) -> None:
-    server.admit(os.getpid() + 1)
+    server.admit(os.getppid())
     with connected(server) as channel, contextlib.suppress(ConnectionError):
         channel.sendall(struct.pack(">I", 10) + cbor.encode("GetRandom"))
         assert channel.recv(1) == b""
