@@ -52,6 +52,9 @@ class Code(StrEnum):
     OBJECT_MALFORMED = "OBJECT_MALFORMED"
     OBJECT_REFUSED = "OBJECT_REFUSED"
     OBJECT_OPEN_FAILED = "OBJECT_OPEN_FAILED"
+    # Receipts (SPEC 14)
+    RECEIPT_MALFORMED = "RECEIPT_MALFORMED"
+    RECEIPT_SIGNATURE = "RECEIPT_SIGNATURE"
     # Verification steps (SPEC 3.8)
     EVIDENCE_SIZE = "EVIDENCE_SIZE"
     EVIDENCE_COSE = "EVIDENCE_COSE"
@@ -118,6 +121,10 @@ class ModelError(CasemateError):
 
 class ObjectError(CasemateError):
     """Sealed data was refused (SPEC 8.7)."""
+
+
+class ReceiptError(CasemateError):
+    """A receipt was refused (SPEC 14)."""
 
 
 class KeyReleaseError(CasemateError):

@@ -56,7 +56,11 @@ KEY_ARN_MAX: Final = 256
 HEADER_MAX: Final = 118 + 4 + WRAPPED_KEY_MAX
 REQUEST_MAX: Final = 64 * MIB  # ceiling of limits.request_bytes: one unary message in memory
 PREAMBLE_MAX: Final = 1 * KIB
-TRAILER_MAX: Final = 2 * KIB
+TRAILER_ROOM: Final = (
+    1 * KIB
+)  # a full error text, or a receipt with its blinders, and both names fit
+TRAILER_MAX: Final = TRAILER_ROOM - 4  # beside its length prefix
+RECEIPT_MAX: Final = 512  # six hashes, a name of 128 bytes and the signature take 471
 NAME_MAX: Final = 255  # names of models and tensors: a line in an error text
 DETAIL_MAX: Final = 512  # error texts name things; they never quote content
 
@@ -89,7 +93,7 @@ MODEL_HEADER_MAX: Final = 64 * KIB
 MODEL_ENTRIES_MAX: Final = 64
 MODEL_CALLERS_MAX: Final = 1024
 MODEL_BYTES_MAX: Final = 1 << 40
-ANSWER_BUCKET_MAX: Final = 64 * MIB
+ANSWER_BUCKET_MAX: Final = 63 * MIB  # with the trailer's room still a padded unit of REQUEST_MAX
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
 # A name, a datatype, eight dimensions of ten bytes, with room.

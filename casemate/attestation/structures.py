@@ -53,6 +53,7 @@ KEM_PUBLIC_BYTES: Final = 1216
 INSTANCE_ID_BYTES: Final = 16
 KEY_ID_BYTES: Final = 16
 PUBLISHER_BYTES: Final = 32
+RECEIPT_KEY_BYTES: Final = 32
 FORMS: Final = ("nitro-enclave", "vm", "container", "process", "unsafe-process")
 
 _TIME_MAX: Final = (1 << 64) - 1
@@ -110,12 +111,13 @@ class InstanceConfig:
     """Which enclave this is (SPEC 3.4); ``boot_time`` in milliseconds of attested time.
 
     ``form`` is the enclave's own statement of how it is isolated; the measurements decide whether
-    to believe it.
+    to believe it. ``receipt_key``, Ed25519, signs receipts and nothing else (SPEC 14).
     """
 
     instance_id: bytes
     boot_time: int
     form: str
+    receipt_key: bytes
 
     def __post_init__(self) -> None:
         code = Code.EVIDENCE_INSTANCE
@@ -123,6 +125,7 @@ class InstanceConfig:
         require(any(self.instance_id), code, "instance_id is zero")
         between(self.boot_time, 0, _TIME_MAX, code, "boot_time")
         require(self.form in FORMS, code, "unknown form")
+        sized(self.receipt_key, RECEIPT_KEY_BYTES, RECEIPT_KEY_BYTES, code, "receipt_key")
 
     def encode(self) -> bytes:
         """Return the deterministic CBOR of SPEC 3.4."""
@@ -132,13 +135,20 @@ class InstanceConfig:
                 "instance_id": self.instance_id,
                 "boot_time": self.boot_time,
                 "form": self.form,
+                "receipt_key": self.receipt_key,
             }
         )
 
     @classmethod
     def parse(cls, data: bytes) -> InstanceConfig:
         """Parse ``data``; raises EvidenceError (EVIDENCE_INSTANCE) for anything but SPEC 3.4."""
-        keys = {"v": int, "instance_id": bytes, "boot_time": int, "form": str}
+        keys = {
+            "v": int,
+            "instance_id": bytes,
+            "boot_time": int,
+            "form": str,
+            "receipt_key": bytes,
+        }
         with parsed(Code.EVIDENCE_INSTANCE):
             value = cbor.decode_map(data, keys)
         require(value.pop("v") == VERSION, Code.EVIDENCE_INSTANCE, "unknown version")

@@ -139,6 +139,7 @@ def instance(data: bytes) -> Facts:
         "instance_id": parsed.instance_id.hex(),
         "form": parsed.form,
         "boot_time": moment(parsed.boot_time),
+        "receipt_key": parsed.receipt_key.hex(),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from casemate import cbor, limits, wire
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CALLER_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+BLINDER_BYTES: Final = 32
 SEALED_STATUSES: Final = frozenset(
     {
         Code.OK,
@@ -60,7 +61,8 @@ def _check_model(
 class Preamble:
     """Which model a request is for, and who asks (SPEC 5.6).
 
-    ``sealed_data`` is ``H(m)`` of the object that is the message in place of tensors (SPEC 8.7).
+    ``sealed_data`` is ``H(m)`` of the object that is the message in place of tensors (SPEC 8.7);
+    ``receipt`` asks for a signed receipt of the answer (SPEC 14).
     """
 
     model: str
@@ -69,6 +71,7 @@ class Preamble:
     caller: bytes | None = None
     signature: bytes | None = None
     sealed_data: bytes | None = None
+    receipt: bool = False
 
     def _check(self) -> None:
         _check_model(self.model, self.version, self.digest, named=True)
@@ -94,6 +97,7 @@ class Preamble:
                 "caller": self.caller,
                 "signature": self.signature,
                 "object": self.sealed_data,
+                "receipt": self.receipt,
             }
         )
 
@@ -108,6 +112,7 @@ class Preamble:
             "caller": (bytes, _NONE),
             "signature": (bytes, _NONE),
             "object": (bytes, _NONE),
+            "receipt": bool,
         }
         try:
             _require(len(data) <= limits.PREAMBLE_MAX, "too long")
@@ -122,19 +127,34 @@ class Preamble:
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """How a request ended; ``status`` is one of ``SEALED_STATUSES`` (SPEC 5.7, 11.2)."""
+    """How a request ended; ``status`` is one of ``SEALED_STATUSES`` (SPEC 5.7, 11.2).
+
+    ``receipt`` and its blinders come together, and only with the status OK (SPEC 14).
+    """
 
     status: Code
     detail: str = ""
     model: str | None = None
     version: int | None = None
     digest: bytes | None = None
+    receipt: bytes | None = field(default=None, repr=False)
+    question_blinder: bytes | None = field(default=None, repr=False)
+    answer_blinder: bytes | None = field(default=None, repr=False)
+
+    def _check(self) -> None:
+        _require(self.status in SEALED_STATUSES, "not a sealed status")
+        _check_model(self.model, self.version, self.digest, named=False)
+        if self.receipt is None:
+            _require(self.question_blinder is self.answer_blinder is None, "blinders alone")
+            return
+        _require(self.status is Code.OK, "a receipt without an answer")
+        _require(1 <= len(self.receipt) <= limits.RECEIPT_MAX, "receipt out of bounds")
+        for blinder in (self.question_blinder, self.answer_blinder):
+            _require(blinder is not None and len(blinder) == BLINDER_BYTES, "not a blinder")
 
     def encode(self) -> bytes:
         """Return the CBOR map, ``detail`` cut to its bound; raises ValueError if out of bounds."""
-        if self.status not in SEALED_STATUSES:
-            raise ValueError(f"{self.status} is not a sealed status")
-        _check_model(self.model, self.version, self.digest, named=False)
+        self._check()
         return cbor.encode(
             {
                 "v": VERSION,
@@ -143,6 +163,9 @@ class Trailer:
                 "model": self.model,
                 "version": self.version,
                 "digest": self.digest,
+                "receipt": self.receipt,
+                "question_blinder": self.question_blinder,
+                "answer_blinder": self.answer_blinder,
             }
         )
 
@@ -156,15 +179,17 @@ class Trailer:
             "model": (str, _NONE),
             "version": (int, _NONE),
             "digest": (bytes, _NONE),
+            "receipt": (bytes, _NONE),
+            "question_blinder": (bytes, _NONE),
+            "answer_blinder": (bytes, _NONE),
         }
         try:
             _require(len(data) <= limits.TRAILER_MAX, "too long")
             fields = cbor.decode_map(bytes(data), kinds)
             _require(fields.pop("v") == VERSION, "unknown version")
             trailer = cls(Code(fields.pop("status")), **fields)
-            _require(trailer.status in SEALED_STATUSES, "not a sealed status")
             _require(len(trailer.detail.encode()) <= limits.DETAIL_MAX, "detail out of bounds")
-            _check_model(trailer.model, trailer.version, trailer.digest, named=False)
+            trailer._check()
         except ValueError:
             raise answer_open_failed() from None
         return trailer

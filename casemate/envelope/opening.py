@@ -16,7 +16,7 @@ from casemate.envelope.guard import Guarded
 from casemate.envelope.header import RequestHeader, ResponseHeader
 from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
-from casemate.envelope.units import pack_unit, split_request
+from casemate.envelope.units import pack_response, split_request
 from casemate.errors import Code
 
 __all__ = [
@@ -42,7 +42,7 @@ class OpenedRequest(Guarded):
         self.message = message
         self._preamble = preamble
         self._prk = prk
-        self._th = th
+        self.th = th
 
     @cached_property
     def preamble(self) -> Preamble:
@@ -51,7 +51,7 @@ class OpenedRequest(Guarded):
 
     def response_key(self, rh: bytes) -> bytes:
         """Return the key of the answer whose header has the hash ``rh`` (SPEC 5.4)."""
-        return wire.expand(self._prk, "response", self._th, rh)
+        return wire.expand(self._prk, "response", self.th, rh)
 
 
 def check_commitment(header: RequestHeader, data_key: bytes) -> bytes:
@@ -114,8 +114,7 @@ def seal_response(
     """
     if (message is not None) != (trailer.status == Code.OK):
         raise ValueError("a message goes with the status OK, and only with it")
-    parts = (trailer.encode(),) if message is None else (message, trailer.encode())
-    unit = pack_unit(parts, floor)
+    unit = pack_response(message, trailer.encode(), floor)
     header = ResponseHeader(secrets.token_bytes(_RESPONSE_NONCE_BYTES), instance_digest).encode()
     rh = wire.digest(header)
     return header, seal_content(opened.response_key(rh), rh, unit)

@@ -16,6 +16,15 @@ def padme(length: int) -> int:
     return (length + mask) & ~mask
 
 
-def padded_length(length: int, floor: int = 0) -> int:
+def padded_length(length: int) -> int:
     """Return the length in bytes of a unit whose parts take ``length`` bytes (SPEC 5.5)."""
-    return padme(max(limits.UNIT_MIN, floor, length))
+    return padme(max(limits.UNIT_MIN, length))
+
+
+def padded_answer(length: int, floor: int = 0) -> int:
+    """Return the length in bytes of an answer whose messages take ``length`` bytes (SPEC 5.5).
+
+    ``floor`` is the model's answer bucket. The trailer has its room, whatever it says, so that
+    neither status nor receipt shows in the length.
+    """
+    return padme(max(floor, length) + limits.TRAILER_ROOM)

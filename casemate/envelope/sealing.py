@@ -49,16 +49,23 @@ class OpenedAnswer:
 class SealedCall(Guarded):
     """One sealed request, and the only thing that opens its answer."""
 
-    __slots__ = ("_instance_digest", "_prk", "_th", "ciphertext", "header")
+    __slots__ = ("_instance_digest", "_prk", "_receipt", "_th", "ciphertext", "header")
 
     def __init__(
-        self, header: bytes, ciphertext: memoryview, prk: bytes, instance_digest: bytes | None
+        self,
+        header: bytes,
+        ciphertext: memoryview,
+        prk: bytes,
+        instance_digest: bytes | None,
+        *,
+        receipt: bool = False,
     ) -> None:
         self.header = header
         self.ciphertext = ciphertext
         self._prk = prk
         self._th = wire.digest(header)
         self._instance_digest = instance_digest
+        self._receipt = receipt
 
     def open(self, header: bytes, ciphertext: wire.Buffer) -> OpenedAnswer:
         """Open the answer to this very request; ``message`` is None unless the status is OK.
@@ -75,6 +82,8 @@ class SealedCall(Guarded):
             raise answer_open_failed() from None
         trailer = Trailer.parse(trailer_bytes)
         if (message is not None) != (trailer.status == Code.OK):
+            raise answer_open_failed()
+        if (trailer.receipt is not None) != (message is not None and self._receipt):
             raise answer_open_failed()
         if self._instance_digest not in (None, parsed.instance_digest):
             raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, "another instance answered")
@@ -194,20 +203,24 @@ class DataKeySession(Guarded):
         digest: bytes | None,
         message: wire.Buffer,
         sealed_data: bytes | None = None,
+        receipt: bool = False,
     ) -> SealedCall:
         """Seal one ``ModelInferRequest`` under a header of its own.
 
-        With ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7).
+        With ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7);
+        ``receipt`` asks for a receipt of the answer (SPEC 14).
 
         Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
         TOO_LARGE, or EXPIRED when the sequence is exhausted.
         """
         caller, signature = self._caller or (None, None)
-        preamble = Preamble(model, version, digest, caller, signature, sealed_data).encode()
+        preamble = Preamble(
+            model, version, digest, caller, signature, sealed_data, receipt
+        ).encode()
         if not message:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
         unit = pack_unit((preamble, message))
         header = self._next_header()
         th = wire.digest(header)
         ciphertext = seal_content(wire.expand(self._prk, "request", th), th, unit)
-        return SealedCall(header, ciphertext, self._prk, self._instance_digest)
+        return SealedCall(header, ciphertext, self._prk, self._instance_digest, receipt=receipt)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.envelope.chunks import BrokenSealError
-from casemate.envelope.padding import padded_length, padme
+from casemate.envelope.padding import padded_answer, padded_length, padme
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
@@ -19,14 +19,32 @@ _LENGTH: Final = struct.Struct(">I")
 _ZEROS: Final = bytes(64 * limits.KIB)  # compared block by block: 60 KiB of padding in 3 us
 
 
-def pack_unit(parts: Sequence[Buffer], floor: int = 0) -> bytearray:
+def pack_unit(parts: Sequence[Buffer]) -> bytearray:
     """Return the padded unit of non-empty ``parts``; each part is copied once.
 
     Raises EnvelopeError: TOO_LARGE when the padded unit passes the limit of one message.
     """
+    return _pack(parts, padded_length(_framed(parts)))
+
+
+def pack_response(message: Buffer | None, trailer: Buffer, floor: int) -> bytearray:
+    """Return the padded unit of an answer, in a model's answer bucket ``floor`` or 0.
+
+    Raises EnvelopeError (TOO_LARGE) as ``pack_unit``.
+    """
+    messages = () if message is None else (message,)
+    if len(trailer) > limits.TRAILER_MAX:
+        raise ValueError("the trailer is larger than its room")
+    return _pack((*messages, trailer), padded_answer(_framed(messages), floor))
+
+
+def _framed(parts: Sequence[Buffer]) -> int:
+    return sum(_LENGTH.size + len(part) for part in parts)
+
+
+def _pack(parts: Sequence[Buffer], length: int) -> bytearray:
     if not all(parts):
         raise ValueError("a part of a unit is empty")
-    length = padded_length(sum(_LENGTH.size + len(part) for part in parts), floor)
     if length > limits.REQUEST_MAX:
         raise EnvelopeError(
             Code.TOO_LARGE, f"message of {length} padded bytes, limit {limits.REQUEST_MAX}"
@@ -88,6 +106,8 @@ def split_response(unit: memoryview) -> tuple[memoryview | None, memoryview]:
     The reader does not know the floor, so any bucket that is large enough passes (SPEC 5.5).
     """
     parts, length = _split(unit, 2)
-    if not parts or len(unit) < padded_length(length) or len(unit) != padme(len(unit)):
+    if not parts or len(parts[-1]) > limits.TRAILER_MAX or len(unit) != padme(len(unit)):
+        raise BrokenSealError
+    if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):
         raise BrokenSealError
     return (parts[0] if len(parts) > 1 else None), parts[-1]

@@ -21,6 +21,7 @@ from casemate_enclave.identity import Identity, MeasurementLog, bind_configurati
 from casemate_enclave.keys import KeyCache, KeyRing
 from casemate_enclave.loading import ModelLoader
 from casemate_enclave.objects import ObjectOpener
+from casemate_enclave.receipts import ReceiptIssuer, ReceiptKey
 from casemate_enclave.registry import ModelRegistry
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.service import Bounds, RequestService
@@ -55,7 +56,8 @@ class Assembly:
         self.clock = AttestedClock(lambda: device_time(nsm))
         self.clock.refresh()
         # The device's own statement: no session of an earlier boot starts after it (SPEC 6.2).
-        self._instance = new_instance(self.clock.stated, form)
+        self._receipts = ReceiptKey()
+        self._instance = new_instance(self.clock.stated, form, self._receipts.public_bytes)
         self.enclave = Enclave(
             form=form,
             assemble=self._parts,
@@ -87,6 +89,7 @@ class Assembly:
             models=models,
             objects=ObjectOpener(configuration.audience, unwraps),
             journal=self._journal,
+            receipts=ReceiptIssuer(self._receipts, identity, self.clock),
         )
         return Parts(
             configuration=configuration,

@@ -116,6 +116,6 @@ class Identity:
         return replace(bundle, attestation_document=document).serialize()
 
 
-def new_instance(boot_time: int, form: str) -> InstanceConfig:
+def new_instance(boot_time: int, form: str, receipt_key: bytes) -> InstanceConfig:
     """Give this enclave its random name; ``boot_time`` is the device's statement at boot."""
-    return InstanceConfig(os.urandom(_INSTANCE_ID_BYTES), boot_time, form)
+    return InstanceConfig(os.urandom(_INSTANCE_ID_BYTES), boot_time, form, receipt_key)

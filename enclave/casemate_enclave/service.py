@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
     from casemate_enclave.objects import ObjectOpener
+    from casemate_enclave.receipts import BlindedReceipt, ReceiptIssuer
     from casemate_enclave.registry import ModelRegistry, ServedModel
     from casemate_enclave.unwraps import Unwraps
 
@@ -59,13 +60,19 @@ class _Outcome:
     detail: str = ""
     model: ServedModel | None = None
     message: bytes | None = field(default=None, repr=False)
+    receipt: BlindedReceipt | None = None
 
     @property
     def trailer(self) -> Trailer:
         if self.model is None:
             return Trailer(self.status, self.detail)
         header = self.model.header
-        return Trailer(self.status, self.detail, header.name, header.version, self.model.digest)
+        named = header.name, header.version, self.model.digest
+        receipt = self.receipt
+        if receipt is None:
+            return Trailer(self.status, self.detail, *named)
+        blinders = receipt.question_blinder, receipt.answer_blinder
+        return Trailer(self.status, self.detail, *named, receipt.receipt, *blinders)
 
     @property
     def floor(self) -> int:
@@ -88,6 +95,7 @@ class RequestService:
         models: ModelRegistry,
         objects: ObjectOpener,
         journal: Journal,
+        receipts: ReceiptIssuer,
     ) -> None:
         self._bounds = bounds
         self._audience = audience_hash(bounds.audience)
@@ -100,6 +108,7 @@ class RequestService:
         self._models = models
         self._objects = objects
         self._journal = journal
+        self._receipts = receipts
 
     def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
@@ -183,21 +192,35 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             _check_asker(model, preamble, caller)
-            if preamble.sealed_data is None:
-                return _Outcome(Code.OK, "", model, _run(model, opened.message, deadline))
-            tensors = self._objects.open(
-                opened.message,
-                preamble.sealed_data,
-                caller=caller,
-                model=model.digest,
-                deadline=deadline,
-            )
-            return _Outcome(Code.OK, "", model, _run_sealed(model, tensors, deadline))
+            message = self._answer(opened, preamble, caller, model, deadline)
+            receipt = None
+            if preamble.receipt:
+                receipt = self._receipts.issue(model, opened.th, opened.message, message)
+            return _Outcome(Code.OK, "", model, message, receipt)
         except CasemateError as refusal:
             sealed = refusal.code in SEALED_STATUSES
             return _Outcome(refusal.code if sealed else Code.MODEL_FAILED, refusal.detail, model)
         except Exception:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
             return _Outcome(Code.MODEL_FAILED, "the request failed inside the enclave", model)
+
+    def _answer(
+        self,
+        opened: OpenedRequest,
+        preamble: Preamble,
+        caller: bytes | None,
+        model: ServedModel,
+        deadline: float,
+    ) -> bytes:
+        if preamble.sealed_data is None:
+            return _run(model, opened.message, deadline)
+        tensors = self._objects.open(
+            opened.message,
+            preamble.sealed_data,
+            caller=caller,
+            model=model.digest,
+            deadline=deadline,
+        )
+        return _run_sealed(model, tensors, deadline)
 
     def _seal(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
         try:

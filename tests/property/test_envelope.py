@@ -163,12 +163,24 @@ def test_buckets(length: int) -> None:
     assert padded <= length * 1.12 or padded <= 1024
 
 
-@given(st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=2), st.integers(0, 9999))
-def test_units_are_split_as_packed(parts: list[bytes], floor: int) -> None:
-    unit = units.pack_unit(parts, floor)
-    assert len(unit) == padded_length(sum(4 + len(part) for part in parts), floor)
-    message, trailer = units.split_response(memoryview(unit))
-    assert [bytes(part) for part in (message, trailer) if part is not None] == parts
+PARTS = st.binary(min_size=1, max_size=3000)
+
+
+@given(PARTS, PARTS)
+def test_requests_are_split_as_packed(preamble: bytes, message: bytes) -> None:
+    unit = units.pack_unit((preamble, message))
+    assert len(unit) == padded_length(8 + len(preamble) + len(message))
+    assert [*map(bytes, units.split_request(memoryview(unit)))] == [preamble, message]
+
+
+@given(st.none() | PARTS, st.binary(min_size=1, max_size=1020), st.integers(0, 9999))
+def test_answers_are_split_as_packed(message: bytes | None, trailer: bytes, floor: int) -> None:
+    """Nothing but the bucket and the message's own length decides an answer's length."""
+    unit = units.pack_response(message, trailer, floor)
+    framed = 0 if message is None else 4 + len(message)
+    assert len(unit) == padme(max(floor, framed) + 1024)
+    found, tail = units.split_response(memoryview(unit))
+    assert (found and bytes(found), bytes(tail)) == (message, trailer)
 
 
 @given(st.binary(max_size=1200), st.integers(0, 2))

@@ -31,7 +31,7 @@ REFUSED = Trailer(Code.UNKNOWN_MODEL, "no such model")
 
 KEM = hpke.KemKey.generate()
 KEY_CONFIG = KeyConfig(KEM.public_bytes, NOT_BEFORE, NOT_BEFORE + HOUR).encode()
-INSTANCE_CONFIG = InstanceConfig(INSTANCE_ID, NOT_BEFORE - 1, "process").encode()
+INSTANCE_CONFIG = InstanceConfig(INSTANCE_ID, NOT_BEFORE - 1, "process", bytes(32)).encode()
 INSTANCE_DIGEST = wire.digest(INSTANCE_CONFIG)
 
 

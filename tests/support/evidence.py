@@ -7,6 +7,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from casemate.attestation import (
     AllowedModel,
     Configuration,
@@ -43,7 +45,9 @@ CONFIGURATION = Configuration(
     providers=("CPUExecutionProvider",),
 )
 KEY = KeyConfig(bytes(range(256)) * 4 + bytes(192), NOW - HOUR, NOW + HOUR)
-INSTANCE = InstanceConfig(b"\x07" * 16, NOW - HOUR, "process")
+RECEIPTS = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+RECEIPT_KEY = RECEIPTS.public_key().public_bytes_raw()
+INSTANCE = InstanceConfig(b"\x07" * 16, NOW - HOUR, "process", RECEIPT_KEY)
 LOADED = LogEntry(
     "load", "wdbc", 2, MODEL_DIGEST, PUBLISHER, callers_digest("any"), NOW - HOUR // 2
 )

@@ -137,7 +137,7 @@ class FakeEnclave:
         return replace(bundle, attestation_document=document).serialize()
 
     def instance_config(self) -> bytes:
-        return InstanceConfig(bytes([self.number]) * 16, self._boot, "process").encode()
+        return InstanceConfig(bytes([self.number]) * 16, self._boot, "process", bytes(32)).encode()
 
     def _accept(self) -> None:
         while True:

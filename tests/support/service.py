@@ -51,7 +51,7 @@ class Service:
         self.key_config = KeyConfig(
             self.kem.public_bytes, NOW - made.HOUR, NOW + made.HOUR
         ).encode()
-        self.instance = InstanceConfig(b"\x07" * 16, NOW - made.HOUR, "process")
+        self.instance = InstanceConfig(b"\x07" * 16, NOW - made.HOUR, "process", made.RECEIPT_KEY)
         self.log = [made.LOADED]
         self.on_evidence: Callable[[EvidenceBundle], EvidenceBundle] = lambda bundle: bundle
         self.on_request: Callable[[bytes], bytes] = self.answer

@@ -27,6 +27,13 @@ from casemate.envelope.header import RequestHeader, ResponseHeader, parse_reques
 from casemate.envelope.hpke import KemKey
 from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.padding import padme
+from casemate.envelope.receipt import (
+    BlindedHash,
+    ReceiptStatement,
+    UnverifiedReceipt,
+    sign_receipt,
+    signed_bytes,
+)
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.errors import CasemateError, Code, EnvelopeError
@@ -112,12 +119,18 @@ def test_padme() -> None:
 def test_packed_units() -> None:
     for case in load("padding")["packed"]:
         parts = [bytes.fromhex(part) for part in case["parts"]]
-        unit = units.pack_unit(parts, case["floor"])
+        unit = units.pack_unit(parts)
         assert same(case, unit)
-        if len(parts) == 2 and not case["floor"]:
-            assert [*map(bytes, units.split_request(memoryview(unit)))] == parts
-        message, trailer = units.split_response(memoryview(unit))
-        assert [part for part in (message, trailer) if part is not None] == parts
+        assert [*map(bytes, units.split_request(memoryview(unit)))] == parts
+
+
+def test_packed_answers() -> None:
+    for case in load("padding")["packed_answers"]:
+        message, trailer = bytes.fromhex(case["message"]) or None, bytes.fromhex(case["trailer"])
+        unit = units.pack_response(message, trailer, case["floor"])
+        assert same(case, unit)
+        found, tail = units.split_response(memoryview(unit))
+        assert (found and bytes(found), bytes(tail)) == (message, trailer)
 
 
 @pytest.mark.parametrize("case", load("padding")["refused"], ids=ids(load("padding")["refused"]))
@@ -218,6 +231,7 @@ def test_seal_and_open_a_request(case: Case, fixed_randomness: list[bytes]) -> N
         digest=unhex(case["digest"]),
         message=spelled(case["message"]),
         sealed_data=unhex(case["object"]),
+        receipt=case["receipt"],
     )
     assert call.header.hex() == case["header"]
     assert same(case["ciphertext"], call.ciphertext)
@@ -232,7 +246,7 @@ def test_seal_and_open_answers(case: Case, fixed_randomness: list[bytes]) -> Non
     opened = opening.OpenedRequest(
         memoryview(b""), memoryview(b""), prk=prk, th=wire.digest(header)
     )
-    call = SealedCall(header, memoryview(b""), prk, None)
+    call = SealedCall(header, memoryview(b""), prk, None, receipt=case["receipt"])
     for stated in case["answers"]:
         trailer = Trailer.parse(bytes.fromhex(stated["trailer"]))
         assert (trailer.status, trailer.detail) == (stated["status"], stated["detail"])
@@ -252,6 +266,44 @@ def test_seal_and_open_answers(case: Case, fixed_randomness: list[bytes]) -> Non
         answer = call.open(response_header, ciphertext)
         assert (answer.message, answer.trailer) == (message, trailer)
         assert answer.instance_digest == wire.digest(bytes.fromhex(case["instance_config"]))
+
+
+# receipt.json
+
+RECEIPTS = load("receipt")["cases"]
+
+
+def receipt_of(case: Case) -> ReceiptStatement:
+    blinders = (bytes.fromhex(case[f"{kind}_blinder"]) for kind in ("question", "answer"))
+    question, answer = map(BlindedHash, ("question", "answer"), blinders)
+    for message in case["answers"]:
+        answer.add(spelled(message))
+    return ReceiptStatement(
+        wire.digest(bytes.fromhex(load("receipt")["instance_config"])),
+        case["model"],
+        case["version"],
+        bytes.fromhex(case["digest"]),
+        bytes.fromhex(case["th"]),
+        question.add(spelled(case["question"])).digest(),
+        answer.digest(),
+        case["time"],
+    )
+
+
+@pytest.mark.parametrize("case", RECEIPTS, ids=ids(RECEIPTS))
+def test_receipts(case: Case) -> None:
+    statement = receipt_of(case)
+    assert statement.question_hash.hex() == case["question_hash"]
+    assert statement.answer_hash.hex() == case["answer_hash"]
+    assert statement.encode().hex() == case["payload"]
+    assert signed_bytes(statement.encode()).hex() == case["sig_structure"]
+    seed = bytes.fromhex(load("receipt")["receipt_key_seed"])
+    receipt = sign_receipt(Ed25519PrivateKey.from_private_bytes(seed), statement)
+    assert receipt.hex() == case["receipt"]
+    parsed = UnverifiedReceipt.parse(receipt)
+    instance = structures.InstanceConfig.parse(bytes.fromhex(load("receipt")["instance_config"]))
+    parsed.check_signature(instance.receipt_key)
+    assert (parsed.statement, parsed.signature.hex()) == (statement, case["signature"])
 
 
 # sealed_model.json

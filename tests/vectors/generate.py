@@ -26,13 +26,14 @@ FOLDER = Path(__file__).resolve().parent
 Json = dict[str, Any]
 
 LABELS = frozenset(
-    {"audience", "caller", "callers", "commit", "config", "data", "data-key", "digest", "evidence"}
-    | {"kms", "manifest", "model", "request", "response"}
+    {"answer", "audience", "caller", "callers", "commit", "config", "data", "data-key", "digest"}
+    | {"evidence", "kms", "manifest", "model", "question", "receipt", "request", "response"}
 )
 AUDIENCE = "clinic.example/screening"
 NOT_BEFORE = 1_790_000_000_000
 HOUR = 3_600_000
 CHUNK = 1 << 20
+PROTECTED = bytes.fromhex("a10127")  # {1: -8}: EdDSA
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
 
 
@@ -125,9 +126,15 @@ def padme(length: int) -> int:
     return -(-length // low) * low
 
 
-def unit(*parts: bytes, floor: int = 0) -> bytes:
+def unit(*parts: bytes) -> bytes:
     framed = lp(*parts)
-    return framed.ljust(padme(max(1024, floor, len(framed))), b"\0")
+    return framed.ljust(padme(max(1024, len(framed))), b"\0")
+
+
+def answer_unit(messages: list[bytes], trailer: bytes, floor: int) -> bytes:
+    framed = lp(*messages)
+    padded = padme(max(1024, max(floor, len(framed)) + 1024))
+    return (framed + lp(trailer)).ljust(padded, b"\0")
 
 
 def seal_chunks(key: bytes, aad: bytes, content: bytes) -> bytes:
@@ -155,8 +162,8 @@ def padding_vectors() -> Json:
         1 << 26,
     ]
     two, one = (b"preamble", b"message"), (b"trailer",)
-    packed = [(two, 0), (one, 0), (one, 1500), (two, 65_537), ((b"p", seeded("unit", 1015)), 0)]
-    packed += [((b"p", seeded("unit", 1016)), 0), ((b"p", seeded("unit", 3000)), 0)]
+    packed = [two, *((b"p", seeded("unit", size)) for size in (1015, 1016, 3000))]
+    answers = [(1, 0), (0, 0), (0, 1500), (1496, 1500), (1497, 1500), (1, 65_537), (70_000, 65_537)]
     framed = lp(*two)
     refused = [
         ("request", "a padding byte is not zero", framed, 1024, b"\1"),
@@ -172,14 +179,22 @@ def padding_vectors() -> Json:
         ("response", "three parts", lp(*two, b"x"), 1024, b""),
         ("response", "below the smallest bucket", lp(*one), 512, b""),
         ("response", "not a bucket", lp(*one), 1025, b""),
+        ("response", "a trailer without room", lp(b"m" * 100, b"t" * 100), 1024, b""),
+        ("response", "a trailer above its room", lp(b"t" * 1021), 2048, b""),
         ("response", "a padding byte is not zero", lp(*one), 1024, b"\1"),
     ]
     return {
         "padme": [{"length": length, "padded": padme(length)} for length in lengths],
         "packed": [
-            {"parts": list(parts), "floor": floor, "length": len(made), "sha384": h(made)}
-            for parts, floor in packed
-            for made in [unit(*parts, floor=floor)]
+            {"parts": list(parts), "length": len(made), "sha384": h(made)}
+            for parts in packed
+            for made in [unit(*parts)]
+        ],
+        "packed_answers": [
+            {"message": b"m" * size, "trailer": b"trailer", "floor": floor, **summary}
+            for size, floor in answers
+            for made in [answer_unit([b"m" * size] if size else [], b"trailer", floor)]
+            for summary in [{"length": len(made), "sha384": h(made)}]
         ],
         "refused": [
             {"kind": kind, "why": why, "start": start, "length": length, "end": end}
@@ -222,7 +237,12 @@ def wrapped(seed: bytes, data_key: bytes, config: bytes, committed: str | None) 
 
 def instance_config() -> bytes:
     fields = {"v": 1, "instance_id": seeded("instance", 16), "boot_time": NOT_BEFORE - HOUR}
-    return cbor({**fields, "form": "process"})
+    public = receipt_key().public_key().public_bytes_raw()
+    return cbor({**fields, "form": "process", "receipt_key": public})
+
+
+def receipt_key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(seeded("receipt key", 32))
 
 
 def caller_fields(case: Json) -> Json:
@@ -249,10 +269,11 @@ class Plan(NamedTuple):
     sequence: int
     size: int  # of the message and of the answer
     floor: int  # of the answer
+    receipt: bool = False
 
 
 PLANS = (
-    Plan("hpke", 1, anonymous=False, sequence=0, size=75, floor=0),
+    Plan("hpke", 1, anonymous=False, sequence=0, size=75, floor=0, receipt=True),
     Plan("hpke, three chunks", 1, anonymous=True, sequence=1, size=2 * CHUNK + 12_345, floor=0),
     Plan("kms", 2, anonymous=False, sequence=(1 << 20) - 1, size=75, floor=2000),
     Plan("kms, any instance", 2, anonymous=True, sequence=77, size=1, floor=3 * CHUNK - 1),
@@ -309,11 +330,12 @@ def request_fields(case: Json, plan: Plan) -> Json:
     if plan.anonymous:
         asked |= {"version": 7, "digest": None}
     caller = {name: case[name] for name in ("caller", "signature")}
-    preamble = cbor({"v": 1, **asked, **caller, "object": asked_object(plan)})
+    also = {"object": asked_object(plan), "receipt": plan.receipt}
+    preamble = cbor({"v": 1, **asked, **caller, **also})
     packed = unit(preamble, seeded(f"message {plan.name}", plan.size))
     return {
         **asked,
-        "object": asked_object(plan),
+        **also,
         "request_id": request_id,
         "sequence": plan.sequence,
         "header": header,
@@ -331,10 +353,11 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
     header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
     rh = h(header)
     key = x(case["prk"], "response", case["th"], rh)
-    trailer = cbor({"v": 1, **fields})
     answered = fields["status"] == "OK"
-    parts = (seeded(f"answer {label}", plan.size), trailer) if answered else (trailer,)
-    packed = unit(*parts, floor=plan.floor)
+    message = seeded(f"answer {label}", plan.size) if answered else None
+    fields |= receipt_fields(case, plan, fields, message)
+    trailer = cbor({"v": 1, **fields})
+    packed = answer_unit([] if message is None else [message], trailer, plan.floor)
     return {
         **fields,
         "floor": plan.floor,
@@ -347,6 +370,19 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
         "unit_sha384": h(packed),
         "ciphertext": abbreviated(seal_chunks(key, rh, packed)),
     }
+
+
+def receipt_fields(case: Json, plan: Plan, fields: Json, message: bytes | None) -> Json:
+    if message is None or not plan.receipt:
+        return dict.fromkeys(("receipt", "question_blinder", "answer_blinder"))
+    made = receipt(
+        plan.name,
+        {name: fields[name] for name in ("model", "version", "digest")},
+        case["th"],
+        seeded(f"message {plan.name}", plan.size),
+        [message],
+    )
+    return {name: made[name] for name in ("receipt", "question_blinder", "answer_blinder")}
 
 
 def spelled(name: str, length: int) -> Json:
@@ -365,6 +401,65 @@ def envelope_vectors() -> Json:
     committed = json.loads(path.read_text())["cases"] if path.is_file() else []
     samples = {case["name"]: case for case in committed}
     return {"cases": [envelope_case(plan, samples.get(plan.name, {})) for plan in PLANS]}
+
+
+# SPEC 14: receipts
+
+
+def receipt(name: str, model: Json, th: bytes, question: bytes, answers: list[bytes]) -> Json:
+    """Sign a receipt as the instance of ``instance_config``; list what is derived on the way."""
+    blinder_q, blinder_a = seeded(f"question {name}", 32), seeded(f"answer blinder {name}", 32)
+    question_hash = h(d("question") + blinder_q + lp(question))
+    answer_hash = h(d("answer") + blinder_a + lp(*answers))
+    about = [model["model"], model["version"], model["digest"]]
+    time = NOT_BEFORE + 1234
+    payload = cbor([1, h(instance_config()), *about, th, question_hash, answer_hash, time])
+    signed = cbor(["Signature1", PROTECTED, d("receipt"), payload])
+    signature = receipt_key().sign(signed)
+    return {
+        "question_blinder": blinder_q,
+        "answer_blinder": blinder_a,
+        "question_hash": question_hash,
+        "answer_hash": answer_hash,
+        "time": time,
+        "payload": payload,
+        "sig_structure": signed,
+        "signature": signature,
+        "receipt": cbor([PROTECTED, {}, payload, signature]),
+    }
+
+
+def receipt_vectors() -> Json:
+    short = {"model": "m", "version": 1, "digest": seeded("model", 48)}
+    longest = {"model": "n" * 128, "version": (1 << 32) - 1, "digest": seeded("model", 48)}
+    plans = [
+        ("one message", short, 75, [33]),
+        ("three messages", longest, 5000, [1, 300, 2]),
+        ("the boundary moved", longest, 5000, [1, 301, 1]),
+    ]
+    return {
+        "instance_config": instance_config(),
+        "receipt_key_seed": seeded("receipt key", 32),
+        "cases": [
+            {
+                "name": name,
+                **model,
+                "th": h(name.encode()),
+                "question": spelled(f"question {name}", size),
+                "answers": [
+                    spelled(f"answer {name} {i}", length) for i, length in enumerate(sizes)
+                ],
+                **receipt(
+                    name,
+                    model,
+                    h(name.encode()),
+                    seeded(f"question {name}", size),
+                    [seeded(f"answer {name} {i}", length) for i, length in enumerate(sizes)],
+                ),
+            }
+            for name, model, size, sizes in plans
+        ],
+    }
 
 
 # SPEC 8: sealed models
@@ -717,6 +812,7 @@ FILES = {
     "sealed_data": sealed_data_vectors,
     "evidence": evidence_vectors,
     "measurement": measurement_vectors,
+    "receipt": receipt_vectors,
     "frames": frames_vectors,
     "cbor": cbor_vectors,
 }

@@ -451,7 +451,8 @@ def key_config(**changes: object) -> bytes:
 
 
 def instance(**changes: object) -> bytes:
-    fields = {"instance_id": b"\x07" * 16, "boot_time": NOW - HOUR, "form": "nitro-enclave"}
+    fields: Json = {"instance_id": b"\x07" * 16, "boot_time": NOW - HOUR}
+    fields |= {"form": "nitro-enclave", "receipt_key": b"\x21" * 32}
     return cbor({"v": 1} | fields | changes)
 
 

@@ -204,6 +204,8 @@ def test_a_key_is_valid_from_its_first_to_before_its_last_moment() -> None:
         {"instance_id": "text"},
         {"boot_time": None},
         {"form": "metal"},
+        {"receipt_key": bytes(31)},
+        {"receipt_key": None},
         {"form": ""},
         {"debug": True},
     ],

@@ -137,7 +137,9 @@ def test_the_answer_of_another_instance_is_refused(service: Service) -> None:
     with connect(service) as c:
         c.verify()
         c.infer("wdbc", {"x": X})
-        service.instance = InstanceConfig(b"\x08" * 16, NOW - made.HOUR, "process")
+        service.instance = InstanceConfig(
+            b"\x08" * 16, NOW - made.HOUR, "process", made.RECEIPT_KEY
+        )
         error = refusal(lambda: c.infer("wdbc", {"x": X}))
     assert isinstance(error, EnvelopeError)
     assert error.code is Code.ANSWER_INSTANCE_UNKNOWN

@@ -30,7 +30,7 @@ DEAD = "127.0.0.1:1"
 def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Service, Service]]:
     monkeypatch.setattr("casemate.client.client._now", lambda: NOW)
     with Service() as one, Service() as other:
-        other.instance = InstanceConfig(b"\x08" * 16, NOW - made.HOUR, "process")
+        other.instance = InstanceConfig(b"\x08" * 16, NOW - made.HOUR, "process", made.RECEIPT_KEY)
         yield one, other
 
 

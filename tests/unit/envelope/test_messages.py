@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from casemate import cbor
+from casemate import cbor, limits
 from casemate.envelope.messages import SEALED_STATUSES, Preamble, Trailer
 from casemate.errors import Code, EnvelopeError
 
-FULL = Preamble("wdbc", 7, b"d" * 48, b"c" * 32, b"s" * 64, b"o" * 48)
+FULL = Preamble("wdbc", 7, b"d" * 48, b"c" * 32, b"s" * 64, b"o" * 48, receipt=True)
 TRAILER = Trailer(Code.OK, "", "wdbc", 7, b"d" * 48)
+RECEIPTED = replace(TRAILER, receipt=b"r", question_blinder=b"q" * 32, answer_blinder=b"a" * 32)
 
 
 def test_what_is_encoded_is_parsed() -> None:
@@ -19,6 +20,7 @@ def test_what_is_encoded_is_parsed() -> None:
     for status in SEALED_STATUSES:
         trailer = replace(TRAILER, status=status)
         assert Trailer.parse(trailer.encode()) == trailer
+    assert Trailer.parse(RECEIPTED.encode()) == RECEIPTED
     assert Trailer.parse(Trailer(Code.INVALID_REQUEST).encode()).model is None
 
 
@@ -60,6 +62,8 @@ def test_a_preamble_out_of_bounds_is_neither_written_nor_read(change: dict[str, 
         cbor.encode(cbor.decode(FULL.encode()) | {"model": 1}),
         cbor.encode(cbor.decode(FULL.encode()) | {"version": True}),
         cbor.encode(cbor.decode(FULL.encode()) | {"more": 1}),
+        cbor.encode(cbor.decode(FULL.encode()) | {"receipt": 1}),
+        cbor.encode(cbor.decode(FULL.encode()) | {"receipt": None}),
         FULL.encode() + b"\0",
         cbor.encode(cbor.decode(FULL.encode()) | {"signature": b"s" * 2000}),
     ],
@@ -90,6 +94,36 @@ def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
     with pytest.raises(EnvelopeError) as caught:
         Trailer.parse(cbor.encode(cbor.decode(TRAILER.encode()) | change))
     assert caught.value.code == Code.ANSWER_OPEN_FAILED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"receipt": b""},
+        {"receipt": b"r" * 513},
+        {"receipt": None},
+        {"receipt": None, "question_blinder": None},
+        {"receipt": None, "answer_blinder": None},
+        {"question_blinder": None},
+        {"answer_blinder": None},
+        {"question_blinder": b"q" * 31},
+        {"answer_blinder": b"a" * 33},
+        {"status": Code.MODEL_FAILED},
+    ],
+)
+def test_a_receipt_comes_whole_and_with_an_answer(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        replace(RECEIPTED, **change).encode()
+    with pytest.raises(EnvelopeError) as caught:
+        Trailer.parse(cbor.encode(cbor.decode(RECEIPTED.encode()) | change))
+    assert caught.value.code == Code.ANSWER_OPEN_FAILED
+
+
+def test_the_largest_trailers_have_room() -> None:
+    longest = Trailer(Code.KEY_RELEASE_UNAVAILABLE, "x" * 600, "m" * 128, (1 << 32) - 1, b"d" * 48)
+    assert len(longest.encode()) <= limits.TRAILER_MAX
+    whole = replace(RECEIPTED, receipt=b"r" * 512, model="m" * 128, version=(1 << 32) - 1)
+    assert len(whole.encode()) <= limits.TRAILER_MAX
 
 
 def test_a_code_from_outside_the_seal_is_never_sealed() -> None:

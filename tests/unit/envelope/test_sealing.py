@@ -17,7 +17,7 @@ from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
 from casemate.envelope.failure import answer_open_failed, open_failed
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.messages import Trailer
-from casemate.envelope.padding import padded_length
+from casemate.envelope.padding import padme
 from casemate.errors import Code, EnvelopeError
 from tests.support import envelope as env
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from casemate.envelope.sealing import DataKeySession
 
 CALLER = Ed25519PrivateKey.from_private_bytes(bytes(32))
+RECEIPTED = replace(
+    env.ANSWERED, receipt=b"r" * 471, question_blinder=b"q" * 32, answer_blinder=b"a" * 32
+)
 each_mode = pytest.mark.parametrize("start", env.SESSIONS.values(), ids=env.SESSIONS)
 Start: TypeAlias = "Callable[[Ed25519PrivateKey | None], DataKeySession]"
 
@@ -73,9 +76,14 @@ def test_answers_are_padded_to_the_models_bucket() -> None:
     opened = env.open_sealed(call.header, call.ciphertext)
     lengths = {
         len(env.answer(opened, message, floor=5000).ciphertext)
-        for message in (b"x", b"x" * 1000, b"x" * 4000)
+        for message in (b"x", b"x" * 1000, b"x" * 4996)
     }
-    assert lengths == {padded_length(0, 5000) + 16}
+    wordy = replace(env.REFUSED, detail="x" * 512)
+    lengths |= {
+        len(env.answer(opened, None, said, 5000).ciphertext) for said in (env.REFUSED, wordy)
+    }
+    lengths.add(len(env.answer(opened, b"x", RECEIPTED, 5000).ciphertext))
+    assert lengths == {padme(5000 + 1024) + 16}
     long = env.answer(opened, b"x" * 9000, floor=5000)
     assert bytes(call.open(long.header, long.ciphertext).message or b"") == b"x" * 9000
 
@@ -91,7 +99,8 @@ def test_a_message_goes_with_ok_and_only_with_it() -> None:
 def forged_answer(call_key: opening.OpenedRequest, parts: tuple[bytes, ...]) -> env.Answer:
     header = b"\x01" + bytes(32) + env.INSTANCE_DIGEST
     rh = wire.digest(header)
-    sealed = seal_content(call_key.response_key(rh), rh, units.pack_unit(parts))
+    unit = units.pack_response(parts[0] if parts[1:] else None, parts[-1], 0)
+    sealed = seal_content(call_key.response_key(rh), rh, unit)
     return env.Answer(header, sealed)
 
 
@@ -139,6 +148,29 @@ def test_a_commitment_to_a_key_of_another_length(length: int) -> None:
     with pytest.raises(EnvelopeError) as caught:
         opening.check_commitment(committed, key)
     assert str(caught.value) == str(open_failed())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_receipt_comes_if_and_only_if_it_was_asked_for(asked: bool) -> None:
+    session = env.hpke_session()
+    call = session.seal(model="wdbc", version=7, digest=None, message=b"question", receipt=asked)
+    opened = env.open_sealed(call.header, call.ciphertext)
+    assert opened.preamble.receipt is asked
+    right, wrong = (RECEIPTED, env.ANSWERED) if asked else (env.ANSWERED, RECEIPTED)
+    answer = env.answer(opened, b"x", right)
+    assert call.open(answer.header, answer.ciphertext).trailer == right
+    answer = env.answer(opened, b"x", wrong)
+    with pytest.raises(EnvelopeError) as caught:
+        call.open(answer.header, answer.ciphertext)
+    assert str(caught.value) == str(answer_open_failed())
+    answer = env.answer(opened, None, env.REFUSED)
+    assert call.open(answer.header, answer.ciphertext).trailer == env.REFUSED
+
+
+def test_no_trailer_is_larger_than_its_room() -> None:
+    assert units.pack_response(None, b"t" * limits.TRAILER_MAX, 0)
+    with pytest.raises(ValueError, match="room"):
+        units.pack_response(None, b"t" * (limits.TRAILER_MAX + 1), 0)
 
 
 def test_no_part_of_a_unit_is_empty() -> None:
