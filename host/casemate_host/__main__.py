@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the host; 0 after an orderly stop, 2 when it cannot start.
 
     Prints one JSON line on standard output once it listens:
-    ``{"event": "ready", "address": "host:port", "tls": bool}``. Whether it serves is for
+    ``{"event": "ready", "address": "host:port", "tls": bool}``, with ``metrics`` as well where that
+    page is configured. Whether it serves is for
     ``grpc.health.v1`` to say. Everything else is on standard error.
     """
     parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("refused", code=error.code, detail=error.detail)
         return _REFUSED
     ready = {"event": "ready", "address": address, "tls": config.front.tls is not None}
+    if host.metrics_address is not None:
+        ready["metrics"] = host.metrics_address
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     stop.wait()

@@ -24,6 +24,11 @@ class Slots:
         self._count = count
         self._taken = 0
 
+    @property
+    def taken(self) -> int:
+        """How many are taken."""
+        return self._taken
+
     def take(self) -> None:
         """Take a slot, to be given back with ``free``; raises CasemateError(OVERLOADED)."""
         with self._lock:

@@ -58,12 +58,20 @@ class EgressConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """The metrics page: ``listen`` is (host, port) of the operator's own network."""
+
+    listen: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class HostConfig:
     """One host: a front, one enclave, and the enclave's way out, if it has one."""
 
     front: FrontConfig
     enclave: EnclaveConfig
     egress: EgressConfig | None
+    metrics: MetricsConfig | None = None
 
     @classmethod
     def load(cls, path: Path) -> HostConfig:
@@ -88,8 +96,9 @@ class HostConfig:
         front = _front(top.table("front"))
         enclave = _enclave(top.table("enclave"))
         egress = _egress(top.table("egress")) if top.has("egress") else None
+        metrics = _metrics(top.table("metrics")) if top.has("metrics") else None
         top.end()
-        return cls(front, enclave, egress)
+        return cls(front, enclave, egress, metrics)
 
 
 def _front(table: _Table) -> FrontConfig:
@@ -135,6 +144,12 @@ def _egress(table: _Table) -> EgressConfig:
         ),
         idle_s=table.seconds("idle_seconds", 3600, limits.EGRESS_IDLE_S),
     )
+    table.end()
+    return result
+
+
+def _metrics(table: _Table) -> MetricsConfig:
+    result = MetricsConfig(parse_endpoint(table.text("listen"), "metrics.listen"))
     table.end()
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -14,14 +15,16 @@ from casemate.channel import connect
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
 from casemate.wire import HASH_BYTES
+from casemate_host.histogram import Buckets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from casemate.channel import Address
 
 _STATES: Final = frozenset({"unconfigured", "ready", "failed"})
+_COUNTER_NAME: Final = re.compile(r"[a-z][a-z_]{0,63}")
 _MODEL: Final[dict[str, type]] = {"name": str, "version": int, "digest": bytes}
 
 
@@ -42,6 +45,14 @@ class EnclaveHealth:
     form: str
     models: frozenset[LoadedModel]
     ready: frozenset[LoadedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveCounters:
+    """The enclave's counters by name, and its steps' durations (SPEC 9.3.1)."""
+
+    counters: Mapping[str, int]
+    steps: Mapping[str, Buckets]
 
 
 class Control:
@@ -88,6 +99,13 @@ class Control:
     def evidence(self) -> bytes:
         """Return evidence without a nonce, as ``Evidence`` protobuf."""
         return bytes(self._ask(FrameType.EVIDENCE))
+
+    def counters(self) -> EnclaveCounters:
+        """Ask for the counters and the durations of steps."""
+        answer = _map(self._ask(FrameType.COUNTERS), {"counters": dict, "histograms": dict})
+        counters = {_name(name): _uint(count) for name, count in answer["counters"].items()}
+        steps = {_name(step): _buckets(item) for step, item in answer["histograms"].items()}
+        return EnclaveCounters(counters, steps)
 
     def load(self, path: Path) -> LoadedModel:
         """Send a sealed model; return what the enclave opened. OSError if it cannot be read."""
@@ -164,3 +182,24 @@ def _model(item: dict[str, Any]) -> LoadedModel:
     if len(item["digest"]) != HASH_BYTES:
         raise FrameError(Code.MALFORMED, "the enclave's answer: digest of another length")
     return LoadedModel(item["name"], item["version"], item["digest"])
+
+
+def _name(name: object) -> str:
+    """Names become labels of metrics, whoever sent them."""
+    if not isinstance(name, str) or not _COUNTER_NAME.fullmatch(name):
+        raise FrameError(Code.MALFORMED, "the enclave's answer: not a counter's name")
+    return name
+
+
+def _uint(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FrameError(Code.MALFORMED, "the enclave's answer: not a count")
+    return value
+
+
+def _buckets(item: object) -> Buckets:
+    fields = _fields(item, {"counts": list, "sum_us": int})
+    counts = tuple(_uint(count) for count in fields["counts"])
+    if len(counts) != len(limits.STEP_BOUNDS_US) + 1:
+        raise FrameError(Code.MALFORMED, "the enclave's answer: another number of buckets")
+    return Buckets(counts, fields["sum_us"])

@@ -6,6 +6,7 @@ to, and gRPC refuses what exceeds them. No kind of call can take the workers of 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ from casemate_host import health
 from casemate_host.admission import Patience, Slots, TokenBucket
 from casemate_host.call import Call
 from casemate_host.events import Traffic, describe, log
+from casemate_host.metrics import ADMISSION, RELAY
 from casemate_host.reflection import reflection_handler
 from casemate_host.status import abort
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casemate_host.config import FrontConfig
+    from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
     from casemate_host.standing import Board
 
@@ -45,10 +48,11 @@ _Answer = Callable[[Call], tuple[bytes, int]]  # response, and the size of the r
 class Front:
     """Serves ``casemate.v1.ConfidentialInference`` by relaying to the enclave."""
 
-    def __init__(self, config: FrontConfig, relay: Relay, board: Board) -> None:
+    def __init__(self, config: FrontConfig, relay: Relay, board: Board, metrics: Metrics) -> None:
         self._config = config
         self._relay = relay
         self._board = board
+        self._metrics = metrics
         streams = Slots(limits.STREAMS_MAX)
         self.health = health.Health(streams)
         self.traffic = Traffic()
@@ -56,6 +60,9 @@ class Front:
         self._fresh = Slots(limits.EVIDENCE_CALLS_MAX)
         self._rate = TokenBucket(limits.EVIDENCE_RATE, limits.EVIDENCE_BURST)
         self._patience = Patience(config.receive_s)
+        metrics.gauge("calls_under_way", "Infer calls admitted", lambda: self._unary.taken)
+        metrics.gauge("relay_busy", "Exchanges with the enclave under way", lambda: relay.busy)
+        metrics.gauge("relay_waiting", "Calls that wait for a connection", lambda: relay.waiting)
         workers = (
             config.unary + limits.EVIDENCE_CALLS_MAX + limits.STREAMS_MAX + limits.SPARE_WORKERS
         )
@@ -103,10 +110,17 @@ class Front:
 
     def _infer(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         def answer(call: Call) -> tuple[bytes, int]:
+            begun = time.monotonic()
             self._board.require()
             with self._unary.slot():
                 request = self._receive(messages, context, MESSAGE_MAX)
-                return self._relay.exchange(FrameType.REQUEST, request, call), len(request)
+                admitted = time.monotonic()
+                response = self._relay.exchange(FrameType.REQUEST, request, call)
+            ended = time.monotonic()
+            self._metrics.steps[ADMISSION].add(admitted - begun)
+            self._metrics.steps[RELAY].add(ended - admitted)
+            self._metrics.calls.add(ended - begun)
+            return response, len(request)
 
         return self._serve("Infer", context, answer)
 
@@ -142,7 +156,9 @@ class Front:
         result = self._outcome(method, context, answer)
         if isinstance(result, CasemateError):
             self.traffic.refused(method, result.code)
+            self._metrics.ended(method, result.code)
             abort(context, result)
+        self._metrics.ended(method, Code.OK)
         return result
 
     def _outcome(

@@ -10,6 +10,8 @@ from casemate_host.control import Control
 from casemate_host.egress import Egress
 from casemate_host.events import log
 from casemate_host.front import Front
+from casemate_host.metrics import Metrics
+from casemate_host.metrics_page import MetricsPage
 from casemate_host.relay import Relay
 from casemate_host.standing import Board
 from casemate_host.supervisor import Supervisor
@@ -28,25 +30,39 @@ class Host:
         self._config = config
         self.board = Board()
         enclave = config.enclave
+        self.metrics = Metrics()
         self._relay = Relay(enclave.address, enclave.connections, self._lost)
-        self._front = Front(config.front, self._relay, self.board)
+        self._front = Front(config.front, self._relay, self.board, self.metrics)
+        # Its own control connection: a scrape waits for no load.
+        self._probe = Control(enclave.address)
+        self.metrics.watch(self.board, self._probe)
         self._supervisor = Supervisor(
             enclave, Control(enclave.address), self.board, self._front.health
         )
         self._egress = Egress(config.egress, enclave.address) if config.egress else None
+        self._page: MetricsPage | None = None
         self._stopping = threading.Event()
         self._reporter = threading.Thread(target=self._report, name="report", daemon=True)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where the metrics page is, ``host:port``, if there is one."""
+        return self._page.address if self._page else None
 
     def start(self) -> str:
         """Open the way out, listen, look for the enclave; return the bound ``host:port``."""
         if self._egress is not None:
             self._egress.start()
         try:
+            if self._config.metrics is not None:
+                self._page = MetricsPage(self._config.metrics.listen, self.metrics.registry)
             address = self._front.start()
         except CasemateError:
             if self._egress is not None:
                 self._egress.stop()
             raise
+        if self._page is not None:
+            self._page.start()
         self._supervisor.start()
         self._reporter.start()
         log.info("listening", address=address, tls=self._config.front.tls is not None)
@@ -61,6 +77,9 @@ class Host:
         self._supervisor.stop()
         self._front.stop(self._config.front.drain_s)
         self._relay.close()
+        self._probe.interrupt()
+        if self._page is not None:
+            self._page.stop()
         if self._egress is not None:
             self._egress.stop()
         self._reporter.join()

@@ -42,7 +42,18 @@ class Relay:
         self._ready = threading.Condition()
         self._idle: list[Connection] = []
         self._busy = 0
+        self._waiting = 0
         self._closed = False
+
+    @property
+    def busy(self) -> int:
+        """Exchanges under way."""
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a connection."""
+        return self._waiting
 
     def exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
         """Send one frame and return its answer's payload.
@@ -107,10 +118,14 @@ class Relay:
     def _claim(self, call: Call) -> None:
         """Wait for one of the ``capacity`` places."""
         with self._ready:
-            self._ready.wait_for(
-                lambda: self._closed or call.cancelled or self._busy < self._capacity,
-                timeout=call.remaining_s(),
-            )
+            self._waiting += 1
+            try:
+                self._ready.wait_for(
+                    lambda: self._closed or call.cancelled or self._busy < self._capacity,
+                    timeout=call.remaining_s(),
+                )
+            finally:
+                self._waiting -= 1
             try:
                 self._check_claim(call)
             except FrameError:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError, Code
+
+if TYPE_CHECKING:
+    from casemate_host.control import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Standing:
     evidence: HeldEvidence | None
     code: Code
     detail: str
+    models: tuple[LoadedModel, ...] = ()  # those that answer, while it serves
 
     @property
     def serving(self) -> bool:

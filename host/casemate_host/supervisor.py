@@ -28,7 +28,7 @@ from casemate_host.standing import Board, HeldEvidence, Standing
 
 if TYPE_CHECKING:
     from casemate_host.config import EnclaveConfig
-    from casemate_host.control import Control, EnclaveHealth
+    from casemate_host.control import Control, EnclaveHealth, LoadedModel
 
 _TOLERATED: Final = frozenset({Code.OVERLOADED, Code.DEADLINE_EXCEEDED, Code.CLOCK_UNAVAILABLE})
 _STRIKES: Final = 3  # rounds in a row that may fail with these before the host stops serving
@@ -59,6 +59,7 @@ class Supervisor:
         self._slots = [ModelSlot(path) for path in config.models]
         self._names: set[str] = set()
         self._ready: set[str] = set()
+        self._answering: set[LoadedModel] = set()
         self._held: HeldEvidence | None = None
         self._instance = b""
         self._sent: Credentials | None = None
@@ -172,16 +173,19 @@ class Supervisor:
         now = time.monotonic()
         loaded = [slot.round(self._control, health.models, now) for slot in self._slots]
         self._ready = {model.name for model in health.ready}
+        self._answering = set(health.ready)
         for slot, fresh in zip(self._slots, loaded, strict=True):
             if slot.model is not None:
                 self._names.add(slot.model.name)
                 self._ready |= {slot.model.name} if fresh else set()
+                self._answering |= {slot.model} if fresh else set()
         return any(loaded)
 
     def _serve(self) -> None:
         if not self._board.standing.serving:
             log.info("serving", models=sorted(self._ready & self._names))
-        self._board.post(Standing(self._held, Code.OK, ""))
+        models = tuple(sorted(self._answering, key=lambda model: (model.name, model.version)))
+        self._board.post(Standing(self._held, Code.OK, "", models))
         self._health.set(OVERALL, serving=True)
         for name in self._names:
             self._health.set(f"model/{name}", serving=name in self._ready)

@@ -83,6 +83,10 @@ class FakeEnclave:
     loads: int = 0
     accepted: int = 0
     pcr0: bytes = evidence.IMAGE[0]
+    counters: dict[str, int] = field(default_factory=lambda: {"requests": 7})
+    histograms: dict[str, object] = field(
+        default_factory=lambda: {"run": {"counts": [2, *[0] * 17, 1], "sum_us": 70_000_090}}
+    )
     released: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> FakeEnclave:
@@ -181,6 +185,8 @@ class FakeEnclave:
         if kind is FrameType.CREDENTIALS:
             self.credentials.append(cbor.decode(payload))
             return b""
+        if kind is FrameType.COUNTERS:
+            return cbor.encode({"counters": self.counters, "histograms": self.histograms})
         models = [
             {"name": name, "version": version, "digest": digest, "ready": True}
             for name, version, digest in self.models

@@ -1,0 +1,50 @@
+"""Durations in fixed buckets, as the enclave counts its own (SPEC 9.3.1)."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from dataclasses import dataclass
+
+from casemate import limits
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """A reading: ``counts`` as in SPEC 9.3.1, not cumulated; ``sum_us`` in microseconds."""
+
+    counts: tuple[int, ...]
+    sum_us: int
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """(upper bound in seconds, durations of at most that), as Prometheus wants them."""
+        bounds = [str(bound / 1_000_000) for bound in limits.STEP_BOUNDS_US] + ["+Inf"]
+        total, result = 0, []
+        for bound, count in zip(bounds, self.counts, strict=True):
+            total += count
+            result.append((bound, float(total)))
+        return result
+
+
+class Histogram:
+    """Durations added one by one; thread-safe."""
+
+    __slots__ = ("_counts", "_lock", "_sum_us")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
+        self._sum_us = 0
+
+    def add(self, seconds: float) -> None:
+        """Add a duration in seconds."""
+        microseconds = int(seconds * 1_000_000)
+        bucket = bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)
+        with self._lock:
+            self._counts[bucket] += 1
+            self._sum_us += microseconds
+
+    def read(self) -> Buckets:
+        """Return the present state."""
+        with self._lock:
+            return Buckets(tuple(self._counts), self._sum_us)
