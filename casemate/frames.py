@@ -38,6 +38,7 @@ class FrameType(IntEnum):
     HEALTH = 8
     COUNTERS = 9
     UNLOAD = 10
+    DRAIN = 11
 
 
 class OversizedFrameError(FrameError):

@@ -40,6 +40,9 @@ NONCE_MAX: Final = 64
 CLOCK_SKEW: Final = 60_000  # how far a document may lie in the verifier's future
 AGE_MAX_SECONDS: Final = 10_800  # a leaf certificate lives three hours
 KEM_LIFETIME_MAX: Final = 24 * 3_600_000  # an enclave drains and restarts within a day
+LIFETIME_MIN: Final = 10_000  # below this an enclave would restart before it has loaded a model
+LIFETIME_MAX: Final = KEM_LIFETIME_MAX
+LIFETIME_SPREAD: Final = 8  # replicas that started together drain over an eighth of their lives
 KEM_KEEP_AFTER: Final = 3_600_000  # the longest session that a key may have started
 
 # CBOR (SPEC 1.6)
@@ -66,6 +69,7 @@ DETAIL_MAX: Final = 512  # error texts name things; they never quote content
 
 # Sessions (SPEC 6)
 SESSION_SPAN_MAX: Final = 3_600_000  # one hour bounds the replay table and a stolen data key's use
+DRAIN_MAX: Final = SESSION_SPAN_MAX  # nothing that is live when a drain begins lasts longer
 SEQUENCE_MAX: Final = 1 << 20  # far below AES-GCM's limits for one key hierarchy
 REPLAY_WINDOW: Final = 1024  # requests of one session that may overtake each other
 SESSIONS_MAX: Final = 1 << 20
@@ -112,6 +116,8 @@ CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, what
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 CONNECTIONS_MAX: Final = 64  # enclave side: 32 relay connections, control, and room for a reconnect
+LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
+FINISH_TIMEOUT_S: Final = 30.0  # at a drain's end: for requests of sessions that are over
 STOP_TIMEOUT_S: Final = 5.0  # for what is under way when the enclave is told to end
 EGRESS_NAME_MAX: Final = 259  # a 253-byte host name, colon, port
 # Upper bounds of the durations of steps, in microseconds; a last bucket takes what is longer.

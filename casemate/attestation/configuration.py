@@ -46,6 +46,8 @@ _LIMIT_BOUNDS: Final = {
     "models": limits.MODELS_MAX,
     "model_bytes": limits.MODEL_BYTES_MAX,
     "request_bytes": limits.REQUEST_MAX,
+    "lifetime": limits.LIFETIME_MAX,
+    "drain": limits.DRAIN_MAX,
 }
 
 
@@ -76,16 +78,24 @@ class KmsConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """Bounds of one enclave: sessions and models held at a time, sizes in bytes."""
+    """Bounds of one enclave: sessions and models held at a time, sizes in bytes.
+
+    ``lifetime``: milliseconds from its boot to its end at the latest; ``drain``: how long before
+    that it takes no new session any more (SPEC 9.7).
+    """
 
     sessions: int
     models: int
     model_bytes: int
     request_bytes: int
+    lifetime: int = limits.LIFETIME_MAX
+    drain: int = limits.DRAIN_MAX
 
     def __post_init__(self) -> None:
         for name, bound in _LIMIT_BOUNDS.items():
             between(getattr(self, name), 1, bound, _CODE, f"limits.{name}")
+        require(self.lifetime >= limits.LIFETIME_MIN, _CODE, "limits.lifetime is too short")
+        require(self.drain < self.lifetime, _CODE, "limits.drain is not below the lifetime")
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def configuration(data: bytes) -> Facts:
         ],
         "limits": {
             name: getattr(parsed.limits, name)
-            for name in ("sessions", "models", "model_bytes", "request_bytes")
+            for name in ("sessions", "models", "model_bytes", "request_bytes", "lifetime", "drain")
         },
         "providers": ", ".join(parsed.providers),
         "kms": None

@@ -57,6 +57,17 @@ class ReplayTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def knows(self, commitment: bytes) -> bool:
+        """Whether there is such a session."""
+        return commitment in self._sessions
+
+    def live(self, now: int) -> int:
+        """How many sessions have not ended."""
+        with self._lock:
+            self._latest = now = max(self._latest, now)
+            self._prune(now)
+            return len(self._sessions)
+
     def check_times(self, not_before: int, not_after: int, now: int) -> None:
         """Refuse a session outside its time; raises EnvelopeError.
 

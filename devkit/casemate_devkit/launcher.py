@@ -100,8 +100,8 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
         return enclave.wait()
 
 
-def _live(options: argparse.Namespace) -> float:
-    """Run one enclave, report its end, and return how long it lived, in seconds."""
+def _live(options: argparse.Namespace) -> tuple[float, int]:
+    """Run one enclave, report its end; return how many seconds it lived, and its exit status."""
     started = time.monotonic()
     with EventRelay() as events:
         status = _run(options, events)
@@ -113,7 +113,7 @@ def _live(options: argparse.Namespace) -> float:
         f"casemate-sim: the enclave ended by itself, {describe_end(status)}, after {lived:.1f} s; "
         + "; ".join(facts)
     )
-    return lived
+    return lived, status
 
 
 def _stop(*_: object) -> NoReturn:
@@ -132,13 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pause = RestartPause()
     while True:
         try:
-            lived = _live(options)
+            lived, status = _live(options)
         except (DevkitError, CasemateError) as error:
             _warn(f"casemate-sim: {error}")
             return CANNOT_START
         if not options.restart:
             return ENCLAVE_ENDED
-        wait = pause.after(lived)
+        wait = pause.after(lived, status)
         _warn(f"casemate-sim: the next enclave starts in {wait:.0f} s")
         time.sleep(wait)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -46,7 +46,9 @@ RELEASE = "0.1.0"
 MODEL = "wdbc"
 ENDPOINT = f"kms.{REGION}.amazonaws.com"
 _MIB = 1 << 20
-_LIMITS = ServiceLimits(sessions=4096, models=8, model_bytes=64 * _MIB, request_bytes=8 * _MIB)
+LIMITS: Final = ServiceLimits(
+    sessions=4096, models=8, model_bytes=64 * _MIB, request_bytes=8 * _MIB
+)
 _SERVING_TIMEOUT_S = 60.0
 
 
@@ -98,14 +100,14 @@ class LocalDeployment:
 
     # -- 2. what the parties agree on -------------------------------------------------------------
 
-    def agree(self, measurement: Measurement) -> None:
+    def agree(self, measurement: Measurement, limits: ServiceLimits = LIMITS) -> None:
         """Write the configuration and create both KMS keys, for the enclave of ``measurement``."""
         self.configuration = Configuration(
             audience=AUDIENCE,
             publishers=(self.vendor.public_key,),
             minimum_versions={f"{self.vendor.public_key.hex()}/{MODEL}": 1},
             kms=KmsConfiguration("aws", (REGION,), (self.kms.ca_der,)),
-            limits=_LIMITS,
+            limits=limits,
             providers=("CPUExecutionProvider",),
         ).encode()
         self.release = Release(

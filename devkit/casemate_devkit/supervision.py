@@ -34,8 +34,13 @@ class RestartPause:
     def __init__(self) -> None:
         self._next_s = _FIRST_S
 
-    def after(self, lived_s: float) -> float:
-        """Return the pause in seconds, after an enclave that lived for ``lived_s``."""
+    def after(self, lived_s: float, status: int) -> float:
+        """Return the pause in seconds, after an enclave that lived for ``lived_s``.
+
+        None after status 0: it came to the end of its life in order (SPEC 9.7).
+        """
+        if status == 0:
+            return 0.0
         pause = _FIRST_S if lived_s >= _HEALTHY_S else self._next_s
         self._next_s = min(_LONGEST_S, pause * 2)
         return pause

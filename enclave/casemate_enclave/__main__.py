@@ -59,7 +59,7 @@ def _root(form: str) -> str | None:
 
 
 def run(arguments: argparse.Namespace, journal: Journal) -> bool:
-    """Serve until SIGTERM; False when the kernel grants too little confinement.
+    """Serve until SIGTERM or the end of a drain; False if the kernel confines too little.
 
     Raises CasemateError or OSError when the enclave cannot start.
     """
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     if not confinement.enough_for(arguments.form):
         return False
     stopped = threading.Event()
-    assembly.maintain(stopped)
     server = Server(listener, Dispatcher(assembly.enclave, journal), journal)
+    assembly.maintain(stopped, server.finish)
     signal.signal(signal.SIGTERM, _end)
     if arguments.form == _NO_ROOT:
         journal.emit(Event.UNSAFE_FORM)

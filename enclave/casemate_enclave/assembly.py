@@ -9,6 +9,7 @@ from __future__ import annotations
 # TLS asks for this codec, and the codec for a machine-code module that could not be loaded later.
 import encodings.idna  # noqa: F401
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -19,6 +20,7 @@ from casemate_enclave.enclave import Enclave, Parts
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.identity import Identity, MeasurementLog, bind_configuration, new_instance
 from casemate_enclave.keys import KeyCache, KeyRing
+from casemate_enclave.lifetime import Lifetime
 from casemate_enclave.loading import ModelLoader
 from casemate_enclave.objects import ObjectOpener
 from casemate_enclave.receipts import ReceiptIssuer, ReceiptKey
@@ -78,18 +80,21 @@ class Assembly:
         models = ModelRegistry(runtime, log, self.clock, bounds.models)
         identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
         unwraps = Unwraps(kms)
+        replay = ReplayTable(self._instance.boot_time, bounds.sessions)
+        lifetime = Lifetime(self.clock, self._instance.boot_time, bounds, replay.live)
         service = RequestService(
             Bounds(configuration.audience, bounds.request_bytes),
             identity=identity,
             clock=self.clock,
             keys=keys,
             cache=cache,
-            replay=ReplayTable(self._instance.boot_time, bounds.sessions),
+            replay=replay,
             unwraps=unwraps,
             models=models,
             objects=ObjectOpener(configuration.audience, unwraps),
             journal=self._journal,
             receipts=ReceiptIssuer(self._receipts, identity, self.clock),
+            lifetime=lifetime,
         )
         return Parts(
             configuration=configuration,
@@ -100,6 +105,7 @@ class Assembly:
             kms=kms,
             keys=keys,
             cache=cache,
+            lifetime=lifetime,
         )
 
     def maintain_once(self) -> None:
@@ -114,11 +120,27 @@ class Assembly:
         if rotated:
             self._journal.emit(Event.KEY_ROTATED)
 
-    def maintain(self, stopped: threading.Event) -> None:
-        """``maintain_once`` every minute, on a thread of its own, until ``stopped``."""
+    def over(self) -> bool:
+        """Whether the enclave has nothing more to do (SPEC 9.7); never raises."""
+        try:
+            return self.enclave.over()
+        except CasemateError:
+            return False  # without a device nothing is answered, and the next look may know more
+
+    def maintain(self, stopped: threading.Event, end: Callable[[], None]) -> None:
+        """``maintain_once`` every minute, on a thread of its own, until ``stopped``.
+
+        ``end`` is called once, when the enclave's life is over.
+        """
 
         def work() -> None:
-            while not stopped.wait(limits.CLOCK_REFRESH / 1000):
-                self.maintain_once()
+            due = time.monotonic() + limits.CLOCK_REFRESH / 1000
+            while not stopped.wait(limits.LIFE_LOOK_S):
+                if time.monotonic() >= due:
+                    self.maintain_once()
+                    due = time.monotonic() + limits.CLOCK_REFRESH / 1000
+                if self.over():
+                    end()
+                    return
 
         threading.Thread(target=work, name="maintenance", daemon=True).start()

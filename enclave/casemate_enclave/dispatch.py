@@ -63,20 +63,23 @@ class Dispatcher:
             FrameType.HEALTH: self._health,
             FrameType.COUNTERS: self._counters,
             FrameType.UNLOAD: self._unload,
+            FrameType.DRAIN: self._drain,
         }
+        changing = {FrameType.LOAD, FrameType.UNLOAD}
         self._table: dict[State, Handlers] = {
             State.UNCONFIGURED: {
                 FrameType.CONFIGURE: self._configure,
                 FrameType.HEALTH: self._health,
             },
             State.READY: ready,
+            State.DRAINING: {kind: ready[kind] for kind in ready if kind not in changing},
             State.FAILED: {FrameType.HEALTH: self._health},
         }
 
     @property
     def frame_limit(self) -> int:
         """The longest frame that makes sense in the present state, by the count of SPEC 9.2."""
-        if self._enclave.state is not State.READY:
+        if self._enclave.state not in {State.READY, State.DRAINING}:
             return COUNTED + limits.CONFIGURATION_MAX
         request_bytes = self._enclave.parts.configuration.limits.request_bytes
         return COUNTED + max(request_bytes + _SEALED_OVERHEAD, limits.CONFIGURATION_MAX)
@@ -87,7 +90,7 @@ class Dispatcher:
         frame_type = _frame_type(kind)
         handler = self._table[state].get(frame_type)
         if handler is None:
-            raise _refusal(state)
+            raise _refusal(state, frame_type)
         return handler(exchange)
 
     def _configure(self, exchange: Exchange) -> Answer:
@@ -146,6 +149,10 @@ class Dispatcher:
         self._journal.emit(Event.MODEL_UNLOADED)
         return b""
 
+    def _drain(self, exchange: Exchange) -> Answer:
+        within = _fields(exchange.payload, {"within": int})["within"]
+        return cbor.encode({"until": self._enclave.drain(within)})
+
     def _health(self, exchange: Exchange) -> Answer:
         _empty(exchange.payload)
         return self._enclave.health()
@@ -166,10 +173,12 @@ def _frame_type(kind: int) -> FrameType:
     return frame_type
 
 
-def _refusal(state: State) -> CasemateError:
+def _refusal(state: State, frame_type: FrameType) -> CasemateError:
     if state is State.UNCONFIGURED:
         return CasemateError(Code.NOT_CONFIGURED, "the enclave is not configured")
-    if state is State.READY:
+    if state is State.DRAINING and frame_type is not FrameType.CONFIGURE:
+        return CasemateError(Code.UNAVAILABLE, "the enclave is draining")
+    if state in {State.READY, State.DRAINING}:
         return CasemateError(Code.ALREADY_CONFIGURED, "the enclave has its configuration")
     return CasemateError(Code.UNAVAILABLE, "the enclave has failed: restart it")
 

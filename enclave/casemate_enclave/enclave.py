@@ -1,4 +1,4 @@
-"""The enclave's life: unconfigured, then ready or failed, for good (SPEC 3.2, 9.3)."""
+"""The enclave's life: unconfigured, then ready or failed for good; draining ends it (SPEC 9.3)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
+    from casemate_enclave.lifetime import Lifetime
     from casemate_enclave.loading import ModelLoader
     from casemate_enclave.registry import ModelRegistry
     from casemate_enclave.service import RequestService
@@ -29,6 +30,7 @@ class State(StrEnum):
 
     UNCONFIGURED = "unconfigured"
     READY = "ready"
+    DRAINING = "draining"
     FAILED = "failed"
 
 
@@ -58,6 +60,7 @@ class Parts:
     kms: Releaser | None
     keys: KeyRing
     cache: KeyCache
+    lifetime: Lifetime
 
 
 class Enclave:
@@ -86,6 +89,8 @@ class Enclave:
     @property
     def state(self) -> State:
         """The present state."""
+        if self._parts is not None and self._parts.lifetime.draining:
+            return State.DRAINING
         return self._state
 
     @property
@@ -116,6 +121,23 @@ class Enclave:
         self._journal.emit(Event.CONFIGURED)
         return register
 
+    def drain(self, within: int) -> int:
+        """Take no new session from now on; return when the enclave ends at the latest.
+
+        ``within``: milliseconds. Raises CasemateError.
+        """
+        until = self.parts.lifetime.drain(within)
+        self._journal.emit(Event.DRAINING)
+        return until
+
+    def over(self) -> bool:
+        """Whether it is time to end; begins to drain when that is due. Raises CasemateError."""
+        if self._parts is None:
+            return False
+        if self._parts.lifetime.due():
+            self._journal.emit(Event.DRAINING)
+        return self._parts.lifetime.over()
+
     def maintain(self, now: int) -> bool:
         """Renew what ages, if there is anything yet; True when there is a new key."""
         if self._parts is None:
@@ -135,7 +157,7 @@ class Enclave:
             }
             for model in served
         ]
-        return cbor.encode({"state": self._state.value, "form": self.form, "models": models})
+        return cbor.encode({"state": self.state.value, "form": self.form, "models": models})
 
 
 def _parse(encoded: bytes) -> Configuration:

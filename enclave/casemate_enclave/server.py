@@ -82,24 +82,38 @@ class Server:
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._stopping = False
+        self._grace_s = 0.0
 
     def serve(self) -> None:
-        """Accept until ``stop``."""
+        """Accept until ``stop`` or ``finish``."""
         with self._listener:
+            self._listener.settimeout(limits.LIFE_LOOK_S)  # to notice that it is to end
             while not self._stopping:
                 try:
                     channel, peer = self._listener.accept()
+                except TimeoutError:
+                    continue
                 except OSError:
                     if not self._stopping:
                         time.sleep(_ACCEPT_PAUSE_S)
                     continue
                 self._admit(channel, peer)
 
+    def finish(self) -> None:
+        """Let ``serve`` return, and ``stop`` answer what is under way before it ends the rest."""
+        self._grace_s = limits.FINISH_TIMEOUT_S
+        self._stopping = True
+        _hang_up(self._listener)
+
     def stop(self) -> None:
         """Take no more connections, end the present ones and wait a little for them."""
         self._stopping = True
         _hang_up(self._listener)
         with self._changed:
+            if self._grace_s:
+                for channel in self._connections:
+                    _hang_up(channel, socket.SHUT_RD)
+                self._changed.wait_for(lambda: not self._connections, self._grace_s)
             for channel in self._connections:
                 _hang_up(channel)
             self._changed.wait_for(lambda: not self._connections, limits.STOP_TIMEOUT_S)
@@ -189,6 +203,6 @@ def _is_parent(peer: object) -> bool:
     return isinstance(peer, tuple) and peer[0] == _PARENT_CID
 
 
-def _hang_up(channel: socket.socket) -> None:
+def _hang_up(channel: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     with contextlib.suppress(OSError):
-        channel.shutdown(socket.SHUT_RDWR)
+        channel.shutdown(how)

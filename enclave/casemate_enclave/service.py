@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
+    from casemate_enclave.lifetime import Lifetime
     from casemate_enclave.objects import ObjectOpener
     from casemate_enclave.receipts import BlindedReceipt, ReceiptIssuer
     from casemate_enclave.registry import ModelRegistry, ServedModel
@@ -96,6 +97,7 @@ class RequestService:
         objects: ObjectOpener,
         journal: Journal,
         receipts: ReceiptIssuer,
+        lifetime: Lifetime,
     ) -> None:
         self._bounds = bounds
         self._audience = audience_hash(bounds.audience)
@@ -109,6 +111,7 @@ class RequestService:
         self._objects = objects
         self._journal = journal
         self._receipts = receipts
+        self._lifetime = lifetime
 
     def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
@@ -144,6 +147,8 @@ class RequestService:
         elif not self._unwraps.releases:
             raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
         self._replay.check_times(header.not_before, header.not_after, self._clock.now())
+        if self._lifetime.draining and not self._replay.knows(header.key_commitment):
+            raise EnvelopeError(Code.UNAVAILABLE, "draining: no new sessions")
 
     def _instances(self, key_mode: int) -> tuple[bytes, ...]:
         own = self._identity.instance_id

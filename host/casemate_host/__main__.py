@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
 from casemate_host.config import HostConfig
+from casemate_host.control import Control
 from casemate_host.events import configure_logging, log
 from casemate_host.host import Host
 
@@ -31,8 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
     parser.add_argument("--config", type=Path, required=True, help="the host's TOML file")
-    path: Path = parser.parse_args(arguments).config
+    parser.add_argument(
+        "--drain",
+        type=float,
+        metavar="SECONDS",
+        help="tell the enclave of a running host to take no new sessions and end within this time",
+    )
+    options = parser.parse_args(arguments)
+    path: Path = options.config
     configure_logging()
+    if options.drain is not None:
+        return _drain(path, options.drain)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
@@ -50,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     stop.wait()
     host.stop()
+    return 0
+
+
+def _drain(path: Path, within_s: float) -> int:
+    """Print ``{"event": "draining", "until": milliseconds}``; whoever restarts enclaves does so."""
+    try:
+        until = Control(HostConfig.load(path).enclave.address).drain(max(0.0, within_s))
+    except CasemateError as error:
+        log.error("refused", code=error.code, detail=error.detail)
+        return _REFUSED
+    sys.stdout.write(json.dumps({"event": "draining", "until": until}) + "\n")
     return 0
 
 

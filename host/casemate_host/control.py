@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from casemate.channel import Address
 
-_STATES: Final = frozenset({"unconfigured", "ready", "failed"})
 _COUNTER_NAME: Final = re.compile(r"[a-z][a-z_]{0,63}")
+_STATES: Final = frozenset({"unconfigured", "ready", "draining", "failed"})
 _MODEL: Final[dict[str, type]] = {"name": str, "version": int, "digest": bytes}
 
 
@@ -95,6 +95,12 @@ class Control:
     def credentials(self, payload: bytes) -> None:
         """Send credentials, encoded as SPEC 9.3 type 2."""
         self._ask(FrameType.CREDENTIALS, payload)
+
+    def drain(self, within_s: float) -> int:
+        """Have it take no new sessions; return when it ends at the latest, in milliseconds."""
+        payload = cbor.encode({"within": int(within_s * 1000)})
+        until: int = _map(self._ask(FrameType.DRAIN, payload), {"until": int})["until"]
+        return until
 
     def evidence(self) -> bytes:
         """Return evidence without a nonce, as ``Evidence`` protobuf."""

@@ -128,6 +128,7 @@ class Front:
         def answer(call: Call) -> tuple[bytes, int]:
             data = self._receive(messages, context, _EVIDENCE_REQUEST_MAX)
             nonce, wanted = _read_evidence_request(data)
+            self._board.invite(wanted)
             if nonce is None:
                 held = self._board.require()
                 _check_instance(wanted, held.instance_digest)

@@ -27,17 +27,21 @@ class HeldEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Whether the host serves; if not, ``code`` and ``detail`` say why."""
+    """Whether the host serves; if not, ``code`` and ``detail`` say why.
+
+    ``draining``: sessions that have begun are answered, and nobody is invited to begin one.
+    """
 
     evidence: HeldEvidence | None
     code: Code
     detail: str
     models: tuple[LoadedModel, ...] = ()  # those that answer, while it serves
+    draining: bool = False
 
     @property
     def serving(self) -> bool:
         """True only while the enclave answers and its evidence passed (SPEC 9.6)."""
-        return self.evidence is not None
+        return self.evidence is not None and not self.draining
 
 
 class Board:
@@ -63,8 +67,16 @@ class Board:
         with self._changed:
             return self._changed.wait_for(lambda: self._standing.serving, timeout_s)
 
+    def invite(self, wanted: bytes | None) -> None:
+        """Raise CasemateError(UNAVAILABLE) if whoever asks for evidence should go elsewhere.
+
+        ``wanted``: the instance that has answered already, which is not for a new session.
+        """
+        if self._standing.draining and wanted is None:
+            raise CasemateError(Code.UNAVAILABLE, self._standing.detail)
+
     def require(self) -> HeldEvidence:
-        """Return the held evidence; raises CasemateError(UNAVAILABLE) while not serving."""
+        """Return the held evidence; raises CasemateError(UNAVAILABLE) if there is none."""
         standing = self._standing
         if standing.evidence is None:
             detail = f"not serving: {standing.code}: {standing.detail}"

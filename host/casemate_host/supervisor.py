@@ -115,6 +115,9 @@ class Supervisor:
         if self._held is None or time.monotonic() >= self._due:
             self._check_evidence()
         self._send_credentials()
+        if health.state == "draining":
+            self._drain()
+            return
         if self._load_models(health):
             self._check_evidence()
         self._serve()
@@ -190,6 +193,18 @@ class Supervisor:
         for name in self._names:
             self._health.set(f"model/{name}", serving=name in self._ready)
 
+    def _drain(self) -> None:
+        """Answer the sessions that have begun, and say to all others that this host does not."""
+        if not self._board.standing.draining:
+            log.info("draining")
+        standing = Standing(self._held, Code.UNAVAILABLE, "draining: no new sessions", True)
+        self._board.post(standing)
+        self._say_not_serving()
+
+    def _say_not_serving(self) -> None:
+        for name in (OVERALL, *(f"model/{name}" for name in self._names)):
+            self._health.set(name, serving=False)
+
     def _failed(self, error: CasemateError) -> float:
         """Stop serving, unless the failure may be a passing one; return the pause."""
         self._strikes += 1
@@ -202,8 +217,7 @@ class Supervisor:
             log.warning("not_serving", code=error.code, detail=error.detail)
         self._held = None
         self._board.post(Standing(None, error.code, error.detail))
-        for name in (OVERALL, *(f"model/{name}" for name in self._names)):
-            self._health.set(name, serving=False)
+        self._say_not_serving()
         return self._backoff.next()
 
 

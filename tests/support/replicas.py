@@ -35,8 +35,12 @@ class Replica:
         *,
         policy: TrustPolicy | None = None,
         tree: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        """Prepare a replica that loads the sealed ``models``, from ``tree`` or the world's own."""
+        """Prepare a replica that loads the sealed ``models``, from ``tree`` or the world's own.
+
+        ``options`` are the launcher's.
+        """
         self._world = world
         self._policy = policy or world.trust_policy()
         self._tree = tree or world.tree
@@ -45,6 +49,9 @@ class Replica:
         self._directory.mkdir()
         self._run = self._directory / "run"
         self._models = models
+        self._options = options
+        self._pids: set[int] = set()
+        self.config = self._directory / "host.toml"
         self.target = ""
 
     def __enter__(self) -> Self:
@@ -52,7 +59,7 @@ class Replica:
         (directory / "configuration.cbor").write_bytes(self._world.configuration)
         write_credentials(directory / "credentials.json", self._world.operator.principals["host"])
         (directory / "trust.toml").write_text(self._policy.to_toml())
-        (directory / "host.toml").write_text(
+        self.config.write_text(
             self._world.host_config(
                 self._run / "enclave.sock", self._run / "egress.sock", self._models
             )
@@ -61,7 +68,7 @@ class Replica:
         host = self._exit.enter_context(
             Service(
                 "casemate_host",
-                *("--config", str(directory / "host.toml")),
+                *("--config", str(self.config)),
                 log=directory / "host.log",
             )
         )
@@ -73,8 +80,15 @@ class Replica:
         self._exit.close()
 
     def _start_enclave(self) -> None:
-        self._enclave = self._exit.enter_context(self._world.launch(self._tree, self._run))
+        self._enclave = self._exit.enter_context(
+            self._world.launch(self._tree, self._run, *self._options)
+        )
         wait_for_socket(self._run / "enclave.sock")
+
+    def lives(self) -> int:
+        """How many enclaves the launcher has started, by what was seen of them in these calls."""
+        self._pids.add(self._enclave.latest["pid"])
+        return len(self._pids)
 
     def restart(self) -> None:
         """End the enclave, start another, and wait until it serves: what a day's end demands."""

@@ -584,6 +584,7 @@ def evidence_vectors() -> Json:
     common: Json = {"v": 1, "audience": AUDIENCE, "providers": ["CPUExecutionProvider"]}
     common["publishers"] = sorted([publisher, seeded("second publisher", 32)])
     bounds = {"sessions": 4096, "models": 8, "model_bytes": 1 << 30, "request_bytes": 1 << 24}
+    bounds |= {"lifetime": 24 * HOUR, "drain": HOUR}
     roots = [seeded("root", 300), seeded("second root", 400)]
     kms = {"partition": "aws", "regions": ["eu-central-1", "eu-west-3"], "tls_roots": roots}
     minimum = {f"{publisher.hex()}/wdbc": 2, f"{publisher.hex()}/other.model": 70_000}

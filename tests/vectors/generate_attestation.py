@@ -438,7 +438,14 @@ def configuration(**changes: object) -> bytes:
         "publishers": [PUBLISHER],
         "minimum_versions": {},
         "kms": None,
-        "limits": {"sessions": 64, "models": 4, "model_bytes": 1 << 30, "request_bytes": 1 << 20},
+        "limits": {
+            "sessions": 64,
+            "models": 4,
+            "model_bytes": 1 << 30,
+            "request_bytes": 1 << 20,
+            "lifetime": 86_400_000,
+            "drain": 3_600_000,
+        },
         "providers": ["CPUExecutionProvider"],
     }
     return cbor(fields | changes)

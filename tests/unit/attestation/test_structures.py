@@ -122,7 +122,10 @@ def test_kms_bounds(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "highest"),
-    [("sessions", 1 << 20), ("models", 64), ("model_bytes", 1 << 40), ("request_bytes", 1 << 26)],
+    [
+        *[("sessions", 1 << 20), ("models", 64), ("model_bytes", 1 << 40)],
+        *[("request_bytes", 1 << 26), ("drain", 3_600_000)],
+    ],
 )
 def test_limit_bounds(name: str, highest: int) -> None:
     value = cbor.decode(FULL.encode())

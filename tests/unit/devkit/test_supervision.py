@@ -10,12 +10,17 @@ from casemate_devkit.supervision import EventRelay, RestartPause, describe_end, 
 
 def test_pauses_grow_to_half_a_minute() -> None:
     pause = RestartPause()
-    assert [pause.after(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [pause.after(0.1, 1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
 def test_a_minute_of_life_makes_the_pause_short_again() -> None:
     pause = RestartPause()
-    assert [pause.after(lived) for lived in (1, 59.9, 60, 1, 3600)] == [1, 2, 1, 2, 1]
+    assert [pause.after(lived, 1) for lived in (1, 59.9, 60, 1, 3600)] == [1, 2, 1, 2, 1]
+
+
+def test_the_orderly_end_of_a_life_needs_no_pause() -> None:
+    pause = RestartPause()
+    assert [pause.after(1, status) for status in (0, -9, 0, -9, 0)] == [0, 1, 0, 2, 0]
 
 
 EVENTS = [

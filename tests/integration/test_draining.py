@@ -1,0 +1,282 @@
+"""The end of an enclave's life, and what sessions and clients see of it (SPEC 9.7)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
+
+from casemate import cbor
+from casemate.client import Client
+from casemate.client.transport import HostConnection
+from casemate.errors import CasemateError, Code, FrameError, RequestError
+from casemate.frames import FrameType
+from casemate.tensors import TensorSpec
+from casemate.wire import digest
+from casemate_devkit.local import LIMITS as LOCAL_LIMITS
+from casemate_devkit.local import MODEL
+from casemate_devkit.pki import NitroPki
+from tests.support import onnx_bytes
+from tests.support.attacker import eventually
+from tests.support.deployment import DATA, prepared
+from tests.support.enclave_bench import ANSWER, HOUR, Bench, rows_of
+from tests.support.replicas import Replica
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from casemate_devkit.local import LocalDeployment
+
+pytestmark = pytest.mark.integration
+SCALAR = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
+
+
+class Clock:
+    """The device's time, which jumps."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def served(clock: Clock) -> Iterator[Bench]:
+    with Bench(clock=clock, pki=NitroPki.create(clock=clock)) as bench:
+        bench.serve()
+        yield bench
+
+
+def drain(bench: Bench, within: int = HOUR) -> int:
+    answer = cbor.decode(bench.ask(FrameType.DRAIN, cbor.encode({"within": within})))
+    assert isinstance(answer, dict)
+    return int(answer["until"])
+
+
+def refusal(ask: Callable[[], object]) -> Code:
+    with pytest.raises(FrameError) as refused:
+        ask()
+    return refused.value.code
+
+
+def test_live_sessions_go_on_and_new_ones_are_refused(served: Bench) -> None:
+    live, idle = served.session(), served.session()
+    assert rows_of(served.infer(live)) == ANSWER
+    now = time.time() * 1000
+    assert now + HOUR - 60_000 < drain(served) < now + HOUR + 60_000
+    assert served.health()["state"] == "draining"
+    assert rows_of(served.infer(live)) == ANSWER
+    assert refusal(lambda: served.infer(idle)) is Code.UNAVAILABLE
+    assert refusal(lambda: served.infer(served.kms_session())) is Code.UNAVAILABLE
+    assert served.kms.calls == 1  # the model's: no key is asked for
+    assert rows_of(served.infer(live)) == ANSWER
+    assert '{"event": "DRAINING"}' in served.stderr.getvalue()
+
+
+def test_evidence_is_made_and_models_stay_as_they_are(served: Bench) -> None:
+    drain(served)
+    nonce = secrets.token_bytes(32)
+    assert served.verify(nonce).document.nonce == nonce
+    sealed, header = served.sealed(version=3)
+    assert refusal(lambda: served.load(sealed)) is Code.UNAVAILABLE
+    unload = cbor.encode({"name": "linear", "version": header.version - 1})
+    assert refusal(lambda: served.ask(FrameType.UNLOAD, unload)) is Code.UNAVAILABLE
+    again = served.configuration
+    assert refusal(lambda: served.ask(FrameType.CONFIGURE, again)) is Code.ALREADY_CONFIGURED
+    assert served.counters()["models_loaded"] == 1
+
+
+def test_no_drain_before_configuration() -> None:
+    with Bench() as bench:
+        assert refusal(lambda: drain(bench)) is Code.NOT_CONFIGURED
+        assert not bench.assembly.over()
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00", cbor.encode({}), cbor.encode({"within": "1"})])
+def test_an_unreadable_drain_changes_nothing(served: Bench, payload: bytes) -> None:
+    assert refusal(lambda: served.ask(FrameType.DRAIN, payload)) is Code.MALFORMED
+    assert served.health()["state"] == "ready"
+
+
+def test_over_when_the_last_session_ends(served: Bench, clock: Clock) -> None:
+    served.infer(served.session())
+    drain(served)
+    assert not served.assembly.over()
+    clock.ahead += 3599 - 1
+    served.assembly.maintain_once()
+    assert not served.assembly.over()
+    clock.ahead += 2
+    served.assembly.maintain_once()
+    assert served.assembly.over()
+
+
+def test_over_at_its_bound_whoever_is_live(served: Bench, clock: Clock) -> None:
+    live = served.session()
+    served.infer(live)
+    drain(served, within=5_000)
+    clock.ahead += 6
+    served.assembly.maintain_once()
+    assert rows_of(served.infer(live)) == ANSWER  # until the process ends
+    assert served.assembly.over()
+
+
+def test_nobody_lives_longer_than_a_day(clock: Clock) -> None:
+    with Bench(clock=clock, pki=NitroPki.create(clock=clock)) as bench:
+        bench.serve()
+        states = []
+        for _ in range(25):
+            clock.ahead += 3600
+            bench.assembly.maintain_once()
+            states.append((bench.assembly.over(), bench.health()["state"]))
+        begun = states.index((True, "draining"))  # nobody is live, so it is over at once
+        assert 19 <= begun <= 22
+        assert set(states[:begun]) == {(False, "ready")}
+        assert set(states[begun:]) == {(True, "draining")}
+
+
+def test_what_is_under_way_at_the_end_is_answered(served: Bench) -> None:
+    served.serve(name="endless", files={"m": onnx_bytes.endless()}, **SCALAR)
+    outcomes: list[object] = []
+    session = served.session()
+    idle = served.connect()
+    row = np.ones((), np.float32)
+
+    def long_call() -> None:
+        outcomes.append(served.infer(session, row, model="endless", budget=1500))
+
+    thread = threading.Thread(target=long_call)
+    thread.start()
+    time.sleep(0.5)
+    served.server.finish()
+    served.server.stop()
+    thread.join(10)
+    assert len(outcomes) == 1  # sealed, whatever it says
+    with idle:
+        assert idle.recv(1) == b""
+    with pytest.raises(CasemateError):
+        served.health()
+
+
+# Real processes
+
+SHORT = replace(LOCAL_LIMITS, lifetime=26_000, drain=6_000)
+
+
+@pytest.fixture
+def world(tree: Path, short_path: Path) -> Iterator[LocalDeployment]:
+    with prepared(short_path, tree, SHORT) as ready:
+        yield ready
+
+
+def ask(client: Client) -> bytes:
+    answer = client.infer(MODEL, {"features": DATA.features[:4]}, repeatable=True)
+    assert len(answer.outputs["label"]) == 4
+    return answer.evidence.instance_digest
+
+
+def healthy(target: str) -> bool:
+    """What the host's health service says."""
+    with grpc.insecure_channel(target) as channel:
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/grpc.health.v1.Health/Check"
+        )
+        answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=5))
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@pytest.mark.slow
+def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDeployment) -> None:
+    """Two replicas whose lives are 26 seconds by their measured configuration."""
+    stop = threading.Event()
+    failures: list[str] = []
+    instances: set[bytes] = set()
+    counts = [0, 0, 0]
+    # Sessions of one client end before a drain does; those of another are cut at its bound.
+    ages = [4, 300, 300]
+
+    def load(number: int, targets: list[str]) -> None:
+        policy = world.trust_policy(maximum_age_seconds=ages[number])
+        with Client(targets, policy, caller_key=world.clinic.signing_key) as client:
+            while not stop.is_set():
+                try:
+                    instances.add(ask(client))
+                except CasemateError as error:
+                    failures.append(str(error))
+                else:
+                    counts[number] += 1
+                time.sleep(0.01)
+
+    sealed = [world.seal_model(DATA.onnx)]
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Replica(world, sealed, options=["--restart"]))
+        time.sleep(8)  # their ends are seconds apart, whatever each draws
+        second = stack.enter_context(Replica(world, sealed, options=["--restart"]))
+        targets = [first.target, second.target]
+        threads = [
+            threading.Thread(target=load, args=(number, targets[:: -1 if number else 1]))
+            for number in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 150
+        try:
+            while not all([first.lives() >= 3, second.lives() >= 3]):
+                assert time.monotonic() < until, "no enclave was replaced"
+                time.sleep(0.5)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert failures == []
+    assert min(counts) > 100
+    assert len(instances) >= 4
+    log = (world.operator.directory / "enclave.log").read_text()
+    assert log.count("status 0") >= 4
+    assert log.count("DRAINING") >= 4
+    assert "signal" not in log
+
+
+@pytest.mark.slow
+def test_the_operator_drains_an_enclave_and_its_sessions_go_on(world: LocalDeployment) -> None:
+    sealed = [world.seal_model(DATA.onnx)]
+    with (
+        Replica(world, sealed, options=["--restart"]) as replica,
+        world.client(target=replica.target) as live,
+        world.client(target=replica.target) as late,
+        HostConnection(replica.target) as host,
+    ):
+        former = ask(live)
+        command = [sys.executable, "-m", "casemate_host", "--config", str(replica.config)]
+        told = subprocess.run(
+            [*command, "--drain", "5"], capture_output=True, timeout=20, check=True
+        )
+        assert json.loads(told.stdout)["event"] == "draining"
+        assert eventually(lambda: not healthy(replica.target))
+        assert ask(live) == former
+        with pytest.raises(RequestError) as refused:
+            late.infer(MODEL, {"features": DATA.features[:4]})
+        assert refused.value.code is Code.UNAVAILABLE
+        assert "draining" in refused.value.detail
+        # Whoever has an answer already may still verify who gave it.
+        assert digest(host.get_evidence(None, 5, former).instance_config) == former
+        assert eventually(lambda: healthy(replica.target), 30)
+        assert ask(live) != former
+        assert ask(late) != former
