@@ -197,7 +197,9 @@ class Supervisor:
         """Answer the sessions that have begun, and say to all others that this host does not."""
         if not self._board.standing.draining:
             log.info("draining")
-        standing = Standing(self._held, Code.UNAVAILABLE, "draining: no new sessions", True)
+        standing = Standing(
+            self._held, Code.UNAVAILABLE, "draining: no new sessions", draining=True
+        )
         self._board.post(standing)
         self._say_not_serving()
 
