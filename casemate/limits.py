@@ -128,6 +128,8 @@ STEP_BOUNDS_US: Final = (
 # Answers between two publications: no single one's steps show. A busy enclave takes a moment.
 STEP_GROUP: Final = 32
 
+TOKEN_FILE_MAX: Final = 1 * KIB  # a bearer token and a line's end
+
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection

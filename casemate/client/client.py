@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from casemate.attestation import LogEntry, Step, TrustPolicy, VerifiedEvidence
+    from casemate.client.access import HostAccess
     from casemate.client.kms import DataKeySource
     from casemate.client.transport import HostConnection
     from casemate.envelope.sealing import OpenedAnswer
@@ -94,7 +95,7 @@ class Client:
         caller_key: Ed25519PrivateKey | None = None,
         data_keys: DataKeySource | None = None,
         any_replica: bool = False,
-        tls_roots: bytes | None = None,
+        access: HostAccess | None = None,
     ) -> None:
         """Prepare a client for the host at ``target`` (``host:port``); nothing is sent yet.
 
@@ -107,7 +108,7 @@ class Client:
                 enclave's key (key mode hpke). A `KmsDataKeys` takes them from the data owner's KMS.
             any_replica: let any enclave answer that the policy accepts, as behind a balancer; needs
                 ``data_keys``. A request then runs at most once at each replica.
-            tls_roots: PEM roots; turns TLS to the host on.
+            access: TLS to the host, and who asks it: a client certificate, a bearer token.
 
         Raises RequestError(INVALID_ARGUMENT).
         """
@@ -119,7 +120,7 @@ class Client:
         self._data_keys = data_keys
         self._any_replica = any_replica
         self._chains = ChainCache()
-        self._targets = Targets(target, tls_roots=tls_roots)
+        self._targets = Targets(target, access)
         self._session: _Session | None = None
         self._lock = threading.Lock()
 

@@ -11,16 +11,18 @@ from casemate.errors import Code, RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casemate.client.access import HostAccess
+
 
 class Targets:
     """Connections in the order in which they are tried; thread-safe."""
 
-    def __init__(self, targets: str | Sequence[str], *, tls_roots: bytes | None = None) -> None:
+    def __init__(self, targets: str | Sequence[str], access: HostAccess | None = None) -> None:
         """Prepare one connection for each ``host:port``; raises RequestError(INVALID_ARGUMENT)."""
         names = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
         if not names:
             raise RequestError(Code.INVALID_ARGUMENT, "no target")
-        self._connections = [HostConnection(name, tls_roots=tls_roots) for name in names]
+        self._connections = [HostConnection(name, access) for name in names]
         self._lock = threading.Lock()
         self._at = 0
 

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from casemate import limits
 from casemate.attestation import EvidenceBundle
+from casemate.client.access import HostAccess
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
@@ -43,13 +44,11 @@ _BY_STATUS = {
 class HostConnection:
     """One gRPC channel; thread-safe."""
 
-    def __init__(self, target: str, *, tls_roots: bytes | None = None) -> None:
-        """Connect lazily to ``host:port``; ``tls_roots`` (PEM) turns TLS on."""
-        if tls_roots is None:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(tls_roots)
-            self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
+    def __init__(self, target: str, access: HostAccess | None = None) -> None:
+        """Connect lazily to ``host:port``; raises RequestError(INVALID_ARGUMENT)."""
+        access = access or HostAccess()
+        self._channel = access.channel(target, _OPTIONS)
+        self._metadata = access.metadata
         self._target = target
         self._get_evidence: _Method = self._channel.unary_unary(_SERVICE + "GetEvidence")
         self._infer: _Method = self._channel.unary_unary(_SERVICE + "Infer")
@@ -75,7 +74,7 @@ class HostConnection:
 
     def _call(self, method: _Method, request: bytes, timeout_s: float) -> bytes:
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _translate(error, self._target) from None
 

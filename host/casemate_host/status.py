@@ -24,6 +24,8 @@ _STATUS: Final[Mapping[Code, grpc.StatusCode]] = {
     Code.OPEN_FAILED: grpc.StatusCode.INVALID_ARGUMENT,
     Code.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Code.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.QUOTA_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Code.UNKNOWN_KEY: grpc.StatusCode.FAILED_PRECONDITION,
     Code.STALE_SESSION: grpc.StatusCode.FAILED_PRECONDITION,
     Code.EXPIRED: grpc.StatusCode.FAILED_PRECONDITION,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
-from casemate.client.cli.group import existing, new, policy_option, tls_option
+from casemate.client.cli.group import existing, host_options, new, policy_option
 from casemate.client.cli.progress import progress_bar
 from casemate.client.client import Client
 from casemate.client.files import (
@@ -25,6 +25,9 @@ from casemate.client.kms import KmsDataKeys
 from casemate.client.seal import seal_onnx
 from casemate.errors import CasemateError, Code
 from casemate.sealed_model import model_digest
+
+if TYPE_CHECKING:
+    from casemate.client.access import HostAccess
 
 
 @click.command(short_help="Make an Ed25519 key for a publisher or a caller.")
@@ -40,7 +43,7 @@ def keygen(output: Path) -> None:
 @click.argument("target")
 @click.argument("model")
 @policy_option
-@tls_option
+@host_options
 @click.option(
     "--input",
     "inputs",
@@ -57,7 +60,7 @@ def infer(
     target: str,
     model: str,
     policy: Path,
-    tls_roots: Path | None,
+    access: HostAccess,
     inputs: tuple[str, ...],
     version: int | None,
     caller_key: Path | None,
@@ -70,7 +73,7 @@ def infer(
         TrustPolicy.load(policy),
         caller_key=read_private_key(caller_key) if caller_key else None,
         data_keys=KmsDataKeys(kms_key) if kms_key else None,
-        tls_roots=tls_roots.read_bytes() if tls_roots else None,
+        access=access,
     ) as client:
         tensors = dict(named_tensor(item) for item in inputs)
         result = client.infer(model, tensors, version=version, timeout_s=timeout)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from casemate.client.access import HostAccess
 from casemate.client.cli.tables import printable
 from casemate.errors import CasemateError, Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXIT_CODES: Final = """Exit codes: 0 done; 1 refused, with a reason code on standard error; 2 wrong usage; 3 nobody answered, so nothing was judged (HOST_UNREACHABLE, UNAVAILABLE, DEADLINE_EXCEEDED)."""  # noqa: E501 - click wraps it
 
@@ -22,8 +27,34 @@ new = click.Path(dir_okay=False, path_type=Path)
 policy_option = click.option(
     "--policy", required=True, type=existing, help="Trust policy (TOML): what you accept."
 )
-tls_option = click.option("--tls-roots", type=existing, help="PEM roots; turns TLS to the host on.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def host_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how to reach the host, and pass them on as ``access``."""
+
+    @click.option("--tls-roots", type=existing, help="PEM roots; turns TLS to the host on.")
+    @click.option("--tls-certificate", type=existing, help="Your certificate for the host (PEM).")
+    @click.option("--tls-key", type=existing, help="The certificate's key (PEM).")
+    @click.option("--token-file", type=existing, help="Your bearer token for the host.")
+    @functools.wraps(command)
+    def run(
+        *,
+        tls_roots: Path | None,
+        tls_certificate: Path | None,
+        tls_key: Path | None,
+        token_file: Path | None,
+        **named: object,
+    ) -> None:
+        access = HostAccess.read(
+            tls_roots=tls_roots,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            token=token_file,
+        )
+        command(access=access, **named)
+
+    return run
 
 
 class _Refusal(click.ClickException):

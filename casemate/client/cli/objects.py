@@ -9,7 +9,7 @@ import click
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.calls import named_tensor
-from casemate.client.cli.group import existing, policy_option, tls_option
+from casemate.client.cli.group import existing, host_options, policy_option
 from casemate.client.client import Client
 from casemate.client.files import answer_as_json, parse_public_key, read_private_key
 from casemate.client.objects import read_object, seal_tensors, write_object
@@ -19,6 +19,8 @@ from casemate.wire import HASH_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from casemate.client.access import HostAccess
 
 
 @click.command("seal-data", short_help="Seal tensors at rest, for readers who never see them.")
@@ -85,7 +87,7 @@ def seal_data_command(
 @click.argument("model")
 @click.argument("location", metavar="OBJECT")
 @policy_option
-@tls_option
+@host_options
 @click.option("--caller-key", required=True, type=existing, help="Your Ed25519 key, as a reader.")
 @click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
@@ -94,7 +96,7 @@ def infer_sealed(
     model: str,
     location: str,
     policy: Path,
-    tls_roots: Path | None,
+    access: HostAccess,
     caller_key: Path,
     version: int | None,
     timeout: float,
@@ -104,7 +106,7 @@ def infer_sealed(
         target,
         TrustPolicy.load(policy),
         caller_key=read_private_key(caller_key),
-        tls_roots=tls_roots.read_bytes() if tls_roots else None,
+        access=access,
     ) as client:
         sealed = read_object(location)
         result = client.infer_sealed(model, sealed, version=version, timeout_s=timeout)

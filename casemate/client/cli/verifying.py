@@ -12,7 +12,14 @@ import click
 from casemate.attestation import VerifiedEvidence
 from casemate.attestation.details import moment
 from casemate.attestation.tpm_policy import evidence_policy, load_any_policy
-from casemate.client.cli.group import EXIT_CODES, json_option, new, policy_option, tls_option, warn
+from casemate.client.cli.group import (
+    EXIT_CODES,
+    host_options,
+    json_option,
+    new,
+    policy_option,
+    warn,
+)
 from casemate.client.cli.report import Report
 from casemate.client.cli.tables import printable
 from casemate.client.client import Client
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from casemate.attestation import TrustPolicy
     from casemate.attestation.measured import MeasuredDocument
     from casemate.attestation.tpm_policy import TpmPolicy
+    from casemate.client.access import HostAccess
 
 _OWN_TIME: Final = "doc"
 
@@ -30,7 +38,7 @@ _OWN_TIME: Final = "doc"
 @click.command(epilog=EXIT_CODES, short_help="Verify an enclave, or stored evidence.")
 @click.argument("target", metavar="TARGET|FILE")
 @policy_option
-@tls_option
+@host_options
 @click.option("--nonce", metavar="HEX", help="With a FILE: the nonce that you issued for it.")
 @click.option(
     "--at",
@@ -42,7 +50,7 @@ _OWN_TIME: Final = "doc"
 def verify(
     target: str,
     policy: Path,
-    tls_roots: Path | None,
+    access: HostAccess,
     nonce: str | None,
     at: str | None,
     save: Path | None,
@@ -66,7 +74,7 @@ def verify(
         if stored:
             verified = _from_file(Path(target), trust, issued, as_of, report)
         else:
-            verified = _live(target, trust, tls_roots, report)
+            verified = _live(target, trust, access, report)
     except CasemateError as error:
         report.refused(error)
         raise
@@ -83,10 +91,9 @@ def _check_target(target: str, nonce: str | None, at: str | None) -> None:
 
 
 def _live(
-    target: str, policy: TrustPolicy | TpmPolicy, tls_roots: Path | None, report: Report
+    target: str, policy: TrustPolicy | TpmPolicy, access: HostAccess, report: Report
 ) -> VerifiedEvidence:
-    roots = tls_roots.read_bytes() if tls_roots else None
-    with Client(target, evidence_policy(policy), tls_roots=roots) as client:
+    with Client(target, evidence_policy(policy), access=access) as client:
         return client.verify(observe=report.step)
 
 
