@@ -9,6 +9,7 @@ from typing import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
 
 # Attestation documents (SPEC 3.7)
 # The NSM's answer buffer is 12 KiB; the largest genuine one seen is 5.2 KiB.
@@ -31,6 +32,7 @@ AUDIENCE_MAX: Final = 255  # bytes of UTF-8: a name for people, not a payload
 PUBLISHERS_MAX: Final = 16  # keys of the model owners one service trusts
 MINIMUM_VERSIONS_MAX: Final = 256  # one for each model that a policy can name
 MODELS_MAX: Final = 64  # loaded side by side; memory runs out earlier
+RUN_THREADS_MAX: Final = 64  # of one run; beyond it few models gain
 KMS_REGIONS_MAX: Final = 8
 TLS_ROOTS_MAX: Final = 16  # AWS publishes five
 TLS_ROOT_MAX: Final = 4 * KIB  # an RSA-4096 root takes 1.4 KiB
@@ -100,6 +102,7 @@ MODEL_BYTES_MAX: Final = 1 << 40
 ANSWER_BUCKET_MAX: Final = 63 * MIB  # with the trailer's room still a padded unit of REQUEST_MAX
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
+BATCH_ROWS_MAX: Final = 4096  # rows run together; above some hundred nothing is gained
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python

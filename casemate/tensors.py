@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 BYTES: Final = "BYTES"
+# numpy has no bfloat16: here it is a type of its own, around the 16 bits (SPEC 5.6.2).
+BFLOAT16: Final = np.dtype([("bfloat16", "<u2")])
 NUMERIC: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
     "INT8": np.dtype("<i1"),
@@ -46,6 +48,7 @@ NUMERIC: Final[Mapping[str, np.dtype[Any]]] = {
     "UINT32": np.dtype("<u4"),
     "UINT64": np.dtype("<u8"),
     "FP16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
@@ -61,6 +64,18 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+
+class InferRequest(NamedTuple):
+    """What a ``ModelInferRequest`` asks: arrays by name, the outputs wanted, and how.
+
+    ``id`` is to be echoed; ``timeout_us``: microseconds that the sender allows, None without limit.
+    """
+
+    inputs: dict[str, Array]
+    outputs: list[str]
+    id: str
+    timeout_us: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +98,9 @@ def _invalid_input(name: str, detail: str) -> RequestError:
 def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> bytes:
     """Return a ``ModelInferRequest`` of ``inputs``; no ``outputs`` asks for all of them.
 
-    Strings may be ``str``, which is sent as UTF-8, or ``bytes``. Raises RequestError
-    (INVALID_INPUT) for a dtype that the protocol does not have.
+    Strings may be ``str``, which is sent as UTF-8, or ``bytes``; the type ``bfloat16`` of the
+    package ml_dtypes is sent as BF16. Raises RequestError (INVALID_INPUT) for a dtype that the
+    protocol does not have.
     """
     message = pb.ModelInferRequest()
     raws = [_describe(message.inputs.add(), name, array) for name, array in inputs.items()]
@@ -93,9 +109,11 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
     return _join(message.SerializeToString(), REQUEST_RAW, raws)
 
 
-def to_response(outputs: Mapping[str, Array], model: str, version: int) -> bytes:
+def to_response(
+    outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
+) -> bytes:
     """Return a ``ModelInferResponse`` of ``outputs``; raises as ``to_request``."""
-    message = pb.ModelInferResponse(model_name=model, model_version=str(version))
+    message = pb.ModelInferResponse(model_name=model, model_version=str(version), id=request_id)
     raws = [_describe(message.outputs.add(), name, array) for name, array in outputs.items()]
     return _join(message.SerializeToString(), RESPONSE_RAW, raws)
 
@@ -121,6 +139,8 @@ def _describe(
             return strings.pack(array.reshape(-1).tolist())
         except TypeError:
             raise _invalid_input(name, "an element is neither text nor bytes") from None
+    if array.dtype.name == "bfloat16":
+        array = array.view(BFLOAT16)
     dtype = array.dtype.newbyteorder("<")
     datatype = _NAMES.get(dtype)
     if datatype is None:
@@ -135,8 +155,8 @@ def _describe(
 
 def read_request(
     message: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays of a ``ModelInferRequest`` and the outputs it asks for.
+) -> InferRequest:
+    """Return the arrays of a ``ModelInferRequest`` and what it asks for.
 
     Every input of the model is there, with its datatype and a shape that it allows. Arrays are
     read-only, and views of ``message`` where its alignment permits; strings are ``str``. No
@@ -150,11 +170,14 @@ def read_request(
     for tensor in tensors:
         _check_spec(tensor, specs[tensor.name])
     requested = _check_requested(parsed.requested, [spec.name for spec in outputs])
-    return {tensor.name: _array(tensor, text=True) for tensor in tensors}, requested
+    arrays = {tensor.name: _array(tensor, text=True) for tensor in tensors}
+    return InferRequest(arrays, requested, parsed.id, parsed.timeout_us)
 
 
 def from_response(message: Buffer) -> dict[str, Array]:
     """Return the arrays of a ``ModelInferResponse``, read-only; strings are ``bytes``.
+
+    BF16 comes as ``BFLOAT16``, which ``view(ml_dtypes.bfloat16)`` turns into numbers.
 
     Raises RequestError as ``read_request``.
     """

@@ -23,7 +23,13 @@ from casemate.wire import digest, label, lp
 VERSION: Final = 1
 PUBLISHER_BYTES: Final = 32
 PARTITIONS: Final = ("aws", "aws-cn", "aws-us-gov")
-PROVIDERS: Final = ("CPUExecutionProvider",)
+CPU: Final = "CPUExecutionProvider"
+PROVIDERS: Final = (
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+    "OpenVINOExecutionProvider",
+    CPU,
+)
 PCR_CONFIGURATION: Final = 16
 KEY_POLICY_VARIABLE: Final = "${"  # would make a key policy's condition say something else
 
@@ -48,6 +54,11 @@ _LIMIT_BOUNDS: Final = {
     "request_bytes": limits.REQUEST_MAX,
     "lifetime": limits.LIFETIME_MAX,
     "drain": limits.DRAIN_MAX,
+    "memory_bytes": limits.MODEL_BYTES_MAX,
+    "run_bytes": limits.MODEL_BYTES_MAX,
+    "run_ms": limits.FRAME_BUDGET_MAX,
+    "model_requests": limits.CONNECTIONS_MAX,
+    "threads": limits.RUN_THREADS_MAX,
 }
 
 
@@ -82,6 +93,9 @@ class ServiceLimits:
 
     ``lifetime``: milliseconds from its boot to its end at the latest; ``drain``: how long before
     that it takes no new session any more (SPEC 9.7).
+    ``memory_bytes`` is what all loaded models may take together, ``run_bytes`` what all runs under
+    way may; ``run_ms`` ends a run, ``model_requests`` is how many requests one model may hold,
+    running or waiting, and ``threads`` how many threads one run uses.
     """
 
     sessions: int
@@ -90,6 +104,11 @@ class ServiceLimits:
     request_bytes: int
     lifetime: int = limits.LIFETIME_MAX
     drain: int = limits.DRAIN_MAX
+    memory_bytes: int = 4 * limits.GIB
+    run_bytes: int = limits.GIB
+    run_ms: int = limits.FRAME_BUDGET_MAX
+    model_requests: int = limits.CONNECTIONS_MAX
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for name, bound in _LIMIT_BOUNDS.items():
@@ -113,7 +132,7 @@ class Configuration:
     minimum_versions: dict[str, int]
     kms: KmsConfiguration | None
     limits: ServiceLimits
-    providers: tuple[str, ...] = PROVIDERS
+    providers: tuple[str, ...] = (CPU,)
 
     def __post_init__(self) -> None:
         between(len(self.audience.encode()), 1, limits.AUDIENCE_MAX, _CODE, "bytes of audience")
@@ -123,7 +142,13 @@ class Configuration:
             sized(publisher, PUBLISHER_BYTES, PUBLISHER_BYTES, _CODE, "publisher key")
         require(ascending(self.publishers), _CODE, "publishers are not strictly ascending")
         self._check_minimum_versions()
-        require(self.providers == PROVIDERS, _CODE, "unknown execution provider")
+        between(len(self.providers), 1, len(PROVIDERS), _CODE, "execution providers")
+        known = all(provider in PROVIDERS for provider in self.providers)
+        require(known, _CODE, "unknown execution provider")
+        twice = len(set(self.providers)) != len(self.providers)
+        require(not twice, _CODE, "an execution provider is listed twice")
+        # It takes what the others leave, so after it nothing would ever run.
+        require(self.providers[-1] == CPU, _CODE, f"{CPU} is not the last")
 
     def _check_minimum_versions(self) -> None:
         between(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Self
 
 from casemate import limits, tensors
 from casemate.attestation import ChainCache, verify_evidence
+from casemate.client.models import loaded_models, split_version, with_bfloat16
 from casemate.client.targets import Targets
 from casemate.envelope.header import ANY_INSTANCE
+from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealing import DataKeySession
 from casemate.errors import Code, EnvelopeError, RequestError
+from casemate.oip.metadata import ModelMetadata, metadata_request, parse_metadata
 from casemate.sealed_data import SealedData
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from casemate.attestation import LogEntry, Step, TrustPolicy, VerifiedEvidence
     from casemate.client.access import HostAccess
     from casemate.client.kms import DataKeySource
+    from casemate.client.models import Loaded
     from casemate.client.transport import HostConnection
     from casemate.envelope.sealing import OpenedAnswer
     from casemate.wire import Buffer
@@ -35,6 +40,7 @@ _DEFAULT_TIMEOUT_S = 30.0
 _RENEW_MARGIN = 10_000  # ms: a call sealed just before the end still arrives in time
 _REPLICAS_MAX = 64  # whose evidence one session keeps
 _REPLICA_TRIES = 3  # behind one address the next question may reach the right replica
+_MODEL_TRIES = 3  # a model may be replaced while its replacement's evidence is being verified
 # The host says that the session is gone: the next call must start from new evidence.
 _SESSION_LOST = frozenset(
     {Code.STALE_SESSION, Code.EXPIRED, Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE, Code.UNAVAILABLE}
@@ -60,6 +66,27 @@ class _Message:
 
     content: Buffer = field(repr=False)
     sealed_data: bytes | None = None
+    operation: str = INFER
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    message: memoryview = field(repr=False)
+    entry: LogEntry
+    evidence: VerifiedEvidence
+
+    def inference(self) -> Inference:
+        return Inference(
+            outputs=with_bfloat16(tensors.from_response(self.message)),
+            model=self.entry.name,
+            version=self.entry.version,
+            digest=self.entry.digest,
+            evidence=self.evidence,
+        )
+
+
+class _ModelMovedError(RequestError):
+    """Said inside the seal: no such model any more, and so nothing ran (SPEC 6.4)."""
 
 
 @dataclass(slots=True)
@@ -67,6 +94,7 @@ class _Session:
     connection: HostConnection
     evidence: VerifiedEvidence
     keys: DataKeySession
+    models: Loaded
     ends_at: int  # ms, by this machine's clock
     # The same moment by a clock that nobody sets; but it stands still while the machine sleeps.
     ends_at_monotonic: float
@@ -148,11 +176,13 @@ class Client:
     ) -> Inference:
         """Run ``model`` on ``inputs`` inside the verified enclave.
 
-        The model's digest is pinned to the one in the verified measurement log, so what runs is
-        what the policy allowed. ``outputs`` names the wanted outputs, all by default. A call
+        ``model`` is a name, or ``name:version``; without a version the latest answers. Its digest
+        is pinned to the one in the verified measurement log, so what runs is what the policy
+        allowed; when it makes room for another version meanwhile, the call is sealed anew to the
+        evidence that says so. ``outputs`` names the wanted outputs, all by default. A call
         declared ``repeatable`` is sealed once more, to newly verified evidence, when the host says
-        that the session is gone, and once for each further target; otherwise it is never sent
-        twice.
+        that the session is gone, and once for each further target; otherwise nothing that may have
+        run is sent twice.
 
         Raises RequestError (the service refused), EvidenceError (the enclave was refused),
         EnvelopeError (the answer was refused).
@@ -160,7 +190,32 @@ class Client:
         if not inputs:
             raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
         message = _Message(tensors.to_request(inputs, outputs))
-        return self._repeat(model, version, message, timeout_s, repeatable=repeatable)
+        name, version = split_version(model, version)
+        return self._repeat(name, version, message, timeout_s, repeatable=repeatable).inference()
+
+    def metadata(
+        self, model: str, *, version: int | None = None, timeout_s: float = _DEFAULT_TIMEOUT_S
+    ) -> ModelMetadata:
+        """Return what ``model`` takes and gives, as its publisher declared and signed it.
+
+        Asked inside the seal, so the host does not learn of which model; raises as ``infer``.
+        """
+        name, version = split_version(model, version)
+        message = _Message(metadata_request(name, version), operation=METADATA)
+        answer = self._repeat(name, version, message, timeout_s, repeatable=True)
+        return parse_metadata(answer.message)
+
+    def ready(
+        self, model: str, *, version: int | None = None, timeout_s: float = _DEFAULT_TIMEOUT_S
+    ) -> bool:
+        """Tell whether ``model`` would run for this caller now; raises as ``infer`` otherwise."""
+        try:
+            self.metadata(model, version=version, timeout_s=timeout_s)
+        except RequestError as error:
+            if error.code is Code.UNKNOWN_MODEL:
+                return False
+            raise
+        return True
 
     def infer_sealed(
         self,
@@ -178,7 +233,8 @@ class Client:
         sent.
         """
         message = _Message(sealed_data, SealedData.parse(sealed_data).digest)
-        return self._repeat(model, version, message, timeout_s, repeatable=repeatable)
+        name, version = split_version(model, version)
+        return self._repeat(name, version, message, timeout_s, repeatable=repeatable).inference()
 
     def _repeat(
         self,
@@ -188,7 +244,7 @@ class Client:
         timeout_s: float,
         *,
         repeatable: bool,
-    ) -> Inference:
+    ) -> _Answer:
         deadline = time.monotonic() + timeout_s
         targets = len(self._targets)
         again = _SESSION_LOST if targets == 1 else _SESSION_LOST | _TARGET_LOST
@@ -202,10 +258,18 @@ class Client:
 
     def _attempt(
         self, model: str, version: int | None, message: _Message, deadline: float
-    ) -> Inference:
+    ) -> _Answer:
+        for _ in range(_MODEL_TRIES - 1):
+            with contextlib.suppress(_ModelMovedError):
+                return self._try(model, version, message, deadline)
+        return self._try(model, version, message, deadline)
+
+    def _try(self, model: str, version: int | None, message: _Message, deadline: float) -> _Answer:
         session = self._live_session(deadline)
         try:
             return self._ask(session, model, version, message, deadline)
+        except _ModelMovedError:
+            raise  # the target is as good as before
         except RequestError as error:
             if error.code in _TARGET_LOST:
                 self._targets.leave(session.connection)
@@ -220,11 +284,11 @@ class Client:
         version: int | None,
         message: _Message,
         deadline: float,
-    ) -> Inference:
-        entry = _loaded(session.evidence, model, version)
+    ) -> _Answer:
+        entry = session.models.get((model, version))
         if entry is None:  # perhaps loaded since: look once more
             session = self._live_session(deadline, renew=session)
-            entry = _loaded(session.evidence, model, version)
+            entry = session.models.get((model, version))
         if entry is None:
             wanted = model if version is None else f"{model}:{version}"
             raise RequestError(Code.UNKNOWN_MODEL, f"the verified enclave has not loaded {wanted}")
@@ -234,6 +298,7 @@ class Client:
             digest=entry.digest,
             message=message.content,
             sealed_data=message.sealed_data,
+            operation=message.operation,
         )
         answer = call.open(
             *session.connection.infer(call.header, call.ciphertext, _remaining(deadline))
@@ -272,21 +337,17 @@ class Client:
         answer: OpenedAnswer,
         entry: LogEntry,
         evidence: VerifiedEvidence,
-    ) -> Inference:
+    ) -> _Answer:
         trailer = answer.trailer
         if trailer.status is not Code.OK or answer.message is None:
             if trailer.status in (Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH):
-                session.lost = True  # models changed: the next call reads the log anew
+                session.lost = True  # models changed: the next attempt reads the log anew
+            if trailer.status is Code.UNKNOWN_MODEL:
+                raise _ModelMovedError(trailer.status, trailer.detail)
             raise RequestError(trailer.status, trailer.detail)
         if trailer.digest != entry.digest:
             raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
-        return Inference(
-            outputs=tensors.from_response(answer.message),
-            model=entry.name,
-            version=entry.version,
-            digest=entry.digest,
-            evidence=evidence,
-        )
+        return _Answer(answer.message, entry, evidence)
 
     def _live_session(self, deadline: float, renew: _Session | None = None) -> _Session:
         if not self._lock.acquire(timeout=_remaining(deadline)):
@@ -332,7 +393,8 @@ class Client:
             )
         ends_at = not_after - min(_RENEW_MARGIN, lifetime // 4)
         monotonic = time.monotonic() + (ends_at - _now()) / 1000
-        return _Session(connection, evidence, keys, ends_at, monotonic)
+        loaded = loaded_models(evidence.log)
+        return _Session(connection, evidence, keys, loaded, ends_at, monotonic)
 
     def _reach(
         self,
@@ -383,20 +445,6 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _loaded(evidence: VerifiedEvidence, model: str, version: int | None) -> LogEntry | None:
-    """Return the log's latest state of ``model``: the highest version that is still loaded."""
-    live: dict[int, LogEntry] = {}
-    for entry in evidence.log:
-        if entry.name != model:
-            continue
-        if entry.op == "load":
-            live[entry.version] = entry
-        else:
-            live.pop(entry.version, None)
-    chosen = version if version is not None else max(live, default=0)
-    return live.get(chosen)
 
 
 def _now() -> int:

@@ -14,6 +14,9 @@ from casemate.errors import Code, EnvelopeError
 if TYPE_CHECKING:
     from casemate.envelope.header import RequestHeader
 
+INFER: Final = "infer"
+METADATA: Final = "metadata"
+OPERATIONS: Final = frozenset({INFER, METADATA})
 CALLER_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 BLINDER_BYTES: Final = 32
@@ -62,7 +65,8 @@ class Preamble:
     """Which model a request is for, and who asks (SPEC 5.6).
 
     ``sealed_data`` is ``H(m)`` of the object that is the message in place of tensors (SPEC 8.7);
-    ``receipt`` asks for a signed receipt of the answer (SPEC 14).
+    ``receipt`` asks for a signed receipt of the answer (SPEC 14). ``operation``: run the model, or
+    tell its inputs and outputs (SPEC 5.6.1).
     """
 
     model: str
@@ -72,11 +76,15 @@ class Preamble:
     signature: bytes | None = None
     sealed_data: bytes | None = None
     receipt: bool = False
+    operation: str = INFER
 
     def _check(self) -> None:
         _check_model(self.model, self.version, self.digest, named=True)
         named = self.sealed_data is None or len(self.sealed_data) == wire.HASH_BYTES
         _require(named, "object has a wrong length")
+        _require(self.operation in OPERATIONS, "unknown operation")
+        plain = self.sealed_data is None and not self.receipt
+        _require(self.operation == INFER or plain, "an object or a receipt without inference")
         _require((self.caller is None) == (self.signature is None), "caller without signature")
         if self.caller is not None and self.signature is not None:
             _require(len(self.caller) == CALLER_BYTES, "caller has a wrong length")
@@ -98,6 +106,7 @@ class Preamble:
                 "signature": self.signature,
                 "object": self.sealed_data,
                 "receipt": self.receipt,
+                "operation": self.operation,
             }
         )
 
@@ -113,6 +122,7 @@ class Preamble:
             "signature": (bytes, _NONE),
             "object": (bytes, _NONE),
             "receipt": bool,
+            "operation": str,
         }
         try:
             _require(len(data) <= limits.PREAMBLE_MAX, "too long")

@@ -20,7 +20,7 @@ from casemate.envelope.header import (
     RequestHeader,
     ResponseHeader,
 )
-from casemate.envelope.messages import Preamble, Trailer, caller_statement
+from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
 from casemate.envelope.units import pack_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
@@ -204,10 +204,12 @@ class DataKeySession(Guarded):
         message: wire.Buffer,
         sealed_data: bytes | None = None,
         receipt: bool = False,
+        operation: str = INFER,
     ) -> SealedCall:
         """Seal one ``ModelInferRequest`` under a header of its own.
 
-        With ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7);
+        Of another ``operation`` than ``infer`` the message is what SPEC 5.6.1 says. With
+        ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7);
         ``receipt`` asks for a receipt of the answer (SPEC 14).
 
         Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
@@ -215,7 +217,7 @@ class DataKeySession(Guarded):
         """
         caller, signature = self._caller or (None, None)
         preamble = Preamble(
-            model, version, digest, caller, signature, sealed_data, receipt
+            model, version, digest, caller, signature, sealed_data, receipt, operation
         ).encode()
         if not message:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")

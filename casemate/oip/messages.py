@@ -1,7 +1,8 @@
 """Open Inference Protocol messages taken apart strictly, without copying a tensor.
 
-Only raw contents are supported: `contents`, parameters, repeated and unknown fields are refused,
-so that a message has one reading. The number of tensors, and so the work, is bounded.
+Only raw contents are supported: `contents`, repeated and unknown fields and every parameter but
+`timeout` are refused, so that a message has one reading and nothing asked for is left undone
+(SPEC 5.6.2). The number of tensors, and so the work, is bounded.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ from casemate.oip.v2 import inference_pb2 as pb
 # Field numbers of casemate.oip.v2; those of a tensor are the same on the way in and out.
 REQUEST_RAW: Final = 7
 RESPONSE_RAW: Final = 6
-_MODEL_NAME, _MODEL_VERSION, _ID, _TENSORS, _REQUESTED = 1, 2, 3, 5, 6
+_MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _TENSORS, _REQUESTED = 1, 2, 3, 4, 5, 6
+_KEY, _VALUE, _INT64, _UINT64 = 1, 2, 2, 5
+_TIMEOUT: Final = "timeout"
 _TENSOR_NAME, _TENSOR_DATATYPE, _TENSOR_SHAPE, _TENSOR_CONTENTS = 1, 2, 3, 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
-    """The tensors of a message as described, their raw contents, and the outputs asked for."""
+    """The tensors of a message as described, their raw contents, and the outputs asked for.
+
+    ``id`` is the sender's own name for the request, ``timeout_us`` the time it allows.
+    """
 
     tensors: list[pb.ModelInferRequest.InferInputTensor]
     raws: list[memoryview]
     requested: list[str]
+    id: str = ""
+    timeout_us: int | None = None
 
 
 def invalid_request(detail: str) -> RequestError:
@@ -59,10 +67,9 @@ def _read(message: memoryview, raw_number: int) -> Message:
                 parsed.tensors.append(_read_tensor(content))
             elif number == _REQUESTED:
                 parsed.requested.append(_read_requested(content))
-            elif number in (_MODEL_NAME, _MODEL_VERSION, _ID):
-                single.add(number)
             else:
-                raise invalid_request(f"field {number} of the message is unknown or not supported")
+                single.add(number)
+                _read_single(parsed, number, content, raw_number)
             if (
                 max(len(parsed.tensors), len(parsed.raws), len(parsed.requested))
                 > limits.TENSORS_MAX
@@ -71,6 +78,16 @@ def _read(message: memoryview, raw_number: int) -> Message:
     except (protowire.WireError, DecodeError):
         raise invalid_request("not a protobuf message of the Open Inference Protocol") from None
     return parsed
+
+
+def _read_single(parsed: Message, number: int, content: memoryview, raw_number: int) -> None:
+    """Read a field that may occur once; of the parameters one alone is understood."""
+    if number == _ID:
+        parsed.id = _read_id(content)
+    elif number == _PARAMETERS and raw_number == REQUEST_RAW:
+        parsed.timeout_us = _read_timeout(content)
+    elif number not in (_MODEL_NAME, _MODEL_VERSION):
+        raise invalid_request(f"field {number} of the message is unknown or not supported")
 
 
 def _read_tensor(content: memoryview) -> pb.ModelInferRequest.InferInputTensor:
@@ -89,6 +106,32 @@ def _read_tensor(content: memoryview) -> pb.ModelInferRequest.InferInputTensor:
     if not 1 <= len(tensor.name.encode()) <= limits.NAME_MAX:
         raise invalid_request(f"the name of a tensor does not have 1 to {limits.NAME_MAX} bytes")
     return tensor
+
+
+def _read_id(content: memoryview) -> str:
+    try:
+        text = bytes(content).decode()
+    except UnicodeDecodeError:
+        raise invalid_request("the id is not UTF-8") from None
+    if len(content) > limits.NAME_MAX:
+        raise invalid_request(f"the id has more than {limits.NAME_MAX} bytes")
+    return text
+
+
+def _read_timeout(entry: memoryview) -> int:
+    """Read the parameter `timeout`, a whole number of microseconds; refuse any other one."""
+    fields = list(protowire.read_fields(entry))
+    named = [(number, kind) for number, kind, _ in fields] == [(_KEY, 2), (_VALUE, 2)]
+    if not named or bytes(fields[0][2]) != _TIMEOUT.encode():
+        raise invalid_request("a parameter that is not understood; there is `timeout` alone")
+    values = list(protowire.read_fields(fields[1][2]))
+    if len(values) != 1 or values[0][0] not in (_INT64, _UINT64):
+        raise invalid_request("`timeout` is not a whole number of microseconds")
+    parameter = pb.InferParameter.FromString(bytes(fields[1][2]))
+    microseconds = parameter.int64_param or parameter.uint64_param
+    if microseconds < 1:
+        raise invalid_request("`timeout` is not positive")
+    return microseconds
 
 
 def _read_requested(content: memoryview) -> str:

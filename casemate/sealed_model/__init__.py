@@ -8,12 +8,14 @@ from casemate.sealed_model.header import (
 )
 from casemate.sealed_model.reader import ModelReader
 from casemate.sealed_model.sealing import seal_model
+from casemate.sealed_model.serving import Serving
 
 __all__ = [
     "ANY_CALLER",
     "ModelEntry",
     "ModelHeader",
     "ModelReader",
+    "Serving",
     "model_digest",
     "seal_model",
 ]

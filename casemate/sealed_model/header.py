@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from casemate import cbor, limits, wire
 from casemate.errors import Code, KeyReleaseError, ModelError
 from casemate.kms_context import parse_key_arn
+from casemate.sealed_model.serving import Serving
 from casemate.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "kms_key": str,
     "wrapped_key": bytes,
     "entries": list,
+    "serving": dict,
 }
 
 
@@ -94,6 +96,7 @@ class ModelHeader:
     kms_key: str
     wrapped_key: bytes
     entries: tuple[ModelEntry, ...]
+    serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
         _require(len(self.file_id) == FILE_ID_BYTES, "file_id has a wrong length")
@@ -108,6 +111,7 @@ class ModelHeader:
         _check_callers(self.callers)
         _check_key(self.kms_key, self.wrapped_key)
         _check_entries(self.entries)
+        self.serving.check(self.inputs + self.outputs)
 
     @property
     def digest(self) -> bytes:
@@ -137,6 +141,7 @@ class ModelHeader:
                 "kms_key": self.kms_key,
                 "wrapped_key": self.wrapped_key,
                 "entries": [entry.as_map() for entry in self.entries],
+                "serving": self.serving.as_map(),
             }
         )
         _require(len(encoded) <= limits.MODEL_HEADER_MAX, "too long")
@@ -152,6 +157,7 @@ class ModelHeader:
             for key in ("inputs", "outputs"):
                 fields[key] = tuple(map(_parse_spec, fields[key]))
             fields["entries"] = tuple(map(_parse_entry, fields["entries"]))
+            fields["serving"] = Serving.parse(fields["serving"])
         except cbor.CborError as error:
             raise ModelError(Code.MODEL_MALFORMED, f"model header: {error}") from None
         if isinstance(fields["callers"], list):

@@ -18,6 +18,7 @@ from casemate.sealed_model.header import (
     ModelEntry,
     ModelHeader,
 )
+from casemate.sealed_model.serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ def seal_model(
     outputs: Sequence[TensorSpec],
     answer_bucket: int,
     callers: Callers,
+    serving: Serving | None = None,
     progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
     """Write the sealed model of ``files`` (path in the model -> file, the ONNX model first).
@@ -70,6 +72,7 @@ def seal_model(
         kms_key=kms_key,
         wrapped_key=wrapped_key,
         entries=tuple(_entry(path, file) for path, file in files.items()),
+        serving=serving or Serving(),
     )
     signed = MAGIC + wire.lp(header.encode())
     file_hash = wire.digest(signed)

@@ -54,6 +54,11 @@ class ModelRegistry:
             raise RequestError(Code.UNKNOWN_MODEL, "no such model or version is loaded")
         return model
 
+    def versions(self, name: str) -> tuple[int, ...]:
+        """Every loaded version of ``name``, ascending."""
+        with self._lock:
+            return tuple(sorted(version for other, version in self._models if other == name))
+
     def check_room(self) -> None:
         """Refuse a load that could not end well, before its bytes arrive; raises OVERLOADED."""
         with self._lock:

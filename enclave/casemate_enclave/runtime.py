@@ -17,6 +17,8 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
 
 import onnxruntime
 
+from casemate_enclave.bfloat16 import run_carried
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -46,6 +48,7 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -94,12 +97,16 @@ class OnnxRuntime:
             raise _rejected("it does not run on the configured providers")
         _check_signature("input", header.inputs, session.get_inputs(), complete=True)
         _check_signature("output", header.outputs, session.get_outputs(), complete=False)
-        return _OnnxModel(session, self._watchdog)
+        carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
+        return _OnnxModel(session, self._watchdog, carried=carried)
 
 
 class _OnnxModel:
-    def __init__(self, session: onnxruntime.InferenceSession, watchdog: Watchdog) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, watchdog: Watchdog, *, carried: bool
+    ) -> None:
         self._session = session
+        self._carried = carried
         self._watchdog = watchdog
 
     def run(self, inputs: Tensors, outputs: Sequence[str], deadline: float) -> Tensors:
@@ -107,7 +114,7 @@ class _OnnxModel:
         options.log_severity_level = _SILENT
         try:
             with self._watchdog.until(deadline, options):
-                values = self._session.run(list(outputs), dict(inputs), options)
+                values = self._values(inputs, outputs, options)
         except Exception:  # noqa: BLE001 - as in load
             if options.terminate or time.monotonic() >= deadline:
                 raise RequestError(
@@ -115,6 +122,16 @@ class _OnnxModel:
                 ) from None
             raise RequestError(Code.MODEL_FAILED, "the model failed on these inputs") from None
         return dict(zip(outputs, values, strict=True))
+
+    def _values(
+        self, inputs: Tensors, outputs: Sequence[str], options: onnxruntime.RunOptions
+    ) -> Sequence[np.ndarray[Any, Any]]:
+        if self._carried:
+            return run_carried(self._session, inputs, outputs, options)
+        values: Sequence[np.ndarray[Any, Any]] = self._session.run(
+            list(outputs), dict(inputs), options
+        )
+        return values
 
 
 def _session_options(others: Sequence[tuple[str, bytes]]) -> onnxruntime.SessionOptions:

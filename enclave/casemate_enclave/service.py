@@ -19,7 +19,7 @@ from casemate.envelope.header import (
     RequestHeader,
     parse_request_header,
 )
-from casemate.envelope.messages import SEALED_STATUSES, Preamble, Trailer
+from casemate.envelope.messages import METADATA, SEALED_STATUSES, Preamble, Trailer
 from casemate.envelope.opening import (
     OpenedRequest,
     check_commitment,
@@ -31,6 +31,7 @@ from casemate.envelope.opening import (
 )
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 from casemate.kms_context import data_context
+from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
 from casemate.tensors import read_request, to_response
 from casemate_enclave.events import Step
 
@@ -216,6 +217,8 @@ class RequestService:
         model: ServedModel,
         deadline: float,
     ) -> bytes:
+        if preamble.operation == METADATA:
+            return self._metadata(model)
         if preamble.sealed_data is None:
             return _run(model, opened.message, deadline)
         tensors = self._objects.open(
@@ -226,6 +229,13 @@ class RequestService:
             deadline=deadline,
         )
         return _run_sealed(model, tensors, deadline)
+
+    def _metadata(self, model: ServedModel) -> bytes:
+        header = model.header
+        versions = self._models.versions(header.name)
+        return encode_metadata(
+            ModelMetadata(header.name, versions, PLATFORM, header.inputs, header.outputs)
+        )
 
     def _seal(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
         try:
@@ -263,9 +273,11 @@ def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
     header = model.header
     if time.monotonic() >= deadline:
         raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
-    inputs, requested = read_request(message, header.inputs, header.outputs)
-    outputs = model.loaded.run(inputs, requested, deadline)
-    return to_response(outputs, header.name, header.version)
+    request = read_request(message, header.inputs, header.outputs)
+    if request.timeout_us is not None:
+        deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
+    outputs = model.loaded.run(request.inputs, request.outputs, deadline)
+    return to_response(outputs, header.name, header.version, request.id)
 
 
 def _run_sealed(model: ServedModel, tensors: memoryview, deadline: float) -> bytes:

@@ -16,10 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate import wire
 from casemate.attestation import Configuration
-from casemate.client.kms import generate_data_key
 from casemate.errors import Code
-from casemate.kms_context import model_context
-from casemate.sealed_model import ModelHeader, seal_model
+from casemate.sealed_model import ModelHeader
 from casemate.sealed_model.header import MAGIC
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.local import MODEL
@@ -34,6 +32,7 @@ from tests.support.attacker import (
     start_session,
 )
 from tests.support.damage import flip
+from tests.support.vendor_models import seal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,40 +40,12 @@ if TYPE_CHECKING:
     from casemate_devkit.local import LocalDeployment
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("still_serves")]
-X = (TensorSpec("x", "FP32", (0, 3)),)
-Y = (TensorSpec("y", "FP32", (0, 2)),)
 CHUNK = (1 << 20) + 16
 
 
 @pytest.fixture
 def enclave(deployment: LocalDeployment) -> EnclaveSocket:
     return genuine(deployment)
-
-
-def seal(world: LocalDeployment, folder: Path, onnx: bytes, **changes: Any) -> bytes:  # noqa: ANN401 - seal_model's
-    """Seal ``onnx`` as the vendor does, with its KMS key, but with any statement replaced."""
-    source, output = folder / "model.onnx", folder / "model.sealed"
-    source.write_bytes(onnx)
-    publisher = changes.get("publisher", world.vendor.signing_key)
-    context = model_context(world.vendor.public_key, MODEL)
-    sealer = world.aws.kms(world.vendor.principals["sealer"])
-    made = generate_data_key(sealer, world.vendor_key, context)
-    facts: dict[str, Any] = {
-        "files": {"model.onnx": source},
-        "data_key": made.key,
-        "wrapped_key": made.ciphertext_blob,
-        "kms_key": world.vendor_key,
-        "publisher": publisher,
-        "name": MODEL,
-        "version": 7,
-        "inputs": X,
-        "outputs": Y,
-        "answer_bucket": 1024,
-        "callers": (world.clinic.public_key,),
-    }
-    with output.open("wb") as stream:
-        seal_model(stream, **{**facts, **changes})
-    return output.read_bytes()
 
 
 def parts(sealed: bytes) -> tuple[bytes, bytes, bytes]:

@@ -72,6 +72,43 @@ def model(content: bytes) -> bytes:
     return field(1, 8) + field(7, content) + field(8, field(1, "") + field(2, 13))
 
 
+# onnx.proto TensorProto.DataType, by the datatypes of the Open Inference Protocol.
+ELEMENTS = {
+    "FP32": 1,
+    "UINT8": 2,
+    "INT8": 3,
+    "UINT16": 4,
+    "INT16": 5,
+    "INT32": 6,
+    "INT64": 7,
+    "BYTES": 8,
+    "BOOL": 9,
+    "FP16": 10,
+    "FP64": 11,
+    "UINT32": 12,
+    "UINT64": 13,
+    "BF16": 16,
+}
+
+
+def identity(datatype: str) -> bytes:
+    """``y`` is ``x``, of ``datatype`` and shape [n, 2]."""
+    x, y = (value_info(name, ELEMENTS[datatype], ("n", 2)) for name in "xy")
+    return model(graph((node("Identity", ("x",), ("y",)),), (x,), (y,)))
+
+
+def cast(source: str, target: str, datatype: str) -> bytes:
+    to = field(1, "to") + field(3, ELEMENTS[datatype]) + field(20, 2)
+    return node("Cast", (source,), (target,), to)
+
+
+def doubled(datatype: str) -> bytes:
+    """``y`` is ``x`` plus ``x``, computed in FP32 and given back in ``datatype``, [n, 2]."""
+    x, y = (value_info(name, ELEMENTS[datatype], ("n", 2)) for name in "xy")
+    nodes = cast("x", "f", "FP32"), node("Add", ("f", "f"), ("g",)), cast("g", "y", datatype)
+    return model(graph(nodes, (x,), (y,)))
+
+
 X = value_info("x", FLOAT, ("n", 3))
 Y = value_info("y", FLOAT, ("n", 2))
 MATMUL = node("MatMul", ("x", "w"), ("y",))

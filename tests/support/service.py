@@ -108,7 +108,7 @@ class Service:
         self.callers.append(verify_caller(header, opened.preamble))
         message = None
         if self.trailer.status is Code.OK:
-            inputs, _ = read_request(opened.message, SPEC, SPEC)
+            inputs, *_ = read_request(opened.message, SPEC, SPEC)
             message = to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
         sealed = seal_response(
             opened,

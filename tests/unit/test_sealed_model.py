@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from casemate import cbor, limits, wire
 from casemate.envelope.chunks import seal_content
 from casemate.errors import Code, ModelError
-from casemate.sealed_model import ANY_CALLER, ModelEntry, ModelHeader, ModelReader, seal_model
+from casemate.sealed_model import (
+    ANY_CALLER,
+    ModelEntry,
+    ModelHeader,
+    ModelReader,
+    Serving,
+    seal_model,
+)
 from casemate.sealed_model.contents import open_failed
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
@@ -114,6 +121,13 @@ def signed(header: bytes, file: bytes, signer: Ed25519PrivateKey = PUBLISHER) ->
     return m + wire.lp(signature) + file[head_length(file) :]
 
 
+def test_how_to_serve_a_model_is_in_its_signed_header(tmp_path: Path) -> None:
+    wanted = Serving(0, batch_rows=64, request_rows=16, concurrency=2, queue=0, run_ms=1500)
+    reader = ModelReader()
+    reader.feed(make(tmp_path, SMALL, {"serving": wanted}))
+    assert reader.verify_publisher({PUBLIC}, {}).serving == wanted
+
+
 @pytest.mark.parametrize("piece", [1, 7, 1000, CHUNK])
 def test_a_small_model_in_any_pieces(small: bytes, piece: int) -> None:
     opened = open_model(small, piece=piece)
@@ -153,6 +167,9 @@ def test_a_bad_layout_is_malformed(small: bytes) -> None:
 
 SPEC = {"name": "x", "datatype": "FP32", "shape": [1]}
 ENTRY = {"path": "model.onnx", "length": 1, "digest": bytes(48)}
+SERVING = dict.fromkeys(
+    ("batch_dimension", "batch_rows", "request_rows", "concurrency", "queue", "run_ms")
+)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +193,7 @@ ENTRY = {"path": "model.onnx", "length": 1, "digest": bytes(48)}
         {"inputs": [SPEC | {"name": str(n)} for n in range(65)]},
         {"outputs": [SPEC | {"name": ""}]},
         {"outputs": [SPEC | {"name": "x" * 256}]},
-        {"outputs": [SPEC | {"datatype": "BF16"}]},
+        {"outputs": [SPEC | {"datatype": "FP8"}]},
         {"outputs": [SPEC | {"shape": [1] * 9}]},
         {"outputs": [SPEC | {"shape": ["a"]}]},
         {"outputs": [SPEC | {"shape": [True]}]},
@@ -197,6 +214,28 @@ ENTRY = {"path": "model.onnx", "length": 1, "digest": bytes(48)}
         {"wrapped_key": bytes(6145)},
         {"entries": []},
         {"entries": [ENTRY, ENTRY]},
+        {"serving": {}},
+        {"serving": SERVING | {"more": None}},
+        *[
+            {"serving": SERVING | change}
+            for change in (
+                {"batch_dimension": 8},
+                {"batch_dimension": True},
+                {"batch_dimension": 1},  # `label` has no such dimension
+                {"batch_dimension": 0, "batch_rows": 1},
+                {"batch_dimension": 0, "batch_rows": 4097},
+                {"batch_dimension": 0, "request_rows": 0},
+                {"batch_rows": 2},
+                {"request_rows": 2},
+                {"concurrency": 0},
+                {"concurrency": 65},
+                {"queue": 65},
+                {"run_ms": 0},
+                {"run_ms": 600_001},
+                {"run_ms": "1"},
+            )
+        ],
+        {"serving": SERVING | {"batch_dimension": 0}, "outputs": [SPEC]},  # its length is fixed
         {"entries": [ENTRY | {"length": 0}]},
         {"entries": [ENTRY | {"digest": bytes(47)}]},
         {"entries": [ENTRY | {"path": f"{n}"} for n in range(65)]},

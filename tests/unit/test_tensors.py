@@ -4,6 +4,7 @@ import struct
 import tracemalloc
 from typing import TYPE_CHECKING, Any, Literal
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,8 +14,10 @@ from casemate import limits, protowire
 from casemate.errors import CasemateError, Code
 from casemate.oip.v2 import inference_pb2 as pb
 from casemate.tensors import (
+    BFLOAT16,
     DATATYPES,
     NUMERIC,
+    InferRequest,
     TensorSpec,
     from_response,
     read_request,
@@ -34,7 +37,7 @@ N = np.array(5, np.int64)
 Pb = pb.ModelInferRequest
 
 
-def read(message: bytes) -> tuple[dict[str, Array], list[str]]:
+def read(message: bytes) -> InferRequest:
     return read_request(memoryview(message), SPECS, OUTPUTS)
 
 
@@ -50,7 +53,7 @@ def request() -> pb.ModelInferRequest:
 
 
 def test_arrays_come_out_as_they_went_in() -> None:
-    arrays, requested = read(to_request({"x": X, "n": N}, ["score"]))
+    arrays, requested, *_ = read(to_request({"x": X, "n": N}, ["score"]))
     np.testing.assert_array_equal(arrays["x"], X)
     np.testing.assert_array_equal(arrays["n"], N)
     assert requested == ["score"]
@@ -73,7 +76,7 @@ def test_the_message_is_the_protocols() -> None:
 def test_arrays_are_read_only_views_where_alignment_permits() -> None:
     for shift in range(4):
         message = memoryview(bytes(shift) + to_request({"x": X, "n": N}))[shift:]
-        arrays, _ = read_request(message, SPECS, OUTPUTS)
+        arrays, *_ = read_request(message, SPECS, OUTPUTS)
         assert arrays["x"].flags.aligned
         with pytest.raises(ValueError, match="read-only"):
             arrays["x"][0, 0] = 1
@@ -102,6 +105,65 @@ def test_strings() -> None:
         answered = from_response(to_response({"t": array}, "m", 1))["t"]
         assert answered.tolist() == [[item.encode() for item in row] for row in text.tolist()]
     assert sorted(DATATYPES - set(NUMERIC)) == ["BYTES"]
+
+
+def test_bfloat16_is_a_type_of_its_own() -> None:
+    array = np.array([[1.5, -2.0, np.inf]], ml_dtypes.bfloat16)
+    message = to_request({"t": array})
+    spec = [TensorSpec("t", "BF16", (0, 3))]
+    received = read_request(message, spec, []).inputs["t"]
+    assert received.dtype == BFLOAT16
+    assert received["bfloat16"].tolist() == [[0x3FC0, 0xC000, 0x7F80]]
+    answered = from_response(to_response({"t": received}, "m", 1))["t"]
+    np.testing.assert_array_equal(answered.view(ml_dtypes.bfloat16), array)
+    for other in ("UINT16", "FP16"):  # as long, and not the same
+        with pytest.raises(CasemateError, match="datatype BF16"):
+            read_request(message, [TensorSpec("t", other, (0, 3))], [])
+
+
+def with_parameter(key: str, parameter: pb.InferParameter) -> bytes:
+    message = request()
+    message.parameters[key].CopyFrom(parameter)
+    return message.SerializeToString()
+
+
+TIMEOUTS = [pb.InferParameter(int64_param=2_500_000), pb.InferParameter(uint64_param=2_500_000)]
+
+
+@pytest.mark.parametrize("parameter", TIMEOUTS, ids=["int64", "uint64"])
+def test_a_timeout_and_an_id_are_understood(parameter: pb.InferParameter) -> None:
+    assert (read(to_request({"x": X, "n": N}))[2:]) == ("", None)
+    message = pb.ModelInferRequest.FromString(with_parameter("timeout", parameter))
+    message.id = "call \u00fc"
+    assert read(message.SerializeToString())[2:] == ("call \u00fc", 2_500_000)
+    answer = pb.ModelInferResponse.FromString(to_response({"y": X}, "m", 1, "call \u00fc"))
+    assert answer.id == "call \u00fc"
+
+
+@pytest.mark.parametrize(
+    ("key", "parameter"),
+    [
+        ("priority", pb.InferParameter(int64_param=1)),
+        ("timeout", pb.InferParameter(string_param="5")),
+        ("timeout", pb.InferParameter(double_param=5.0)),
+        ("timeout", pb.InferParameter(bool_param=True)),
+        ("timeout", pb.InferParameter(int64_param=0)),
+        ("timeout", pb.InferParameter(int64_param=-5)),
+        ("timeout", pb.InferParameter()),
+    ],
+)
+def test_other_parameters_are_refused(key: str, parameter: pb.InferParameter) -> None:
+    refused(with_parameter(key, parameter), Code.INVALID_REQUEST)
+
+
+def test_parameters_are_given_once_and_ids_are_short_text() -> None:
+    once = with_parameter("timeout", pb.InferParameter(int64_param=5))
+    entry = protowire.bytes_head(4, 13) + b"\x0a\x07timeout\x12\x02\x10\x05"
+    assert read(request().SerializeToString() + entry).timeout_us == 5
+    refused(once + entry, Code.INVALID_REQUEST)
+    for bad in (b"\xff", b"x" * 256):
+        extra = protowire.bytes_head(3, len(bad)) + bad
+        refused(request().SerializeToString() + extra, Code.INVALID_REQUEST)
 
 
 @pytest.mark.parametrize("array", [np.array([1j]), np.array([None]), np.array([1.5], object)])
@@ -242,8 +304,8 @@ def test_raw_lengths() -> None:
 
 def test_unknown_datatypes_and_odd_booleans() -> None:
     message = request()
-    message.inputs[0].datatype = "BF16"
-    assert "unknown datatype 'BF16'" in refused(message.SerializeToString(), Code.INVALID_INPUT)
+    message.inputs[0].datatype = "FP8"
+    assert "unknown datatype 'FP8'" in refused(message.SerializeToString(), Code.INVALID_INPUT)
     spec = [TensorSpec("b", "BOOL", (0,))]
     boolean = pb.ModelInferRequest.FromString(to_request({"b": np.array([True, False])}))
     boolean.raw_input_contents[0] = b"\x02\x00"

@@ -232,6 +232,7 @@ def test_seal_and_open_a_request(case: Case, fixed_randomness: list[bytes]) -> N
         message=spelled(case["message"]),
         sealed_data=unhex(case["object"]),
         receipt=case["receipt"],
+        operation=case["operation"],
     )
     assert call.header.hex() == case["header"]
     assert same(case["ciphertext"], call.ciphertext)
@@ -337,6 +338,7 @@ def test_seal_and_open_a_model(case: Case, tmp_path: Path, fixed_randomness: lis
         outputs=header.outputs,
         answer_bucket=header.answer_bucket,
         callers=header.callers,
+        serving=header.serving,
     )
     assert same(case["file"], sealed.getvalue())
     reader = ModelReader()

@@ -270,13 +270,14 @@ class Plan(NamedTuple):
     size: int  # of the message and of the answer
     floor: int  # of the answer
     receipt: bool = False
+    operation: str = "infer"
 
 
 PLANS = (
     Plan("hpke", 1, anonymous=False, sequence=0, size=75, floor=0, receipt=True),
     Plan("hpke, three chunks", 1, anonymous=True, sequence=1, size=2 * CHUNK + 12_345, floor=0),
     Plan("kms", 2, anonymous=False, sequence=(1 << 20) - 1, size=75, floor=2000),
-    Plan("kms, any instance", 2, anonymous=True, sequence=77, size=1, floor=3 * CHUNK - 1),
+    Plan("kms, any instance", 2, True, 77, size=1, floor=3 * CHUNK - 1, operation="metadata"),
 )
 
 
@@ -330,7 +331,11 @@ def request_fields(case: Json, plan: Plan) -> Json:
     if plan.anonymous:
         asked |= {"version": 7, "digest": None}
     caller = {name: case[name] for name in ("caller", "signature")}
-    also = {"object": asked_object(plan), "receipt": plan.receipt}
+    also = {
+        "object": asked_object(plan),
+        "receipt": plan.receipt,
+        "operation": plan.operation,
+    }
     preamble = cbor({"v": 1, **asked, **caller, **also})
     packed = unit(preamble, seeded(f"message {plan.name}", plan.size))
     return {
@@ -465,7 +470,12 @@ def receipt_vectors() -> Json:
 # SPEC 8: sealed models
 
 
-def sealed_model(name: str, contents: dict[str, bytes], callers: object) -> Json:
+SERVING = dict.fromkeys(
+    ("batch_dimension", "batch_rows", "request_rows", "concurrency", "queue", "run_ms")
+)
+
+
+def sealed_model(name: str, contents: dict[str, bytes], callers: object, serving: Json) -> Json:
     seed, data_key = seeded(f"publisher {name}", 32), seeded(f"model key {name}", 32)
     publisher = Ed25519PrivateKey.from_private_bytes(seed)
     entries = [
@@ -483,7 +493,8 @@ def sealed_model(name: str, contents: dict[str, bytes], callers: object) -> Json
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 30]}],
             "outputs": [
                 {"name": "label", "datatype": "INT64", "shape": [0]},
-                {"name": "text", "datatype": "BYTES", "shape": []},
+                {"name": "text", "datatype": "BYTES", "shape": [0]},
+                {"name": "half", "datatype": "BF16", "shape": [0, 2]},
             ],
             "answer_bucket": 2048,
             "callers": callers,
@@ -491,6 +502,7 @@ def sealed_model(name: str, contents: dict[str, bytes], callers: object) -> Json
             "kms_key": KEY_ARN,
             "wrapped_key": seeded(f"blob {name}", 184),
             "entries": entries,
+            "serving": SERVING | serving,
         }
     )
     m = b"CASEMDL1" + lp(header)
@@ -519,10 +531,13 @@ def sealed_model_vectors() -> Json:
     small = {"model.onnx": 300, "empty": 0, "external/weights.bin": 77}
     large = {"model.onnx": CHUNK - 1, "weights.bin": CHUNK + 5}
     exact = {"model.onnx": CHUNK}
-    plans: list[tuple[str, dict[str, int], object]] = [
-        ("small", small, "any"),
-        ("three chunks", large, sorted([seeded("caller a", 32), seeded("caller b", 32)])),
-        ("one whole chunk", exact, "any"),
+    two = sorted([seeded("caller a", 32), seeded("caller b", 32)])
+    batched = {"batch_dimension": 0, "batch_rows": 256, "request_rows": 64}
+    bounded = {"concurrency": 2, "queue": 0, "run_ms": 1500}
+    plans: list[tuple[str, dict[str, int], object, Json]] = [
+        ("small", small, "any", {}),
+        ("three chunks", large, two, batched),
+        ("one whole chunk", exact, "any", bounded),
     ]
     return {
         "models": [
@@ -530,8 +545,9 @@ def sealed_model_vectors() -> Json:
                 name,
                 {path: seeded(f"{name} {path}", size) for path, size in sizes.items()},
                 callers,
+                serving,
             )
-            for name, sizes, callers in plans
+            for name, sizes, callers, serving in plans
         ]
     }
 
@@ -585,6 +601,8 @@ def evidence_vectors() -> Json:
     common["publishers"] = sorted([publisher, seeded("second publisher", 32)])
     bounds = {"sessions": 4096, "models": 8, "model_bytes": 1 << 30, "request_bytes": 1 << 24}
     bounds |= {"lifetime": 24 * HOUR, "drain": HOUR}
+    bounds |= {"memory_bytes": 1 << 32, "run_bytes": 1 << 30, "run_ms": 60_000}
+    bounds |= {"model_requests": 48, "threads": 2}
     roots = [seeded("root", 300), seeded("second root", 400)]
     kms = {"partition": "aws", "regions": ["eu-central-1", "eu-west-3"], "tls_roots": roots}
     minimum = {f"{publisher.hex()}/wdbc": 2, f"{publisher.hex()}/other.model": 70_000}

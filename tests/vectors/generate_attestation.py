@@ -40,6 +40,19 @@ ORDER = int(  # of P-384 (FIPS 186-4 D.1.2.4)
 HOUR = 3_600_000
 AUDIENCE = "clinic.example/screening"
 PUBLISHER = bytes(range(32))
+LIMITS = {
+    "sessions": 64,
+    "models": 4,
+    "model_bytes": 1 << 30,
+    "request_bytes": 1 << 20,
+    "lifetime": 86_400_000,
+    "drain": 3_600_000,
+    "memory_bytes": 1 << 32,
+    "run_bytes": 1 << 30,
+    "run_ms": 600_000,
+    "model_requests": 64,
+    "threads": 1,
+}
 NONCE = bytes(range(100, 132))
 IMAGE = {0: b"\x10" * 48, 1: b"\x11" * 48, 2: b"\x12" * 48}
 
@@ -438,14 +451,7 @@ def configuration(**changes: object) -> bytes:
         "publishers": [PUBLISHER],
         "minimum_versions": {},
         "kms": None,
-        "limits": {
-            "sessions": 64,
-            "models": 4,
-            "model_bytes": 1 << 30,
-            "request_bytes": 1 << 20,
-            "lifetime": 86_400_000,
-            "drain": 3_600_000,
-        },
+        "limits": LIMITS,
         "providers": ["CPUExecutionProvider"],
     }
     return cbor(fields | changes)

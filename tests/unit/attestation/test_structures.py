@@ -80,7 +80,10 @@ CONFIGURATION_CHANGES: list[dict[str, object]] = [
     {"kms": False},
     {"limits": {}},
     {"providers": []},
+    {"providers": ["AzureExecutionProvider", "CPUExecutionProvider"]},
     {"providers": ["CUDAExecutionProvider"]},
+    {"providers": ["CPUExecutionProvider", "CUDAExecutionProvider"]},
+    {"providers": ["CPUExecutionProvider", "CPUExecutionProvider"]},
     {"providers": ["CPUExecutionProvider"] * 2},
     {"providers": [["CPUExecutionProvider"]]},
     {"unknown": None},
@@ -124,7 +127,8 @@ def test_kms_bounds(changes: dict[str, object]) -> None:
     ("name", "highest"),
     [
         *[("sessions", 1 << 20), ("models", 64), ("model_bytes", 1 << 40)],
-        *[("request_bytes", 1 << 26), ("drain", 3_600_000)],
+        *[("request_bytes", 1 << 26), ("drain", 3_600_000), ("memory_bytes", 1 << 40)],
+        *[("run_bytes", 1 << 40), ("run_ms", 600_000), ("model_requests", 64), ("threads", 64)],
     ],
 )
 def test_limit_bounds(name: str, highest: int) -> None:

@@ -15,7 +15,7 @@ RECEIPTED = replace(TRAILER, receipt=b"r", question_blinder=b"q" * 32, answer_bl
 
 
 def test_what_is_encoded_is_parsed() -> None:
-    for preamble in (FULL, Preamble("m")):
+    for preamble in (FULL, Preamble("m"), Preamble("m", operation="metadata")):
         assert Preamble.parse(preamble.encode()) == preamble
     for status in SEALED_STATUSES:
         trailer = replace(TRAILER, status=status)
@@ -38,6 +38,9 @@ BAD_PREAMBLES: list[dict[str, Any]] = [
     {"signature": b"s" * 65},
     {"sealed_data": b"o" * 47},
     {"sealed_data": b""},
+    {"operation": "metadata"},  # and an object
+    {"operation": "train"},
+    {"operation": ""},
 ]
 
 
