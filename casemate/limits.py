@@ -109,6 +109,7 @@ STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0
 DATA_HEADER_MAX: Final = 64 * KIB  # all readers and models that are allowed fit
 DATA_READERS_MAX: Final = 1024  # as callers of a model
 DATA_MODELS_MAX: Final = 64  # as many as an enclave can serve
+ONNX_SIGNATURE_MAX: Final = 16 * MIB  # names of a hundred thousand initialisers fit
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
 
 # Frames (SPEC 9)

@@ -1,17 +1,24 @@
-"""Read the inputs and outputs of an ONNX model without a model runtime."""
+"""Read the inputs and outputs of an ONNX model without a model runtime, and without its weights.
+
+The file is walked field by field and what is not asked for is skipped, so that memory does not grow
+with the model.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from google.protobuf.message import DecodeError
 
+from casemate import limits
 from casemate.errors import Code, ModelError
-from casemate.onnx.signature_pb2 import Model
+from casemate.onnx.signature_pb2 import Graph
+from casemate.protowire import bytes_head
 from casemate.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from casemate.onnx.signature_pb2 import ValueInfo
 
@@ -34,21 +41,107 @@ _DATATYPES = {
 }
 
 
-def read_signature(model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_BYTES: Final = 2
+_FIXED32: Final = 5
+_WIRES: Final = frozenset({_VARINT, _FIXED64, _BYTES, _FIXED32})
+_NUMBER_MAX: Final = (1 << 29) - 1
+_VARINT_BITS: Final = 64
+# onnx.proto: ModelProto, GraphProto, TensorProto
+_GRAPH: Final = 7
+_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
+_NAME: Final = 8
+
+
+def read_signature(model: BinaryIO) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the model's inputs and outputs; a symbolic dimension becomes 0 (any).
 
-    Raises ModelError(MODEL_MALFORMED) for what is not an ONNX model with tensor inputs and outputs.
+    ``model`` is a seekable file that stands at its start. Raises ModelError(MODEL_MALFORMED) for
+    what is not an ONNX model with tensor inputs and outputs.
     """
     try:
-        graph = Model.FromString(model).graph
+        graph = Graph.FromString(_without_weights(model))
     except DecodeError:
-        raise ModelError(Code.MODEL_MALFORMED, "not an ONNX model") from None
+        raise _not_onnx() from None
     initialisers = {tensor.name for tensor in graph.initializer}
     inputs = _specs(info for info in graph.input if info.name not in initialisers)
     outputs = _specs(graph.output)
     if not inputs or not outputs:
         raise ModelError(Code.MODEL_MALFORMED, "not an ONNX model: no inputs or no outputs")
     return inputs, outputs
+
+
+def _without_weights(model: BinaryIO) -> bytes:
+    """Return the graph's inputs, outputs and names of initialisers, as a graph of its own."""
+    kept = bytearray()
+    for number, start, end in _fields(model, 0, model.seek(0, os.SEEK_END)):
+        # protobuf reads a message that occurs twice as one, and so does this.
+        for field in _kept_fields(model, start, end) if number == _GRAPH else ():
+            kept += field
+            if len(kept) > limits.ONNX_SIGNATURE_MAX:
+                raise ModelError(Code.MODEL_MALFORMED, "too many inputs, outputs and initialisers")
+    return bytes(kept)
+
+
+def _kept_fields(model: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    for number, at, until in _fields(model, start, end):
+        if number in {_INPUT, _OUTPUT}:
+            content = _content(model, at, until)
+        elif number == _INITIALIZER:
+            names = [span for name, *span in _fields(model, at, until) if name == _NAME]
+            content = b"".join(_field(_NAME, _content(model, *span)) for span in names)
+        else:
+            continue
+        yield _field(number, content)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes_head(number, len(content)) + content
+
+
+def _content(model: BinaryIO, start: int, end: int) -> bytes:
+    if end - start > limits.ONNX_SIGNATURE_MAX:
+        raise ModelError(Code.MODEL_MALFORMED, "not an ONNX model: a description is too long")
+    model.seek(start)
+    return model.read(end - start)
+
+
+def _fields(model: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (field number, start, end) of the messages and texts of a message, skipping others."""
+    at = start
+    while at < end:
+        model.seek(at)
+        tag, at = _varint(model, at)
+        wire = tag & 7
+        length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
+        if wire in {_VARINT, _BYTES}:
+            value, at = _varint(model, at)
+            length = value if wire == _BYTES else 0
+        if length > end - at or wire not in _WIRES or not 0 < tag >> 3 <= _NUMBER_MAX:
+            raise _not_onnx()
+        if wire == _BYTES:
+            yield tag >> 3, at, at + length
+        at += length
+    if at > end:
+        raise _not_onnx()
+
+
+def _varint(model: BinaryIO, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, _VARINT_BITS, 7):
+        byte = model.read(1)
+        if not byte:
+            break
+        at += 1
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:  # noqa: PLR2004 - the continuation bit
+            return value, at
+    raise _not_onnx()
+
+
+def _not_onnx() -> ModelError:
+    return ModelError(Code.MODEL_MALFORMED, "not an ONNX model")
 
 
 def _specs(infos: Iterable[ValueInfo]) -> tuple[TensorSpec, ...]:

@@ -40,12 +40,14 @@ def seal_onnx(
 
     The data key comes from ``kms_key`` under the context of SPEC 8.2, so that only an enclave which
     the key's policy accepts can open the file. ``output`` appears only when it is complete;
-    ``progress`` gets the number of bytes after each chunk. ``external`` are the files in which the
-    model keeps its weights, in the model's folder or below it, as ONNX refers to them.
+    ``progress`` gets the number of bytes after each chunk. Memory does not grow with the model.
+    ``external`` are the files in which the model keeps its weights, in the model's folder or below
+    it, as ONNX refers to them.
     """
     files = {model.name: model, **{_location(path, model): path for path in external}}
     try:
-        inputs, outputs = read_signature(model.read_bytes())
+        with model.open("rb") as file:
+            inputs, outputs = read_signature(file)
     except OSError as error:
         raise CasemateError(Code.INVALID_ARGUMENT, f"{model}: {error.strerror}") from None
     public_key = publisher.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
