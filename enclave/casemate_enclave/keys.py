@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Self, final
 
 from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, key_id
+from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.hpke import KemKey
 from casemate.errors import Code, EnvelopeError
@@ -89,12 +91,13 @@ def _kept_until(key: RingKey) -> int:
 @dataclass(frozen=True, slots=True)
 class _Cached:
     slot: int
+    commitment: bytes
     not_after: int
 
 
 @final
 class KeyCache(Guarded):
-    """Session secrets by (H(wrapped_key), key_commitment); thread-safe.
+    """Session secrets by H(wrapped_key), each with the key_commitment it matched; thread-safe.
 
     Only what opened an authenticated request is put in, so nobody can place a wrong entry; the
     longest unused one makes room, which costs its owner one unwrap. A secret that is over is
@@ -107,28 +110,35 @@ class KeyCache(Guarded):
         self._secrets = LockedSlots(capacity + 1, wire.HASH_BYTES)
         self.locked = self._secrets.locked
         self._capacity = capacity
-        self._entries: OrderedDict[tuple[bytes, bytes], _Cached] = OrderedDict()
+        self._entries: OrderedDict[bytes, _Cached] = OrderedDict()
 
     def get(self, wrapped_digest: bytes, commitment: bytes, now: int) -> bytes | None:
-        """Return a copy of the session's pseudorandom key, unless it is unknown or over."""
-        name = (wrapped_digest, commitment)
+        """Return a copy of the session's pseudorandom key, unless it is unknown or over.
+
+        Raises EnvelopeError(OPEN_FAILED) for another commitment than the key's: one wrapped key
+        holds one key, so no unwrap would end otherwise.
+        """
         with self._lock:
-            entry = self._entries.get(name)
+            entry = self._entries.get(wrapped_digest)
             if entry is None:
                 return None
             if now >= entry.not_after:
-                self._forget(name)
+                self._forget(wrapped_digest)
                 return None
-            self._entries.move_to_end(name)
+            if not hmac.compare_digest(entry.commitment, commitment):
+                raise open_failed()
+            self._entries.move_to_end(wrapped_digest)
             return self._secrets.get(entry.slot)
 
     def put(self, wrapped_digest: bytes, commitment: bytes, prk: bytes, not_after: int) -> None:
         """Keep ``prk`` (48 bytes) until ``not_after`` at the latest."""
-        name = (wrapped_digest, commitment)
         with self._lock:
-            if name in self._entries:
-                self._forget(name)
-            self._entries[name] = _Cached(self._secrets.put(prk), not_after)
+            entry = self._entries.get(wrapped_digest)
+            if entry is not None:
+                if entry.not_after == not_after:
+                    return  # the same session again
+                self._forget(wrapped_digest)
+            self._entries[wrapped_digest] = _Cached(self._secrets.put(prk), commitment, not_after)
             if len(self._entries) > self._capacity:
                 self._forget(next(iter(self._entries)))
 
@@ -138,5 +148,5 @@ class KeyCache(Guarded):
             for name in [n for n, entry in self._entries.items() if now >= entry.not_after]:
                 self._forget(name)
 
-    def _forget(self, name: tuple[bytes, bytes]) -> None:
-        self._secrets.erase(self._entries.pop(name).slot)
+    def _forget(self, wrapped_digest: bytes) -> None:
+        self._secrets.erase(self._entries.pop(wrapped_digest).slot)

@@ -168,14 +168,13 @@ class RequestService:
             self._unwraps.local()
             data_key = self._keys.find(header.key_id).unwrap(header.encapsulation)
             return check_commitment(header, data_key)
-        # By the commitment too: whoever copies a wrapped key with another one flies alone.
-        flight = wrapped, header.key_commitment
-        return self._unwraps.once(flight, lambda: self._release(header, deadline), deadline)
+        released = self._unwraps.once(wrapped, lambda: self._release(header, deadline), deadline)
+        # Each its own: whoever copies a wrapped key with another commitment fails alone.
+        return check_commitment(header, released)
 
     def _release(self, header: RequestHeader, deadline: float) -> bytes:
         context = data_context(self._bounds.audience)
-        data_key = self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
-        return check_commitment(header, data_key)
+        return self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
 
     def _accept(self, header: RequestHeader) -> None:
         # By the present time: an unwrap may have taken longer than the session had left.

@@ -1,4 +1,4 @@
-"""Unwraps of data keys: limited in rate, and one at a time for each session (SPEC 6.6, 6.7)."""
+"""Unwraps of data keys: limited in rate, and one at a time for each wrapped key (SPEC 6.6, 6.7)."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ class SingleFlight:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[tuple[bytes, bytes], _Flight] = {}
+        self._flights: dict[bytes, _Flight] = {}
 
-    def run(self, key: tuple[bytes, bytes], work: Callable[[], bytes], deadline: float) -> bytes:
+    def run(self, key: bytes, work: Callable[[], bytes], deadline: float) -> bytes:
         """Return what ``work`` returns, here or in the flight under way; raises what it raises.
 
         ``deadline`` in seconds of ``time.monotonic``. Raises KeyReleaseError
@@ -113,7 +113,7 @@ class SingleFlight:
             if flight.failure is not None and flight.deadline >= deadline:
                 raise type(flight.failure)(flight.failure.code, flight.failure.detail)
 
-    def _board(self, key: tuple[bytes, bytes], deadline: float) -> tuple[_Flight, bool]:
+    def _board(self, key: bytes, deadline: float) -> tuple[_Flight, bool]:
         """Return the flight under way, or a new one and True."""
         with self._lock:
             flight = self._flights.get(key)
@@ -122,7 +122,7 @@ class SingleFlight:
             flight = self._flights[key] = _Flight(deadline)
             return flight, True
 
-    def _fly(self, key: tuple[bytes, bytes], flight: _Flight, work: Callable[[], bytes]) -> bytes:
+    def _fly(self, key: bytes, flight: _Flight, work: Callable[[], bytes]) -> bytes:
         try:
             flight.result = work()
         except CasemateError as failure:
@@ -171,6 +171,9 @@ class Unwraps:
         self._releases.released(key_arn)
         return key
 
-    def once(self, key: tuple[bytes, bytes], work: Callable[[], bytes], deadline: float) -> bytes:
-        """Run ``work`` once for all who ask for ``key`` meanwhile (see SingleFlight)."""
+    def once(self, key: bytes, work: Callable[[], bytes], deadline: float) -> bytes:
+        """Run ``work`` once for all who ask for ``key`` meanwhile (see SingleFlight).
+
+        ``key``: H(wrapped_key), whichever sessions it is for.
+        """
         return self._flights.run(key, work, deadline)

@@ -208,7 +208,11 @@ class AttestedKms(Guarded):
         except Exception as error:  # noqa: BLE001 - botocore raises anything over a foreign answer
             problem = answers.failure(error)
         else:
-            return read(answer, private_key=key.private)
+            try:
+                return read(answer, private_key=key.private)
+            except KeyReleaseError:
+                self._keys.retire(key)
+                raise
         # Raised here, so that no chain of exceptions leads to frames that hold the credentials.
         raise problem
 

@@ -41,6 +41,15 @@ class RecipientKeys(Guarded):
                 self._key = _generate(now)
             return self._key
 
+    def retire(self, key: RecipientKey) -> None:
+        """Let nothing be sealed to ``key`` any more: it met an envelope that does not open.
+
+        So whoever could feed envelopes to the enclave learns one bit from each key (THREATS A51).
+        """
+        with self._lock:
+            if self._key is key:
+                self._key = None
+
 
 def _generate(now: float) -> RecipientKey:
     private = rsa.generate_private_key(_EXPONENT, _BITS)

@@ -120,7 +120,11 @@ def test_the_cache_forgets_at_the_sessions_end() -> None:
 def test_the_cache_needs_both_names() -> None:
     cache = KeyCache()
     cache.put(b"w", b"c", secret(b"p"), not_after=100)
-    assert cache.get(b"w", b"d", 1) is None
+    with pytest.raises(EnvelopeError) as refused:
+        cache.get(b"w", b"d", 1)
+    assert refused.value.code is Code.OPEN_FAILED
+    assert cache.get(b"w", b"c", 1) == secret(b"p")
+    assert cache.get(b"w", b"d", 100) is None  # over: nothing is known of it any more
     assert cache.get(b"v", b"c", 1) is None
 
 
@@ -150,7 +154,7 @@ def test_whatever_ends_a_key_overwrites_it() -> None:
     for letter in (b"3", b"4", b"5"):  # the third makes the first leave
         cache.put(letter, b"", secret(letter), 300)
     assert secret(b"3") not in held(cache)
-    cache.put(b"5", b"", secret(b"6"), 300)  # the same session again
+    cache.put(b"5", b"", secret(b"6"), 301)
     assert secret(b"5") not in held(cache)
     assert cache.get(b"5", b"", 250) == secret(b"6")
 
