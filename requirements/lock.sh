@@ -19,6 +19,7 @@ compile() {
 compile dev.txt pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml \
     devkit/pyproject.toml --extra aws requirements/dev.in
 for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml enclave.txt:enclave/pyproject.toml \
+    devkit.txt:devkit/pyproject.toml build.txt:requirements/build.in \
     train.txt:requirements/train.in fuzz.txt:requirements/fuzz.in protoc.txt:requirements/protoc.in; do
     constraint=(--constraint requirements/dev.txt)
     extra=()

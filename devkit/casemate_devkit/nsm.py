@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from casemate import cbor, limits
 from casemate.wire import digest
@@ -32,6 +33,14 @@ _FIELDS: Final = ("user_data", "nonce", "public_key")
 
 class _Refusal(Exception):  # noqa: N818 - an answer of the module, not an error of this program
     """An ``Error`` answer; its text is the module's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """A bank at one moment: the 32 values of 48 bytes, and the indices that are locked."""
+
+    values: tuple[bytes, ...]
+    locked: frozenset[int]
 
 
 def boot_registers(
@@ -67,6 +76,27 @@ class SimulatedNsm:
         self._mutex = threading.Lock()
         self._pcrs = [registers.get(index, _ZERO) for index in range(limits.PCR_MAX)]
         self._locked = set(range(LOCKED_AT_BOOT))
+
+    @classmethod
+    def resume(
+        cls,
+        pki: NitroPki,
+        registers: Registers,
+        module_id: str,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Return the module of an enclave that runs already; raises ValueError."""
+        if len(registers.values) != limits.PCR_MAX:
+            raise ValueError("a bank has 32 registers")
+        nsm = cls(pki, dict(enumerate(registers.values)), module_id=module_id, clock=clock)
+        nsm._locked = set(registers.locked)
+        return nsm
+
+    def registers(self) -> Registers:
+        """Return what the bank holds now."""
+        with self._mutex:
+            return Registers(tuple(self._pcrs), frozenset(self._locked))
 
     def handle(self, request: bytes) -> bytes:
         """Answer one CBOR request with one CBOR response of at most 0x3000 bytes; never raises."""

@@ -56,6 +56,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--nitro-root-cert", action="append", default=[], type=Path)
     parser.add_argument("--principals", type=Path, required=True, help="JSON list")
     parser.add_argument("--region", action="append", default=[], help="default: eu-central-1")
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="where to listen; another than loopback only on a network that is closed",
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument(
         "--fault", action="append", default=[], metavar="KIND[=VALUE][*TIMES][@OPERATION]"
@@ -87,6 +92,7 @@ def _server(options: argparse.Namespace) -> KmsServer:
         roots=frozenset([*options.nitro_root, *certificates]),
         principals=load_principals(options.principals),
         regions=options.region or ["eu-central-1"],
+        address=options.address,
         port=options.port,
         faults=[*os.environ.get(ENVIRONMENT, "").split(","), *options.fault],
     )

@@ -1,4 +1,4 @@
-"""The HTTPS server of the double: loopback only, one thread a connection, keep-alive."""
+"""The HTTPS server of the double: one thread a connection, keep-alive, loopback by default."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _milliseconds() -> int:
 
 
 class KmsServer(ThreadingHTTPServer):
-    """The double on 127.0.0.1; ``roots`` are SHA-256 digests of accepted Nitro root certificates.
+    """The double; ``roots`` are SHA-256 digests of accepted Nitro root certificates.
 
     Raises OSError if the port is taken, ValueError if no root, principal or region is given.
     """
@@ -64,6 +64,7 @@ class KmsServer(ThreadingHTTPServer):
         roots: frozenset[bytes],
         principals: Sequence[Principal],
         regions: Sequence[str],
+        address: str = "127.0.0.1",
         port: int = 0,
         faults: Sequence[str] = (),
     ) -> None:
@@ -81,7 +82,7 @@ class KmsServer(ThreadingHTTPServer):
         self._tls = server_context(directory, regions)
         self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
         self._open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", port), KmsHandler)
+        super().__init__((address, port), KmsHandler)
 
     def process_request_thread(self, request: Connection, client_address: Address) -> None:
         """Serve one connection; TLS starts here, so that a slow peer holds up only itself."""

@@ -10,6 +10,7 @@ from casemate_devkit.errors import DevkitError
 from casemate_devkit.staging.files import prune
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # What pip notes about the installation itself: it differs between machines and says nothing about
@@ -39,8 +40,11 @@ _BOTOCORE_KEPT: Final = (
 )
 
 
-def install(lock: Path, target: Path) -> None:
-    """Install exactly what ``lock`` pins, from wheels, into ``target``; raises DevkitError."""
+def install(lock: Path, target: Path, keep: Callable[[Path], bool] | None = None) -> None:
+    """Install exactly what ``lock`` pins, from wheels, into ``target``; raises DevkitError.
+
+    ``keep`` is asked for each file, by its path in ``target``; ``belongs`` by default.
+    """
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input"),
         *("--disable-pip-version-check", "--no-warn-script-location", "--no-compile", "--no-deps"),
@@ -50,16 +54,21 @@ def install(lock: Path, target: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise DevkitError(f"pip could not install {lock.name}:\n{ran.stderr.strip()}")
-    prune(target, belongs)
+    prune(target, keep or belongs)
 
 
 def belongs(path: Path) -> bool:
     """Whether a file of an installed package is staged; ``path`` is relative to ``packages``."""
     if path.name in _NOTES and path.parent.name.endswith(".dist-info"):
         return False
-    if _FOLDERS.intersection(path.parts) or path.name.endswith(_SUFFIXES):
+    if not belongs_outside(path):
         return False
     text = path.as_posix()
     if text.startswith(_BOTOCORE_DATA):
         return text.removeprefix(_BOTOCORE_DATA).startswith(_BOTOCORE_KEPT)
     return not any(text == left or text.startswith(f"{left}/") for left in _LEFT_OUT)
+
+
+def belongs_outside(path: Path) -> bool:
+    """Whether a file is kept where no enclave is: all but tests, build inputs, type information."""
+    return not (_FOLDERS.intersection(path.parts) or path.name.endswith(_SUFFIXES))
