@@ -20,7 +20,7 @@ LOCKS     := requirements/dev.txt requirements/protoc.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check coverage mutants fuzz bench protos lock clean
+.PHONY: help venv stage demo test check coverage mutants fuzz bench compose protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ fuzz: $(FUZZ)/.installed ## Throw RUNS (1,000,000) damaged documents at the pars
 
 bench: stage ## Measure against the targets of docs/performance.md (JSON=1 for machines)
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench $(if $(filter 1,$(JSON)),--json) || exit 1; done
+
+compose: venv ## Build the images and try the whole compose stack (starts an engine if there is none)
+	@docker/ci/try.sh
 
 # Apart from the other tools: instrumented, and for Linux alone.
 $(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt

@@ -117,9 +117,13 @@ def _say(event: str, **facts: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM; 1 if the tree cannot be measured or the socket not be made."""
-    parser = argparse.ArgumentParser(prog="casemate-nsm", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="casemate-nsm", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--tree", type=Path, required=True, help="the enclave image's file system")
-    parser.add_argument("--pki", type=Path, required=True, help="the simulated PKI; made if missing")
+    parser.add_argument(
+        "--pki", type=Path, required=True, help="the simulated PKI; made if missing"
+    )
     parser.add_argument("--socket", type=Path, required=True, help="where the enclave asks")
     options = parser.parse_args(arguments)
     try:
