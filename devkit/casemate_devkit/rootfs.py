@@ -1,4 +1,4 @@
-"""``python -m casemate_devkit.rootfs --output DIR``: the file system of an image that is no enclave.
+"""``python -m casemate_devkit.rootfs``: the file system of an image that is no enclave.
 
 Interpreter, shared libraries, hash-locked packages and wheels of this repository, and nothing else:
 no shell, no package manager, no compiler. Unlike the enclave's staged tree it is not measured.

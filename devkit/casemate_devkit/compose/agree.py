@@ -23,7 +23,6 @@ from casemate.attestation import (
     Configuration,
     KmsConfiguration,
     Release,
-    ServiceLimits,
     TrustPolicy,
     pcr16,
 )
@@ -34,6 +33,7 @@ from casemate_devkit.compose import parties
 from casemate_devkit.compose.nsm import FORM
 from casemate_devkit.enclave_process import measure
 from casemate_devkit.errors import DevkitError
+from casemate_devkit.local import AUDIENCE, LIMITS, MODEL
 from casemate_devkit.parties import REGION, Aws, Party, write_credentials
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ if TYPE_CHECKING:
 
     from casemate.kms_policy import Purpose
 
-AUDIENCE: Final = "clinic.example/screening"
-MODEL: Final = "wdbc"
 VERSION: Final = 1
-_MIB: Final = 1 << 20
-_LIMITS: Final = ServiceLimits(
-    sessions=4096, models=8, model_bytes=64 * _MIB, request_bytes=8 * _MIB
-)
 _ANSWER_BUCKET: Final = 4096
 _TRUST: Final = "trust.toml"
 _KEY: Final = "key-arn"
@@ -92,7 +86,7 @@ class Agreement:
             publishers=(self.vendor.public_key,),
             minimum_versions={f"{self.vendor.public_key.hex()}/{MODEL}": VERSION},
             kms=KmsConfiguration("aws", (REGION,), (self._authority(),)),
-            limits=_LIMITS,
+            limits=LIMITS,
             providers=("CPUExecutionProvider",),
         ).encode()
 
