@@ -145,6 +145,14 @@ EVIDENCE_BURST: Final = 20
 # Health watches and reflection; each holds a worker for as long as it is open.
 STREAMS_MAX: Final = 16
 SPARE_WORKERS: Final = 8  # answer health checks and refusals while all others are busy
+# HTTP/2 streams of one connection: what exceeds the workers must arrive to be refused.
+STREAMS_PER_CONNECTION: Final = 1024
+RETRY_S: Final = 0.1  # hint to whoever is refused for want of room, where nothing better is known
+RETRY_MAX_S: Final = 5.0  # and its end: load changes faster than an estimate
+CALLERS_MAX: Final = 1024  # known to one host; each is a label of metrics
+CALLER_TOKENS_MAX: Final = 4  # of one caller: the present one, the next, and some room
+CALLER_RATE_MAX: Final = 1_000_000
+CALLER_DAILY_MAX: Final = 1 << 50
 RECEIVE_TIMEOUT_S: Final = 30.0  # a caller may take this long to deliver its message
 DRAIN_DEFAULT_S: Final = 10.0
 HEALTH_PERIOD_S: Final = 2.0  # how long the loss of an idle enclave may go unseen

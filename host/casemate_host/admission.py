@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import grpc
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class ShedError(CasemateError):
+    """A call refused before anything was done for it; ``retry_s``: when to ask again."""
+
+    def __init__(self, detail: str, retry_s: float, code: Code = Code.OVERLOADED) -> None:
+        super().__init__(code, detail)
+        self.retry_s = retry_s
 
 
 class Slots:
@@ -30,10 +42,10 @@ class Slots:
         return self._taken
 
     def take(self) -> None:
-        """Take a slot, to be given back with ``free``; raises CasemateError(OVERLOADED)."""
+        """Take a slot, to be given back with ``free``; raises ShedError(OVERLOADED)."""
         with self._lock:
             if self._taken >= self._count:
-                raise CasemateError(Code.OVERLOADED, "too many calls at a time")
+                raise ShedError("too many calls at a time", limits.RETRY_S)
             self._taken += 1
 
     def free(self) -> None:
@@ -44,7 +56,7 @@ class Slots:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a slot within the block; raises CasemateError(OVERLOADED)."""
+        """Hold a slot within the block; raises ShedError(OVERLOADED)."""
         self.take()
         try:
             yield
@@ -55,6 +67,49 @@ class Slots:
         """Wait until no slot is taken; False when ``timeout_s`` passed first."""
         with self._lock:
             return self._lock.wait_for(lambda: self._taken == 0, timeout_s)
+
+
+class Workers(ThreadPoolExecutor):
+    """Threads for one kind of call, with a count of the calls that hold or await one."""
+
+    def __init__(self, count: int, name: str) -> None:
+        super().__init__(count, thread_name_prefix=name)
+        self.count = count
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @property
+    def taken(self) -> int:
+        """Calls submitted and not ended."""
+        return self._held
+
+    @property
+    def full(self) -> bool:
+        """Whether a further call would have to wait for a thread."""
+        return self._held >= self.count
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """As the base class, and counted until it ends."""
+        with self._changed:
+            self._held += 1
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            self._ended(None)
+            raise
+        future.add_done_callback(self._ended)
+        return future
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Wait until no call is left; False when ``timeout_s`` passed first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._held == 0, timeout_s)
+
+    def _ended(self, _future: Future[_T] | None) -> None:
+        with self._changed:
+            self._held -= 1
+            if not self._held:
+                self._changed.notify_all()
 
 
 class TokenBucket:
@@ -71,13 +126,14 @@ class TokenBucket:
         self._at = clock()
 
     def take(self) -> None:
-        """Take one token; raises CasemateError(OVERLOADED)."""
+        """Take one token; raises ShedError(OVERLOADED), which says when there is one again."""
         with self._lock:
             now = self._clock()
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
             self._at = now
             if self._tokens < 1:
-                raise CasemateError(Code.OVERLOADED, "too many calls in a short time")
+                retry_s = (1 - self._tokens) / self._rate
+                raise ShedError("too many calls in a short time", retry_s)
             self._tokens -= 1
 
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
+from casemate_host.callers import Callers
 from casemate_host.control import Control
 from casemate_host.egress import Egress
 from casemate_host.events import log
@@ -32,7 +33,8 @@ class Host:
         enclave = config.enclave
         self.metrics = Metrics()
         self._relay = Relay(enclave.address, enclave.connections, self._lost)
-        self._front = Front(config.front, self._relay, self.board, self.metrics)
+        callers = Callers(config.callers.known, config.callers.anonymous)
+        self._front = Front(config.front, self._relay, self.board, callers, self.metrics)
         # Its own control connection: a scrape waits for no load.
         self._probe = Control(enclave.address)
         self.metrics.watch(self.board, self._probe)
@@ -90,4 +92,4 @@ class Host:
 
     def _report(self) -> None:
         while not self._stopping.wait(_REPORT_S):
-            self._front.traffic.report()
+            self._front.report()

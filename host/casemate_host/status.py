@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
+from casemate_host.admission import ShedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from google.protobuf.message import Message
 
 DOMAIN: Final = "casemate"
 
@@ -46,15 +49,41 @@ def status_code(code: Code) -> grpc.StatusCode:
     return _STATUS.get(code, grpc.StatusCode.INTERNAL)
 
 
-def abort(context: grpc.ServicerContext, error: CasemateError) -> NoReturn:
-    """End the call with ``error`` as a status with ErrorInfo; the detail is cut to its bound."""
+def to_status(error: CasemateError) -> grpc.Status:
+    """Return ``error`` as a status with ErrorInfo, and with RetryInfo where nothing was executed.
+
+    The detail is cut to its bound.
+    """
     detail = error.detail[: limits.DETAIL_MAX]
-    packed = any_pb2.Any()
-    packed.Pack(error_details_pb2.ErrorInfo(reason=str(error.code), domain=DOMAIN))
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=str(error.code), domain=DOMAIN)]
+    retry_s = _retry_s(error)
+    if retry_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(retry_s * 1000) or 1)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(
         code=status_code(error.code).value[0],
         message=f"{error.code}: {detail}",
-        details=[packed],
+        details=[_pack(item) for item in details],
     )
-    context.abort_with_status(rpc_status.to_status(status))
+    result: grpc.Status = rpc_status.to_status(status)
+    return result
+
+
+def abort(context: grpc.ServicerContext, error: CasemateError) -> NoReturn:
+    """End the call with ``error`` (see ``to_status``)."""
+    context.abort_with_status(to_status(error))
     raise AssertionError  # abort_with_status never returns
+
+
+def _retry_s(error: CasemateError) -> float | None:
+    """A shed call's own hint; a usual one for an enclave that is overloaded."""
+    if isinstance(error, ShedError):
+        return error.retry_s
+    return limits.RETRY_S if error.code is Code.OVERLOADED else None
+
+
+def _pack(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

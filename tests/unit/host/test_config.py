@@ -8,7 +8,8 @@ import pytest
 
 from casemate.channel import UnixAddress, VsockAddress
 from casemate.errors import CasemateError, Code
-from casemate_host.config import HostConfig
+from casemate_host.callers import CallerLimits
+from casemate_host.config import HostConfig, TlsConfig
 
 FOLDER = Path("/etc/casemate")
 MINIMAL = """
@@ -76,7 +77,7 @@ def test_the_least_that_is_needed() -> None:
 
 def test_everything() -> None:
     config = parse(FULL)
-    assert config.front.tls == (FOLDER / "front.pem", FOLDER / "front.key")
+    assert config.front.tls == TlsConfig(FOLDER / "front.pem", FOLDER / "front.key", None)
     assert (config.front.unary, config.front.drain_s, config.front.receive_s) == (8, 0, 5)
     assert config.enclave.address == VsockAddress(16, 5005)
     assert config.enclave.models == (FOLDER / "a.casemate", FOLDER / "models/b.casemate")
@@ -116,6 +117,54 @@ def test_everything() -> None:
 def test_what_is_wrong_is_refused_and_named(old: str, new: str, named: str) -> None:
     assert old in MINIMAL
     assert named in refusal(MINIMAL.replace(old, new, 1))
+
+
+DIGEST = "0" * 64
+CALLER = f"""
+[[caller]]
+name = "clinic"
+token_sha256 = ["{DIGEST}"]
+rate = 100
+"""
+
+
+def test_without_callers_everybody_is_served_without_bounds() -> None:
+    callers = parse(MINIMAL).callers
+    assert callers.known == ()
+    assert callers.anonymous == CallerLimits()
+
+
+def test_with_callers_the_unknown_are_refused_unless_the_file_says_otherwise() -> None:
+    (clinic,) = parse(MINIMAL + CALLER).callers.known
+    assert (clinic.name, clinic.tokens) == ("clinic", (bytes(32),))
+    assert clinic.limits == CallerLimits(rate=100, concurrent=32)
+    assert parse(MINIMAL + CALLER).callers.anonymous is None
+    anonymous = parse(MINIMAL + CALLER + "[anonymous]\nconcurrent = 4").callers.anonymous
+    assert anonymous == CallerLimits(concurrent=4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rate = 100", "rate = 0", "rate"),
+        ("rate = 100", "burst = 5", "burst without rate"),
+        ("rate = 100", "speed = 5", "unknown key caller[0].speed"),
+        (CALLER, CALLER + CALLER, "the same name twice"),
+        (CALLER, CALLER + CALLER.replace("clinic", "other"), "the same token twice"),
+        ('name = "clinic"', 'name = "anonymous"', "caller.name"),
+        ('name = "clinic"', 'name = "a b"', "caller.name"),
+        (f'["{DIGEST}"]', '["0"]', "64 lower-case hex"),
+        (f'["{DIGEST}"]', "[]", "neither"),
+        ('name = "clinic"', 'name = "clinic"\ncertificates = ["a"]', "tls_client_ca"),
+        ("[front]", "[front]\nlisten = '0.0.0.0:1'", "in the clear"),
+        ("[front]", "[front]\ntls_client_ca = 'ca.pem'", "tls_client_ca needs"),
+        ("[[caller]]", "[caller]", "array"),
+    ],
+)
+def test_what_is_wrong_with_callers_is_refused_and_named(old: str, new: str, named: str) -> None:
+    text = MINIMAL + CALLER
+    assert old in text
+    assert named in refusal(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

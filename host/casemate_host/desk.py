@@ -1,0 +1,109 @@
+"""What every call of the front has in common: its deadline, its message, its end, its counts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from casemate.errors import CasemateError, Code
+from casemate_host.call import Call
+from casemate_host.events import Traffic, describe, log
+from casemate_host.status import abort
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc
+
+    from casemate_host.admission import Patience
+    from casemate_host.callers import Caller, Callers
+    from casemate_host.metrics import Metrics
+    from casemate_host.relay import Relay
+
+Answer = Callable[[Call], tuple[bytes, int]]  # response, and the size of the request
+
+
+class Desk:
+    """Takes calls that a worker has; thread-safe."""
+
+    def __init__(
+        self, relay: Relay, callers: Callers, metrics: Metrics, patience: Patience
+    ) -> None:
+        self._relay = relay
+        self._callers = callers
+        self._metrics = metrics
+        self._patience = patience
+        self.traffic = Traffic()
+
+    @contextlib.contextmanager
+    def admitted(self, caller: Caller | None, context: grpc.ServicerContext) -> Iterator[Caller]:
+        """Yield who calls; one known by a certificate alone is let in here, and not at the gate.
+
+        Raises CasemateError(UNAUTHENTICATED), ShedError.
+        """
+        if caller is not None:
+            yield caller
+            return
+        certified = self._callers.certified(context)
+        with certified.call():
+            yield certified
+
+    def known(self, caller: Caller | None, context: grpc.ServicerContext) -> Caller:
+        """Return who calls, without letting the call count; raises CasemateError."""
+        return caller or self._callers.certified(context)
+
+    def receive(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext, limit: int
+    ) -> bytes:
+        """Return the call's message; raises CasemateError, and ends the call if none comes."""
+        with self._patience.waiting(context):
+            request = next(messages, None)
+        if request is None:
+            raise CasemateError(Code.MALFORMED, "a call without a message")
+        if len(request) > limit:
+            raise CasemateError(Code.TOO_LARGE, f"{len(request)} bytes, limit {limit}")
+        return request
+
+    def refused(self, method: str, code: Code) -> None:
+        """Count a call that ended with ``code``."""
+        self.traffic.refused(method, code)
+        self._metrics.ended(method, code)
+
+    def serve(self, method: str, context: grpc.ServicerContext, answer: Answer) -> bytes:
+        """Return what ``answer`` makes of the call, or end the call with its error."""
+        result = self._outcome(method, context, answer)
+        if isinstance(result, CasemateError):
+            self.refused(method, result.code)
+            abort(context, result)
+        self._metrics.ended(method, Code.OK)
+        return result
+
+    def _outcome(
+        self, method: str, context: grpc.ServicerContext, answer: Answer
+    ) -> bytes | CasemateError:
+        call = Call(context.time_remaining())
+
+        def gone() -> None:
+            if call.cancel():
+                self._relay.wake()
+
+        if not context.add_callback(gone):
+            return _gone()
+        try:
+            response, size = answer(call)
+        except CasemateError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
+            if not context.is_active():
+                return _gone()
+            log.error("internal_error", method=method, **describe(error))
+            return CasemateError(Code.INTERNAL, "internal error")
+        finally:
+            call.finish()
+        self.traffic.answered(method, size)
+        return response
+
+
+def _gone() -> CasemateError:
+    return CasemateError(Code.DEADLINE_EXCEEDED, "the caller went away")
