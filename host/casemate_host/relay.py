@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import frames
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
+from casemate_host.places import Places
 from casemate_host.transfer import Answer, Connection
 
 if TYPE_CHECKING:
@@ -37,23 +38,21 @@ class Relay:
     def __init__(self, address: Address, capacity: int, lost: Callable[[], None]) -> None:
         """``lost`` is called whenever a connection turns out to be dead; it must not block."""
         self._address = address
-        self._capacity = capacity
+        self._places = Places(capacity)
         self._lost = lost
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
         self._idle: list[Connection] = []
-        self._busy = 0
-        self._waiting = 0
         self._closed = False
 
     @property
     def busy(self) -> int:
         """Exchanges under way."""
-        return self._busy
+        return self._places.busy
 
     @property
     def waiting(self) -> int:
         """Calls that wait for a connection."""
-        return self._waiting
+        return self._places.waiting
 
     def exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
         """Send one frame and return its answer's payload.
@@ -70,25 +69,24 @@ class Relay:
 
     def wake(self) -> None:
         """Let calls that wait for a connection notice that they were cancelled."""
-        with self._ready:
-            self._ready.notify_all()
+        self._places.wake()
 
     def drop_idle(self) -> None:
         """Close the idle connections, as after the enclave went away."""
-        with self._ready:
+        with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
     def close(self) -> None:
         """Refuse further exchanges and close what is idle; exchanges under way close their own."""
-        with self._ready:
+        with self._lock:
             self._closed = True
-            self._ready.notify_all()
+        self._places.close()
         self.drop_idle()
 
     def _exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
-        self._claim(call)
+        self._places.claim(call)
         kept: Connection | None = None
         try:
             connection = self._pooled()
@@ -115,45 +113,19 @@ class Relay:
             # The address is the operator's business, not the caller's.
             raise FrameError(error.code, "the enclave does not answer") from None
 
-    def _claim(self, call: Call) -> None:
-        """Wait for one of the ``capacity`` places."""
-        with self._ready:
-            self._waiting += 1
-            try:
-                self._ready.wait_for(
-                    lambda: self._closed or call.cancelled or self._busy < self._capacity,
-                    timeout=call.remaining_s(),
-                )
-            finally:
-                self._waiting -= 1
-            try:
-                self._check_claim(call)
-            except FrameError:
-                self._ready.notify()  # the place that this call was woken for is another's
-                raise
-            self._busy += 1
-
-    def _check_claim(self, call: Call) -> None:
-        if self._closed:
-            raise FrameError(Code.UNAVAILABLE, "the host is stopping")
-        call.remaining_s()
-        if self._busy >= self._capacity:
-            raise FrameError(Code.DEADLINE_EXCEEDED, "no connection became free in time")
-
     def _release(self, connection: Connection | None) -> None:
-        with self._ready:
-            self._busy -= 1
+        with self._lock:
             if connection is not None and not self._closed:
                 self._idle.append(connection)
                 connection = None
-            self._ready.notify()
+        self._places.release()
         if connection is not None:
             connection.close()
 
     def _pooled(self) -> Connection | None:
         """Return the idle connection used last that is still open."""
         while True:
-            with self._ready:
+            with self._lock:
                 if not self._idle:
                     return None
                 connection = self._idle.pop()

@@ -16,6 +16,7 @@ from casemate.channel import UnixAddress, listen
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
 from casemate_host.call import Call
+from casemate_host.places import Places
 from casemate_host.relay import Relay
 from tests.support.fake_enclave import FakeEnclave, new_chain
 
@@ -286,3 +287,62 @@ def test_no_enclave_is_unavailable_and_tells_no_path(tmp_path: Path, lost: list[
 def test_a_closed_relay_refuses(relay: Relay) -> None:
     relay.close()
     assert refused(lambda: ask(relay, b"x")).code is Code.UNAVAILABLE
+
+
+def test_places_go_to_whoever_has_waited_longest() -> None:
+    places, order = Places(1), list[int]()
+    places.claim(Call(5))
+
+    def wait(number: int) -> None:
+        places.claim(Call(5))
+        order.append(number)
+        places.release()
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(8)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        while places.waiting <= number:
+            time.sleep(0.001)
+    places.release()
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+    assert (places.busy, places.waiting) == (0, 0)
+
+
+def test_whoever_gives_up_leaves_no_gap_in_the_queue() -> None:
+    places = Places(1)
+    places.claim(Call(5))
+    with pytest.raises(FrameError) as raised:
+        places.claim(Call(0.05))
+    assert raised.value.code is Code.DEADLINE_EXCEEDED
+    gone = Call(5)
+    with ThreadPoolExecutor(2) as pool:
+        cancelled = pool.submit(places.claim, gone)
+        while places.waiting < 1:
+            time.sleep(0.001)
+        patient = pool.submit(places.claim, Call(5))
+        while places.waiting < 2:
+            time.sleep(0.001)
+        gone.cancel()
+        places.wake()
+        assert isinstance(cancelled.exception(), FrameError)
+        places.release()
+        assert patient.exception() is None
+    places.release()
+    assert (places.busy, places.waiting) == (0, 0)
+
+
+def test_closed_places_let_nobody_in() -> None:
+    places = Places(1)
+    places.claim(Call(5))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(places.claim, Call(5))
+        while places.waiting < 1:
+            time.sleep(0.001)
+        places.close()
+        error = waiting.exception()
+    assert isinstance(error, FrameError)
+    assert error.code is Code.UNAVAILABLE
+    with pytest.raises(FrameError):
+        places.claim(Call(5))
