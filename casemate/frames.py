@@ -32,6 +32,7 @@ class FrameType(IntEnum):
     CONFIGURE = 1
     CREDENTIALS = 2
     REQUEST = 3
+    STREAM = 4
     EVIDENCE = 5
     LOAD = 6
     MODEL_DATA = 7

@@ -69,6 +69,26 @@ RECEIPT_MAX: Final = 512  # six hashes, a name of 128 bytes and the signature ta
 NAME_MAX: Final = 255  # names of models and tensors: a line in an error text
 DETAIL_MAX: Final = 512  # error texts name things; they never quote content
 
+# Streams (SPEC 5.9)
+STREAM_PART_MAX: Final = (1 << 32) - 1  # what a length prefix can say
+# A message is closed at the first size; one chunk more may be in it. Larger ones gain nothing.
+STREAM_MESSAGE: Final = 256 * KIB
+STREAM_MESSAGE_MAX: Final = STREAM_MESSAGE + 2 * MIB
+# Questions of one stream that are read and not answered: some milliseconds of a small model.
+STREAM_UNITS_MAX: Final = 64
+STREAM_WORKERS: Final = 8  # of one stream: more runs side by side than most machines have cores
+# Answers of one stream that wait for a slow client; while there are more, no run begins.
+STREAM_READY_MAX: Final = 16 * MIB
+# While more questions wait, an answer may wait this long for others to share its message.
+STREAM_LINGER_S: Final = 0.0005
+STREAM_LOOK_S: Final = 0.1  # how long it may take to notice that nobody waits any more
+STREAM_BYTES_MAX: Final = 1 << 40
+STREAM_BYTES_DEFAULT: Final = 256 * MIB  # of a configuration that is written without a number
+STREAMS_OPEN_MAX: Final = 32  # in one enclave; each has a few threads
+STREAM_LONG: Final = 64 * KIB  # a tensor from this size on is laid out so that it need not move
+LOOP_STEPS_MAX: Final = 1 << 16
+LOOP_INTERVAL_MAX: Final = 60_000
+
 # Sessions (SPEC 6)
 SESSION_SPAN_MAX: Final = 3_600_000  # one hour bounds the replay table and a stolen data key's use
 DRAIN_MAX: Final = SESSION_SPAN_MAX  # nothing that is live when a drain begins lasts longer
@@ -103,6 +123,7 @@ ANSWER_BUCKET_MAX: Final = 63 * MIB  # with the trailer's room still a padded un
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
 BATCH_ROWS_MAX: Final = 4096  # rows run together; above some hundred nothing is gained
+ELEMENTS_MAX: Final = STREAM_PART_MAX  # no unit carries a tensor of more, whatever its datatype
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
@@ -119,9 +140,11 @@ CONTROL_FRAME_MAX: Final = 32 * KIB  # three credential fields of 8 KiB; decodin
 CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, whatever a caller asks
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
-CONNECTIONS_MAX: Final = 64  # enclave side: 32 relay connections, control, and room for a reconnect
 LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
 FINISH_TIMEOUT_S: Final = 30.0  # at a drain's end: for requests of sessions that are over
+# Enclave side: 32 relay connections, 32 streams, control, and room for a reconnect.
+CONNECTIONS_MAX: Final = 96
+MODEL_REQUESTS_MAX: Final = 64  # of one model, running or waiting: as many as are relayed, twice
 STOP_TIMEOUT_S: Final = 5.0  # for what is under way when the enclave is told to end
 EGRESS_NAME_MAX: Final = 259  # a 253-byte host name, colon, port
 # Upper bounds of the durations of steps, in microseconds; a last bucket takes what is longer.
@@ -138,6 +161,8 @@ TOKEN_FILE_MAX: Final = 1 * KIB  # a bearer token and a line's end
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
 UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains
+INFER_STREAMS_DEFAULT: Final = 16  # two threads and a connection to the enclave each
+INFER_STREAMS_MAX: Final = STREAMS_OPEN_MAX  # more the enclave would refuse
 # Fresh documents being made; a stalled device must not hold the workers.
 EVIDENCE_CALLS_MAX: Final = 4
 EVIDENCE_RATE: Final = 10.0  # fresh documents a second: the device signs some tens

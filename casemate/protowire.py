@@ -68,3 +68,23 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
             raise WireError("field passes the end, or has no number")
         yield number, kind, data[at:end]
         at = end
+
+
+def locate(data: memoryview, number: int, at_least: int) -> int:
+    """Return where the first content of ``number`` with ``at_least`` bytes begins, else 0.
+
+    ``data`` may be the beginning of a message only. Whether it is a good one is for others to say.
+    """
+    at = 0
+    try:
+        while at < len(data):
+            tag, at = _varint(data, at)
+            if tag & 7 != BYTES:
+                break
+            length, at = _varint(data, at)
+            if tag >> 3 == number and length >= at_least:
+                return at
+            at += length
+    except WireError:
+        pass
+    return 0

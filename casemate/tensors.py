@@ -102,28 +102,53 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
     package ml_dtypes is sent as BF16. Raises RequestError (INVALID_INPUT) for a dtype that the
     protocol does not have.
     """
+    return b"".join(request_pieces(inputs, outputs))
+
+
+def request_pieces(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Buffer]:
+    """Return what ``to_request`` does in pieces, tensors as views of ``inputs``."""
     message = pb.ModelInferRequest()
     raws = [_describe(message.inputs.add(), name, array) for name, array in inputs.items()]
     for name in outputs:
         message.outputs.add(name=name)
-    return _join(message.SerializeToString(), REQUEST_RAW, raws)
+    return _pieces(message.SerializeToString(), REQUEST_RAW, raws)
 
 
 def to_response(
     outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
 ) -> bytes:
     """Return a ``ModelInferResponse`` of ``outputs``; raises as ``to_request``."""
+    return b"".join(response_pieces(outputs, model, version, request_id))
+
+
+def response_pieces(
+    outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
+) -> list[Buffer]:
+    """Return what ``to_response`` does in pieces, tensors as views of ``outputs``."""
     message = pb.ModelInferResponse(model_name=model, model_version=str(version), id=request_id)
     raws = [_describe(message.outputs.add(), name, array) for name, array in outputs.items()]
-    return _join(message.SerializeToString(), RESPONSE_RAW, raws)
+    return _pieces(message.SerializeToString(), RESPONSE_RAW, raws)
 
 
-def _join(described: bytes, number: int, raws: Iterable[Buffer]) -> bytes:
+def _pieces(described: bytes, number: int, raws: Iterable[Buffer]) -> list[Buffer]:
     # Raw contents have the highest field number: appended, each tensor is copied once, not thrice.
     pieces: list[Buffer] = [described]
     for raw in raws:
         pieces += (protowire.bytes_head(number, len(raw)), raw)
-    return b"".join(pieces)
+    return pieces
+
+
+def request_lead(head: memoryview) -> int:
+    """Return where in the beginning of a ``ModelInferRequest`` its first long tensor lies, or 0.
+
+    A reader that lays the message out so that this place is aligned need not copy the tensor.
+    """
+    return protowire.locate(head, REQUEST_RAW, limits.STREAM_LONG)
+
+
+def response_lead(head: memoryview) -> int:
+    """Return the same of a ``ModelInferResponse``."""
+    return protowire.locate(head, RESPONSE_RAW, limits.STREAM_LONG)
 
 
 def _describe(
@@ -243,7 +268,7 @@ def _check_fit(tensor: _Tensor) -> int:
         raise _invalid_input(tensor.name, f"rank {len(tensor.shape)}, limit {limits.RANK_MAX}")
     # Counting an empty dimension as one keeps an empty tensor from naming absurd lengths.
     if min(tensor.shape, default=0) < 0 or (
-        math.prod(length or 1 for length in tensor.shape) > limits.REQUEST_MAX
+        math.prod(length or 1 for length in tensor.shape) > limits.ELEMENTS_MAX
     ):
         raise _invalid_input(tensor.name, f"shape {list(tensor.shape)} is out of bounds")
     count = math.prod(tensor.shape)

@@ -52,12 +52,13 @@ _LIMIT_BOUNDS: Final = {
     "models": limits.MODELS_MAX,
     "model_bytes": limits.MODEL_BYTES_MAX,
     "request_bytes": limits.REQUEST_MAX,
+    "stream_bytes": limits.STREAM_BYTES_MAX,
     "lifetime": limits.LIFETIME_MAX,
     "drain": limits.DRAIN_MAX,
     "memory_bytes": limits.MODEL_BYTES_MAX,
     "run_bytes": limits.MODEL_BYTES_MAX,
     "run_ms": limits.FRAME_BUDGET_MAX,
-    "model_requests": limits.CONNECTIONS_MAX,
+    "model_requests": limits.MODEL_REQUESTS_MAX,
     "threads": limits.RUN_THREADS_MAX,
 }
 
@@ -96,6 +97,7 @@ class ServiceLimits:
     ``memory_bytes`` is what all loaded models may take together, ``run_bytes`` what all runs under
     way may; ``run_ms`` ends a run, ``model_requests`` is how many requests one model may hold,
     running or waiting, and ``threads`` how many threads one run uses.
+    ``stream_bytes``: what the questions of all streams hold at a time, and so the largest of them.
     """
 
     sessions: int
@@ -107,8 +109,9 @@ class ServiceLimits:
     memory_bytes: int = 4 * limits.GIB
     run_bytes: int = limits.GIB
     run_ms: int = limits.FRAME_BUDGET_MAX
-    model_requests: int = limits.CONNECTIONS_MAX
+    model_requests: int = limits.MODEL_REQUESTS_MAX
     threads: int = 1
+    stream_bytes: int = limits.STREAM_BYTES_DEFAULT
 
     def __post_init__(self) -> None:
         for name, bound in _LIMIT_BOUNDS.items():

@@ -109,7 +109,10 @@ def configuration(data: bytes) -> Facts:
         ],
         "limits": {
             name: getattr(parsed.limits, name)
-            for name in ("sessions", "models", "model_bytes", "request_bytes", "lifetime", "drain")
+            for name in (
+                *("sessions", "models", "model_bytes", "request_bytes"),
+                *("stream_bytes", "lifetime", "drain"),
+            )
         },
         "providers": ", ".join(parsed.providers),
         "kms": None

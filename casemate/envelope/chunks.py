@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
@@ -16,17 +17,26 @@ if TYPE_CHECKING:
 TAG_BYTES: Final = 16
 SEALED_CHUNK: Final = limits.CHUNK + TAG_BYTES
 _COUNTER_BYTES: Final = 11
-_MORE: Final = b"\x00"
-_LAST: Final = b"\x02"
+
+
+class Flag(IntEnum):
+    """The last byte of a chunk's nonce (SPEC 5.5)."""
+
+    MORE = 0
+    UNIT_ENDS = 1
+    LAST = 2
 
 
 class BrokenSealError(ValueError):
     """Sealed bytes do not open; every door turns it into its own single error."""
 
 
-def _nonce(counter: int, *, last: bool) -> bytes:
-    # Flag 01 belongs to streams: version 1 has messages of one unit only (SPEC 5.5).
-    return counter.to_bytes(_COUNTER_BYTES, "big") + (_LAST if last else _MORE)
+def _nonce(counter: int, flag: Flag) -> bytes:
+    return counter.to_bytes(_COUNTER_BYTES, "big") + flag.to_bytes(1, "big")
+
+
+def _of_one_unit(*, last: bool) -> Flag:
+    return Flag.LAST if last else Flag.MORE
 
 
 def _count(length: int, size: int) -> int:
@@ -49,14 +59,22 @@ class ChunkCipher(Guarded):
         self._counter = 0
 
     def seal_into(self, chunk: Buffer, out: Buffer, *, last: bool) -> None:
-        """Seal the next chunk into ``out``, which is ``TAG_BYTES`` longer."""
-        self._aead.encrypt_into(_nonce(self._counter, last=last), chunk, self._aad, out)
-        self._counter += 1
+        """Seal the next chunk of a content of one unit into ``out``, ``TAG_BYTES`` longer."""
+        self.seal_flagged(chunk, out, _of_one_unit(last=last))
 
     def open_into(self, sealed: Buffer, out: Buffer, *, last: bool) -> None:
         """Open the next chunk into ``out``, ``TAG_BYTES`` shorter; raises BrokenSealError."""
+        self.open_flagged(sealed, out, _of_one_unit(last=last))
+
+    def seal_flagged(self, chunk: Buffer, out: Buffer, flag: Flag) -> None:
+        """Seal the next chunk of a stream: its flag says what ends with it (SPEC 5.9)."""
+        self._aead.encrypt_into(_nonce(self._counter, flag), chunk, self._aad, out)
+        self._counter += 1
+
+    def open_flagged(self, sealed: Buffer, out: Buffer, flag: Flag) -> None:
+        """Open the next chunk as ``seal_flagged`` made it; raises BrokenSealError."""
         try:
-            self._aead.decrypt_into(_nonce(self._counter, last=last), sealed, self._aad, out)
+            self._aead.decrypt_into(_nonce(self._counter, flag), sealed, self._aad, out)
         except InvalidTag:
             raise BrokenSealError from None
         self._counter += 1

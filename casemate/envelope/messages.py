@@ -31,6 +31,7 @@ SEALED_STATUSES: Final = frozenset(
         Code.MODEL_FAILED,
         Code.DEADLINE_EXCEEDED,
         Code.OVERLOADED,
+        Code.TOO_LARGE,
         Code.OBJECT_MALFORMED,
         Code.OBJECT_REFUSED,
         Code.OBJECT_OPEN_FAILED,
@@ -139,7 +140,9 @@ class Preamble:
 class Trailer:
     """How a request ended; ``status`` is one of ``SEALED_STATUSES`` (SPEC 5.7, 11.2).
 
-    ``receipt`` and its blinders come together, and only with the status OK (SPEC 14).
+    ``unit`` and ``final`` are those of streams (SPEC 5.9): which question this answers, and whether
+    nothing more of its answer follows. ``receipt`` and its blinders come together, and only with
+    the status OK (SPEC 14).
     """
 
     status: Code
@@ -147,17 +150,21 @@ class Trailer:
     model: str | None = None
     version: int | None = None
     digest: bytes | None = None
+    unit: int = 0
+    final: bool = True
     receipt: bytes | None = field(default=None, repr=False)
     question_blinder: bytes | None = field(default=None, repr=False)
     answer_blinder: bytes | None = field(default=None, repr=False)
 
     def _check(self) -> None:
         _require(self.status in SEALED_STATUSES, "not a sealed status")
+        _require(self.unit <= _U32_MAX, "unit out of bounds")
+        _require(self.final or self.status is Code.OK, "a refusal that is not the end")
         _check_model(self.model, self.version, self.digest, named=False)
         if self.receipt is None:
             _require(self.question_blinder is self.answer_blinder is None, "blinders alone")
             return
-        _require(self.status is Code.OK, "a receipt without an answer")
+        _require(self.status is Code.OK and self.final, "a receipt without an answer")
         _require(1 <= len(self.receipt) <= limits.RECEIPT_MAX, "receipt out of bounds")
         for blinder in (self.question_blinder, self.answer_blinder):
             _require(blinder is not None and len(blinder) == BLINDER_BYTES, "not a blinder")
@@ -173,6 +180,8 @@ class Trailer:
                 "model": self.model,
                 "version": self.version,
                 "digest": self.digest,
+                "unit": self.unit,
+                "final": self.final,
                 "receipt": self.receipt,
                 "question_blinder": self.question_blinder,
                 "answer_blinder": self.answer_blinder,
@@ -189,6 +198,8 @@ class Trailer:
             "model": (str, _NONE),
             "version": (int, _NONE),
             "digest": (bytes, _NONE),
+            "unit": int,
+            "final": bool,
             "receipt": (bytes, _NONE),
             "question_blinder": (bytes, _NONE),
             "answer_blinder": (bytes, _NONE),

@@ -119,10 +119,11 @@ class BlindedHash:
         """Start a hash of ``kind`` ``question`` or ``answer`` with its 32-byte ``blinder``."""
         self._state = hashlib.sha384(wire.label(kind) + blinder)
 
-    def add(self, message: wire.Buffer) -> BlindedHash:
-        """Take the next message in."""
-        self._state.update(_LENGTH.pack(len(message)))
-        self._state.update(message)
+    def add(self, *message: wire.Buffer) -> BlindedHash:
+        """Take the next message in, which may lie in several pieces."""
+        self._state.update(_LENGTH.pack(sum(map(len, message))))
+        for piece in message:
+            self._state.update(piece)
         return self
 
     def digest(self) -> bytes:

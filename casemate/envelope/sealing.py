@@ -21,10 +21,13 @@ from casemate.envelope.header import (
     ResponseHeader,
 )
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
+from casemate.envelope.streaming import SealedStream
 from casemate.envelope.units import pack_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _UNSET = b""
@@ -215,10 +218,9 @@ class DataKeySession(Guarded):
         Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
         TOO_LARGE, or EXPIRED when the sequence is exhausted.
         """
-        caller, signature = self._caller or (None, None)
-        preamble = Preamble(
-            model, version, digest, caller, signature, sealed_data, receipt, operation
-        ).encode()
+        preamble = self._preamble(
+            model, version, digest, sealed_data, receipt=receipt, operation=operation
+        )
         if not message:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
         unit = pack_unit((preamble, message))
@@ -226,3 +228,36 @@ class DataKeySession(Guarded):
         th = wire.digest(header)
         ciphertext = seal_content(wire.expand(self._prk, "request", th), th, unit)
         return SealedCall(header, ciphertext, self._prk, self._instance_digest, receipt=receipt)
+
+    def seal_stream(
+        self,
+        *,
+        model: str,
+        version: int | None,
+        digest: bytes | None,
+        receipt: bool = False,
+        lead: Callable[[memoryview], int],
+    ) -> SealedStream:
+        """Begin a stream of questions to one model under a header of its own (SPEC 5.9).
+
+        ``lead`` says where in the beginning of a long answer something should lie aligned. Raises
+        EnvelopeError as ``seal``.
+        """
+        preamble = self._preamble(model, version, digest, None, receipt=receipt)
+        header = self._next_header()
+        return SealedStream(header, preamble, self._prk, receipt=receipt, lead=lead)
+
+    def _preamble(
+        self,
+        model: str,
+        version: int | None,
+        digest: bytes | None,
+        sealed_data: bytes | None,
+        *,
+        receipt: bool,
+        operation: str = INFER,
+    ) -> bytes:
+        caller, signature = self._caller or (None, None)
+        return Preamble(
+            model, version, digest, caller, signature, sealed_data, receipt, operation
+        ).encode()

@@ -60,15 +60,19 @@ def _pack(parts: Sequence[Buffer], length: int) -> bytearray:
     return unit
 
 
-def _require_zeros(view: memoryview) -> None:
+def require_zeros(view: memoryview) -> None:
+    """Refuse padding of anything but zeros; raises BrokenSealError."""
     for at in range(0, len(view), len(_ZEROS)):
         block = bytes(view[at : at + len(_ZEROS)])
         if block != _ZEROS[: len(block)]:
             raise BrokenSealError
 
 
-def _split(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
-    """Return the parts and the bytes that they take; ``most`` bounds the work."""
+def split_parts(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
+    """Return the parts and the bytes that they take; ``most`` bounds the work.
+
+    What follows them is zeros. Raises BrokenSealError.
+    """
     parts: list[memoryview] = []
     at = 0
     while len(unit) - at >= _LENGTH.size:
@@ -80,13 +84,13 @@ def _split(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
             raise BrokenSealError
         at = start + length
         parts.append(unit[start:at])
-    _require_zeros(unit[at:])
+    require_zeros(unit[at:])
     return parts, at
 
 
 def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
     """Return the two parts of a request's unit, as views; raises BrokenSealError."""
-    parts, length = _split(unit, 2)
+    parts, length = split_parts(unit, 2)
     if len(parts) != 2 or len(unit) != padded_length(length):  # noqa: PLR2004 - SPEC 5.6
         raise BrokenSealError
     return parts[0], parts[1]
@@ -94,7 +98,7 @@ def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
 
 def split_single(unit: memoryview) -> memoryview:
     """Return the only part of a unit of sealed data, as a view; raises BrokenSealError."""
-    parts, length = _split(unit, 1)
+    parts, length = split_parts(unit, 1)
     if not parts or padded_length(length) != len(unit):
         raise BrokenSealError
     return parts[0]
@@ -105,7 +109,7 @@ def split_response(unit: memoryview) -> tuple[memoryview | None, memoryview]:
 
     The reader does not know the floor, so any bucket that is large enough passes (SPEC 5.5).
     """
-    parts, length = _split(unit, 2)
+    parts, length = split_parts(unit, 2)
     if not parts or len(parts[-1]) > limits.TRAILER_MAX or len(unit) != padme(len(unit)):
         raise BrokenSealError
     if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):

@@ -6,14 +6,17 @@ from casemate.sealed_model.header import (
     ModelHeader,
     model_digest,
 )
+from casemate.sealed_model.loop import LoopState, ModelLoop
 from casemate.sealed_model.reader import ModelReader
 from casemate.sealed_model.sealing import seal_model
 from casemate.sealed_model.serving import Serving
 
 __all__ = [
     "ANY_CALLER",
+    "LoopState",
     "ModelEntry",
     "ModelHeader",
+    "ModelLoop",
     "ModelReader",
     "Serving",
     "model_digest",

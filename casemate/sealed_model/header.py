@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from casemate import cbor, limits, wire
 from casemate.errors import Code, KeyReleaseError, ModelError
 from casemate.kms_context import parse_key_arn
+from casemate.sealed_model.loop import parse_loop
 from casemate.sealed_model.serving import Serving
 from casemate.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from casemate.sealed_model.loop import ModelLoop
 
 MAGIC: Final = b"CASEMDL1"
 VERSION: Final = 1
@@ -40,6 +43,7 @@ _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "answer_bucket": int,
     "callers": (str, list),
     "runtime": str,
+    "loop": (dict, type(None)),
     "kms_key": str,
     "wrapped_key": bytes,
     "entries": list,
@@ -97,6 +101,7 @@ class ModelHeader:
     wrapped_key: bytes
     entries: tuple[ModelEntry, ...]
     serving: Serving = field(default_factory=Serving)
+    loop: ModelLoop | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.file_id) == FILE_ID_BYTES, "file_id has a wrong length")
@@ -109,6 +114,8 @@ class ModelHeader:
         _check_specs(self.inputs, "inputs")
         _check_specs(self.outputs, "outputs")
         _check_callers(self.callers)
+        if self.loop is not None:
+            self.loop.check(self.inputs)
         _check_key(self.kms_key, self.wrapped_key)
         _check_entries(self.entries)
         self.serving.check(self.inputs + self.outputs)
@@ -138,6 +145,7 @@ class ModelHeader:
                 "answer_bucket": self.answer_bucket,
                 "callers": self.callers,
                 "runtime": self.runtime,
+                "loop": None if self.loop is None else self.loop.as_map(),
                 "kms_key": self.kms_key,
                 "wrapped_key": self.wrapped_key,
                 "entries": [entry.as_map() for entry in self.entries],
@@ -158,6 +166,7 @@ class ModelHeader:
                 fields[key] = tuple(map(_parse_spec, fields[key]))
             fields["entries"] = tuple(map(_parse_entry, fields["entries"]))
             fields["serving"] = Serving.parse(fields["serving"])
+            fields["loop"] = parse_loop(fields["loop"])
         except cbor.CborError as error:
             raise ModelError(Code.MODEL_MALFORMED, f"model header: {error}") from None
         if isinstance(fields["callers"], list):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from casemate.sealed_model.loop import ModelLoop
     from casemate.tensors import TensorSpec
 
 _BLOCK: Final = limits.MIB
@@ -46,6 +47,7 @@ def seal_model(
     answer_bucket: int,
     callers: Callers,
     serving: Serving | None = None,
+    loop: ModelLoop | None = None,
     progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
     """Write the sealed model of ``files`` (path in the model -> file, the ONNX model first).
@@ -73,6 +75,7 @@ def seal_model(
         wrapped_key=wrapped_key,
         entries=tuple(_entry(path, file) for path, file in files.items()),
         serving=serving or Serving(),
+        loop=loop,
     )
     signed = MAGIC + wire.lp(header.encode())
     file_hash = wire.digest(signed)

@@ -17,8 +17,8 @@ _BOUNDS: Final = {
     "batch_dimension": (0, limits.RANK_MAX - 1),
     "batch_rows": (2, limits.BATCH_ROWS_MAX),
     "request_rows": (1, limits.REQUEST_MAX),
-    "concurrency": (1, limits.CONNECTIONS_MAX),
-    "queue": (0, limits.CONNECTIONS_MAX),
+    "concurrency": (1, limits.MODEL_REQUESTS_MAX),
+    "queue": (0, limits.MODEL_REQUESTS_MAX),
     "run_ms": (1, limits.FRAME_BUDGET_MAX),
 }
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(casemate/v1/confidential_inference.proto\x12\x0b\x63\x61semate.v1\"r\n\x12GetEvidenceRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12#\n\x16instance_config_digest\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x08\n\x06_nonceB\x19\n\x17_instance_config_digest\"\xad\x01\n\x08\x45vidence\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x1c\n\x14\x61ttestation_document\x18\x02 \x01(\x0c\x12\x15\n\rconfiguration\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_configs\x18\x04 \x03(\x0c\x12\x17\n\x0finstance_config\x18\x05 \x01(\x0c\x12\x17\n\x0fmeasurement_log\x18\x06 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x03(\x0c\"3\n\rSealedRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"4\n\x0eSealedResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\x32\xa0\x01\n\x15\x43onfidentialInference\x12\x45\n\x0bGetEvidence\x12\x1f.casemate.v1.GetEvidenceRequest\x1a\x15.casemate.v1.Evidence\x12@\n\x05Infer\x12\x1a.casemate.v1.SealedRequest\x1a\x1b.casemate.v1.SealedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(casemate/v1/confidential_inference.proto\x12\x0b\x63\x61semate.v1\"r\n\x12GetEvidenceRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12#\n\x16instance_config_digest\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x08\n\x06_nonceB\x19\n\x17_instance_config_digest\"\xad\x01\n\x08\x45vidence\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x1c\n\x14\x61ttestation_document\x18\x02 \x01(\x0c\x12\x15\n\rconfiguration\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_configs\x18\x04 \x03(\x0c\x12\x17\n\x0finstance_config\x18\x05 \x01(\x0c\x12\x17\n\x0fmeasurement_log\x18\x06 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x03(\x0c\"3\n\rSealedRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"4\n\x0eSealedResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\".\n\x0cSealedChunks\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\x0c\x32\xe9\x01\n\x15\x43onfidentialInference\x12\x45\n\x0bGetEvidence\x12\x1f.casemate.v1.GetEvidenceRequest\x1a\x15.casemate.v1.Evidence\x12@\n\x05Infer\x12\x1a.casemate.v1.SealedRequest\x1a\x1b.casemate.v1.SealedResponse\x12G\n\x0bInferStream\x12\x19.casemate.v1.SealedChunks\x1a\x19.casemate.v1.SealedChunks(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEALEDREQUEST']._serialized_end=400
   _globals['_SEALEDRESPONSE']._serialized_start=402
   _globals['_SEALEDRESPONSE']._serialized_end=454
-  _globals['_CONFIDENTIALINFERENCE']._serialized_start=457
-  _globals['_CONFIDENTIALINFERENCE']._serialized_end=617
+  _globals['_SEALEDCHUNKS']._serialized_start=456
+  _globals['_SEALEDCHUNKS']._serialized_end=502
+  _globals['_CONFIDENTIALINFERENCE']._serialized_start=505
+  _globals['_CONFIDENTIALINFERENCE']._serialized_end=738
 # @@protoc_insertion_point(module_scope)

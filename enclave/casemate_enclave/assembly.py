@@ -27,6 +27,7 @@ from casemate_enclave.receipts import ReceiptIssuer, ReceiptKey
 from casemate_enclave.registry import ModelRegistry
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.service import Bounds, RequestService
+from casemate_enclave.stream_service import StreamService
 from casemate_enclave.unwraps import Unwraps
 from casemate_kms.client import AttestedKms
 from casemate_kms.egress import dialer
@@ -82,6 +83,7 @@ class Assembly:
         unwraps = Unwraps(kms)
         replay = ReplayTable(self._instance.boot_time, bounds.sessions)
         lifetime = Lifetime(self.clock, self._instance.boot_time, bounds, replay.live)
+        receipts = ReceiptIssuer(self._receipts, identity, self.clock)
         service = RequestService(
             Bounds(configuration.audience, bounds.request_bytes),
             identity=identity,
@@ -93,13 +95,22 @@ class Assembly:
             models=models,
             objects=ObjectOpener(configuration.audience, unwraps),
             journal=self._journal,
-            receipts=ReceiptIssuer(self._receipts, identity, self.clock),
             lifetime=lifetime,
+            receipts=receipts,
+        )
+        streams = StreamService(
+            bounds.stream_bytes,
+            requests=service,
+            models=models,
+            identity=identity,
+            receipts=receipts,
+            journal=self._journal,
         )
         return Parts(
             configuration=configuration,
             identity=identity,
             service=service,
+            streams=streams,
             models=models,
             loader=ModelLoader(configuration, kms, models),
             kms=kms,

@@ -9,6 +9,7 @@ from casemate.errors import CasemateError, Code, KeyReleaseError
 from casemate.frames import COUNTED, FrameType
 from casemate_enclave.enclave import State
 from casemate_enclave.events import Counter, Event
+from casemate_enclave.stream_link import HungUpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
     from casemate_enclave.enclave import Enclave
     from casemate_enclave.events import Journal
+    from casemate_enclave.stream_link import StreamLink
 
-    Answer = Buffer | tuple[Buffer, ...]
+    # None: all has been said, and the connection ends.
+    Answer = Buffer | tuple[Buffer, ...] | None
     Keys = dict[str, type | tuple[type, ...]]
     Handlers = dict[FrameType, Callable[["Exchange"], Answer]]
 
@@ -44,6 +47,10 @@ class Exchange(Protocol):
         """Yield the frames of type 7 that follow, ``size`` bytes; raises ConnectionEndError."""
         ...
 
+    def link(self) -> StreamLink:
+        """Give the connection to the stream that this frame begins."""
+        ...
+
 
 class ConnectionEndError(CasemateError):
     """Answered as an error, and then the connection is closed: its framing cannot be trusted."""
@@ -58,6 +65,7 @@ class Dispatcher:
         ready: Handlers = {
             FrameType.CREDENTIALS: self._credentials,
             FrameType.REQUEST: self._request,
+            FrameType.STREAM: self._stream,
             FrameType.EVIDENCE: self._evidence,
             FrameType.LOAD: self._load,
             FrameType.HEALTH: self._health,
@@ -122,6 +130,17 @@ class Dispatcher:
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise
+
+    def _stream(self, exchange: Exchange) -> None:
+        self._journal.count(Counter.STREAMS)
+        try:
+            link = exchange.link()
+            self._enclave.parts.streams.serve(exchange.payload, link, exchange.deadline)
+        except HungUpError:
+            self._journal.count(Counter.STREAMS_CUT)
+        except CasemateError as error:
+            self._journal.count(Counter.STREAMS_REFUSED)
+            raise ConnectionEndError(error.code, error.detail) from None
 
     def _evidence(self, exchange: Exchange) -> Answer:
         nonce = bytes(exchange.payload)

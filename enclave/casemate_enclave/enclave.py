@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from casemate_enclave.loading import ModelLoader
     from casemate_enclave.registry import ModelRegistry
     from casemate_enclave.service import RequestService
+    from casemate_enclave.stream_service import StreamService
 
 
 class State(StrEnum):
@@ -55,6 +56,7 @@ class Parts:
     configuration: Configuration
     identity: Identity
     service: RequestService
+    streams: StreamService
     models: ModelRegistry
     loader: ModelLoader
     kms: Releaser | None

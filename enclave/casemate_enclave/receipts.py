@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
@@ -17,6 +18,7 @@ from casemate.envelope.receipt import (
 )
 
 if TYPE_CHECKING:
+    from casemate.envelope.messages import Trailer
     from casemate.wire import Buffer
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import Identity
@@ -46,6 +48,28 @@ class BlindedReceipt:
     question_blinder: bytes = field(repr=False)
     answer_blinder: bytes = field(repr=False)
 
+    def within(self, trailer: Trailer) -> Trailer:
+        """Return ``trailer`` with this receipt."""
+        return dataclasses.replace(
+            trailer,
+            receipt=self.receipt,
+            question_blinder=self.question_blinder,
+            answer_blinder=self.answer_blinder,
+        )
+
+
+class ReceiptDraft:
+    """The hashes of one question and of its answer, which may come message by message."""
+
+    def __init__(self, question: Buffer) -> None:
+        self.blinders = secrets.token_bytes(BLINDER_BYTES), secrets.token_bytes(BLINDER_BYTES)
+        self.question = BlindedHash("question", self.blinders[0]).add(question)
+        self.answer = BlindedHash("answer", self.blinders[1])
+
+    def add(self, *message: Buffer) -> None:
+        """Take the next message of the answer in; it may lie in several pieces."""
+        self.answer.add(*message)
+
 
 class ReceiptIssuer:
     """Issues receipts for answers of this instance; thread-safe."""
@@ -62,18 +86,27 @@ class ReceiptIssuer:
 
         Raises CasemateError (CLOCK_UNAVAILABLE).
         """
-        blinders = secrets.token_bytes(BLINDER_BYTES), secrets.token_bytes(BLINDER_BYTES)
-        answered = BlindedHash("answer", blinders[1])
+        draft = self.draft(question)
         for message in answers:
-            answered.add(message)
+            draft.add(message)
+        return self.sign(draft, model, request_digest)
+
+    def draft(self, question: Buffer) -> ReceiptDraft:
+        """Begin a receipt before there is an answer."""
+        return ReceiptDraft(question)
+
+    def sign(
+        self, draft: ReceiptDraft, model: ServedModel, request_digest: bytes
+    ) -> BlindedReceipt:
+        """Sign for the answers that ``draft`` has seen; raises as ``issue``."""
         statement = ReceiptStatement(
             instance_digest=self._identity.instance_digest,
             model=model.header.name,
             version=model.header.version,
             digest=model.digest,
             request_digest=request_digest,
-            question_hash=BlindedHash("question", blinders[0]).add(question).digest(),
-            answer_hash=answered.digest(),
+            question_hash=draft.question.digest(),
+            answer_hash=draft.answer.digest(),
             time=self._clock.now(),
         )
-        return BlindedReceipt(self._key.sign(statement), *blinders)
+        return BlindedReceipt(self._key.sign(statement), *draft.blinders)

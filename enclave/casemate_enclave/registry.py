@@ -59,6 +59,11 @@ class ModelRegistry:
         with self._lock:
             return tuple(sorted(version for other, version in self._models if other == name))
 
+    def serves(self, model: ServedModel) -> bool:
+        """Whether ``model`` has not been unloaded since it was found."""
+        with self._lock:
+            return self._models.get((model.header.name, model.header.version)) is model
+
     def check_room(self) -> None:
         """Refuse a load that could not end well, before its bytes arrive; raises OVERLOADED."""
         with self._lock:

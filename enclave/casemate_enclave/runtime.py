@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate.errors import CasemateError, Code, ModelError, RequestError
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from casemate.sealed_model import ModelHeader
+    from casemate.sealed_model import ModelHeader, ModelLoop
     from casemate.tensors import TensorSpec
+    from casemate_enclave.cancellation import Cancellation
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
 
@@ -58,9 +60,16 @@ _DATATYPES = {
 class LoadedModel(Protocol):
     """A model that can run; safe to use from several threads."""
 
-    def run(self, inputs: Tensors, outputs: Sequence[str], deadline: float) -> Tensors:
+    def run(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Tensors:
         """Return the named outputs; ``deadline`` in seconds of ``time.monotonic``.
 
+        ``outputs`` may be any of the model's, declared or not; ``cancellation`` ends the run early.
         Raises RequestError: DEADLINE_EXCEEDED, or MODEL_FAILED with a text that quotes nothing.
         """
         ...
@@ -97,6 +106,8 @@ class OnnxRuntime:
             raise _rejected("it does not run on the configured providers")
         _check_signature("input", header.inputs, session.get_inputs(), complete=True)
         _check_signature("output", header.outputs, session.get_outputs(), complete=False)
+        if header.loop is not None:
+            _check_loop(header.loop, session.get_inputs(), session.get_outputs())
         carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
         return _OnnxModel(session, self._watchdog, carried=carried)
 
@@ -109,17 +120,23 @@ class _OnnxModel:
         self._carried = carried
         self._watchdog = watchdog
 
-    def run(self, inputs: Tensors, outputs: Sequence[str], deadline: float) -> Tensors:
+    def run(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Tensors:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            with self._watchdog.until(deadline, options):
+            cancelled = cancellation.ending(options) if cancellation else nullcontext()
+            with self._watchdog.until(deadline, options), cancelled:
                 values = self._values(inputs, outputs, options)
         except Exception:  # noqa: BLE001 - as in load
             if options.terminate or time.monotonic() >= deadline:
-                raise RequestError(
-                    Code.DEADLINE_EXCEEDED, "the model was stopped at the deadline"
-                ) from None
+                detail = "the model was stopped at the deadline, or nobody waited any more"
+                raise RequestError(Code.DEADLINE_EXCEEDED, detail) from None
             raise RequestError(Code.MODEL_FAILED, "the model failed on these inputs") from None
         return dict(zip(outputs, values, strict=True))
 
@@ -175,6 +192,21 @@ def _check_signature(
         node = found[spec.name]
         if _DATATYPES.get(node.type) != spec.datatype or not _compatible(spec.shape, node.shape):
             raise _rejected(f"{kind} {index} differs from the declared one")
+
+
+def _check_loop(
+    loop: ModelLoop,
+    inputs: Sequence[onnxruntime.NodeArg],
+    outputs: Sequence[onnxruntime.NodeArg],
+) -> None:
+    """Refuse a loop whose outputs the model does not have, or cannot take as inputs."""
+    takes = {node.name: node.type for node in inputs}
+    gives = {node.name: node.type for node in outputs}
+    for state in loop.state:
+        if state.output not in gives or takes.get(state.input) != gives[state.output]:
+            raise _rejected("its loop feeds an output to an input that does not take it")
+    if loop.stop is not None and gives.get(loop.stop) != "tensor(bool)":
+        raise _rejected("its loop's stop output is not a BOOL")
 
 
 def _compatible(declared: Sequence[int], actual: Sequence[int | str | None]) -> bool:

@@ -22,6 +22,7 @@ from casemate.frames import (
 )
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
+from casemate_enclave.stream_link import StreamLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,9 @@ class _Exchange:
             frame = self._next(min(left, limits.CHUNK))
             left -= len(frame.payload)
             yield frame.payload
+
+    def link(self) -> StreamLink:
+        return StreamLink(self.channel, self.deadline)
 
     def _next(self, most: int) -> Frame:
         within_s = limits.FRAME_HEAD_TIMEOUT_S
@@ -180,6 +184,8 @@ class Server:
             self._journal.count(Counter.INTERNAL_ERRORS)
             self._journal.emit(Event.INTERNAL_ERROR)
             self._send_error(channel, CasemateError(Code.INTERNAL, "internal error"))
+            return False
+        if answer is None:
             return False
         channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
         send_frame(channel, frame.type | ANSWER, answer)

@@ -29,13 +29,17 @@ from casemate.envelope.opening import (
     seal_response,
     verify_caller,
 )
+from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 from casemate.kms_context import data_context
 from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
-from casemate.tensors import read_request, to_response
+from casemate.tensors import read_request, request_lead, to_response
 from casemate_enclave.events import Step
+from casemate_enclave.looping import last_piece
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casemate.envelope.replay import ReplayTable
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.events import Journal
@@ -69,16 +73,21 @@ class _Outcome:
         if self.model is None:
             return Trailer(self.status, self.detail)
         header = self.model.header
-        named = header.name, header.version, self.model.digest
-        receipt = self.receipt
-        if receipt is None:
-            return Trailer(self.status, self.detail, *named)
-        blinders = receipt.question_blinder, receipt.answer_blinder
-        return Trailer(self.status, self.detail, *named, receipt.receipt, *blinders)
+        trailer = Trailer(self.status, self.detail, header.name, header.version, self.model.digest)
+        return trailer if self.receipt is None else self.receipt.within(trailer)
 
     @property
     def floor(self) -> int:
         return self.model.header.answer_bucket if self.model else 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedHead:
+    """A stream that was accepted; no preamble if it cannot be read."""
+
+    stream: OpenedStream
+    preamble: Preamble | None
+    caller: bytes | None
 
 
 class RequestService:
@@ -134,6 +143,25 @@ class RequestService:
             outcome = self._outcome(opened, preamble, caller, deadline)
         with self._journal.timed(Step.SEAL):
             return encode_sealed(*self._seal(opened, outcome))
+
+    def open_stream(
+        self,
+        raw_header: bytes,
+        chunk: memoryview,
+        take: Callable[[int], None],
+        deadline: float,
+    ) -> OpenedHead:
+        """Accept a stream by its first chunk, or raise as ``answer`` (SPEC 5.9)."""
+        header = parse_request_header(raw_header)
+        self._check_header(header, len(chunk))
+        wrapped = wire.digest(header.wrapped_key)
+        prk = self._session_key(header, wrapped, deadline)
+        stream = OpenedStream(raw_header, prk, take=take, lead=request_lead)
+        preamble = _parse_preamble(stream.open(chunk))
+        caller = verify_caller(header, preamble) if preamble else None
+        self._accept(header)
+        self._cache.put(wrapped, header.key_commitment, prk, header.not_after)
+        return OpenedHead(stream, preamble, caller)
 
     def _check_header(self, header: RequestHeader, size: int) -> None:
         """Everything that costs no cryptography, in the order of SPEC 6.4."""
@@ -196,7 +224,7 @@ class RequestService:
             if preamble is None:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
-            _check_asker(model, preamble, caller)
+            check_asker(model, preamble, caller)
             message = self._answer(opened, preamble, caller, model, deadline)
             receipt = None
             if preamble.receipt:
@@ -261,7 +289,16 @@ def _preamble(opened: OpenedRequest) -> Preamble | None:
         return None
 
 
-def _check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) -> None:
+def _parse_preamble(data: memoryview) -> Preamble | None:
+    """Return None for one that cannot be read, as above."""
+    try:
+        return Preamble.parse(data)
+    except EnvelopeError:
+        return None
+
+
+def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) -> None:
+    """Refuse a pin of another model, and callers it does not list; raises RequestError."""
     if preamble.digest is not None and not hmac.compare_digest(preamble.digest, model.digest):
         raise RequestError(Code.DIGEST_MISMATCH, "the model is not the one that the request pins")
     if not model.admits(caller):
@@ -275,7 +312,7 @@ def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
     request = read_request(message, header.inputs, header.outputs)
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
-    outputs = model.loaded.run(request.inputs, request.outputs, deadline)
+    outputs = last_piece(model.loaded, header.loop, request.inputs, request.outputs, deadline)
     return to_response(outputs, header.name, header.version, request.id)
 
 

@@ -20,14 +20,18 @@ class Call:
     detached belongs to the pool, perhaps to another call.
     """
 
-    def __init__(self, budget_s: float | None = None) -> None:
+    def __init__(
+        self,
+        budget_s: float | None = None,
+        default_s: float = limits.FRAME_BUDGET_DEFAULT / 1000,
+    ) -> None:
         """``budget_s``: seconds until the deadline, at most CALL_BUDGET_MAX_S.
 
-        None, or what gRPC says for a call without a deadline (centuries), means the default
-        budget (SPEC 9.2).
+        None, or what gRPC says for a call without a deadline (centuries), means ``default_s``
+        (SPEC 9.2).
         """
         if budget_s is None or budget_s > _CENTURY_S:
-            budget_s = limits.FRAME_BUDGET_DEFAULT / 1000
+            budget_s = default_s
         self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None

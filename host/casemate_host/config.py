@@ -48,6 +48,7 @@ class FrontConfig:
     listen: str
     tls: TlsConfig | None
     unary: int
+    streams: int
     drain_s: float
     receive_s: float
 
@@ -128,6 +129,7 @@ def _front(table: Table) -> FrontConfig:
         listen=listen,
         tls=_tls(table),
         unary=table.integer("unary", 1, limits.UNARY_MAX, limits.UNARY_DEFAULT),
+        streams=table.integer("streams", 1, limits.INFER_STREAMS_MAX, limits.INFER_STREAMS_DEFAULT),
         drain_s=table.seconds("drain_seconds", 600, limits.DRAIN_DEFAULT_S, low=0),
         receive_s=table.seconds("receive_seconds", 600, limits.RECEIVE_TIMEOUT_S),
     )

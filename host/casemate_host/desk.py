@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate_host.call import Call
 from casemate_host.events import Traffic, describe, log
@@ -13,6 +14,8 @@ from casemate_host.status import abort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    Answers = Callable[[Call], Iterator[bytes]]
 
     import grpc
 
@@ -79,6 +82,34 @@ class Desk:
         self._metrics.ended(method, Code.OK)
         return result
 
+    def serve_stream(
+        self, method: str, context: grpc.ServicerContext, answers: Answers
+    ) -> Iterator[bytes]:
+        """Yield what ``answers`` makes of the call, or end the call with its error."""
+        call = Call(context.time_remaining(), limits.CALL_BUDGET_MAX_S)
+        refusal, size = None, 0
+
+        def gone() -> None:
+            call.cancel()
+
+        try:
+            if not context.add_callback(gone):
+                return
+            for message in answers(call):
+                size += len(message)
+                yield message
+        except CasemateError as error:
+            refusal = error
+        except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
+            refusal = _unexpected(error, method, context)
+        finally:
+            call.finish()
+        if refusal is not None:
+            self.refused(method, refusal.code)
+            abort(context, refusal)
+        self._metrics.ended(method, Code.OK)
+        self.traffic.answered(method, size)
+
     def _outcome(
         self, method: str, context: grpc.ServicerContext, answer: Answer
     ) -> bytes | CasemateError:
@@ -95,10 +126,7 @@ class Desk:
         except CasemateError as error:
             return error
         except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
-            if not context.is_active():
-                return _gone()
-            log.error("internal_error", method=method, **describe(error))
-            return CasemateError(Code.INTERNAL, "internal error")
+            return _unexpected(error, method, context)
         finally:
             call.finish()
         self.traffic.answered(method, size)
@@ -107,3 +135,10 @@ class Desk:
 
 def _gone() -> CasemateError:
     return CasemateError(Code.DEADLINE_EXCEEDED, "the caller went away")
+
+
+def _unexpected(error: Exception, method: str, context: grpc.ServicerContext) -> CasemateError:
+    if not context.is_active():
+        return _gone()
+    log.error("internal_error", method=method, **describe(error))
+    return CasemateError(Code.INTERNAL, "internal error")

@@ -22,6 +22,7 @@ from casemate_host.evidence import EvidenceService
 from casemate_host.gate import Gate, Route
 from casemate_host.metrics import ADMISSION, RELAY
 from casemate_host.reflection import reflection_handler
+from casemate_host.streams import StreamService
 from casemate_host.tls import server_credentials
 
 if TYPE_CHECKING:
@@ -65,11 +66,18 @@ class Front:
             f"/{SERVICE}/GetEvidence",
             Route("GetEvidence", self._evidence, evidence, metered=False),
         )
+        self.streams = Workers(config.streams, "stream")
+        streaming = StreamService(self._desk, relay, board).serve
+        self._gate.add(
+            f"/{SERVICE}/InferStream",
+            Route("InferStream", self.streams, streaming, response_streaming=True),
+        )
         self._server = _server(self._others, self._gate)
         self._server.add_generic_rpc_handlers((self.health.handler(),))
         names = (SERVICE, health.SERVICE)
         self._server.add_generic_rpc_handlers((reflection_handler(names, streams),))
         metrics.gauge("calls_under_way", "Infer calls admitted", lambda: self.unary.taken)
+        metrics.gauge("streams_under_way", "InferStream calls", lambda: self.streams.taken)
         metrics.gauge("relay_busy", "Exchanges with the enclave under way", lambda: relay.busy)
         metrics.gauge("relay_waiting", "Calls that wait for a connection", lambda: relay.waiting)
 
@@ -92,11 +100,13 @@ class Front:
         """Refuse new calls, let those under way end within ``drain_s`` seconds, cut the rest."""
         self.health.end()
         done = self._server.stop(drain_s)
-        self.unary.wait_empty(drain_s)
+        until = time.monotonic() + drain_s
+        for workers in (self.unary, self.streams):
+            workers.wait_empty(max(0.0, until - time.monotonic()))
         self._server.stop(min(0.5, drain_s))
         done.wait()
         self._patience.stop()
-        for workers in (self.unary, self._evidence, self._others):
+        for workers in (self.unary, self.streams, self._evidence, self._others):
             workers.shutdown(wait=True)
         self.report()
 

@@ -67,6 +67,16 @@ class Relay:
                 self._lost()
             raise
 
+    def dial(self, call: Call) -> Connection:
+        """Return a connection of its own for a stream, beside the pool; raises FrameError."""
+        if self._closed:
+            raise FrameError(Code.UNAVAILABLE, "the host is stopping")
+        return self._dial(call)
+
+    def lost(self) -> None:
+        """Note that a connection from ``dial`` turned out to be dead."""
+        self._lost()
+
     def wake(self) -> None:
         """Let calls that wait for a connection notice that they were cancelled."""
         self._places.wake()

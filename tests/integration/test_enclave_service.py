@@ -644,7 +644,7 @@ def ended(channel: socket.socket) -> bool:
         (b"\xff\xff\xff\xff\x03\0\0\0\0", Code.TOO_LARGE),
         (b"\0\0\0\x04\x08\0\0\0\0", Code.MALFORMED),
         (b"\0\0\0\0\x08\0\0\0\0", Code.MALFORMED),
-        (b"\0\0\0\x05\x04\0\0\0\0", Code.MALFORMED),
+        (b"\0\0\0\x05\x63\0\0\0\0", Code.MALFORMED),
         (b"\0\0\0\x05\x07\0\0\0\0", Code.MALFORMED),
         (b"\0\0\0\x05\x00\0\0\0\0", Code.MALFORMED),
         (b"\0\0\0\x05\x88\0\0\0\0", Code.MALFORMED),

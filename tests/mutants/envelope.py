@@ -45,8 +45,8 @@ WIRE = (
 
 CHUNKS = (
     Mutant("chunk: counter", _CHUNKS, 'counter.to_bytes(_COUNTER_BYTES, "big")', "bytes(_COUNTER_BYTES)", VECTORS + SEALING + PROPERTIES),
-    Mutant("chunk: last", _CHUNKS, "(_LAST if last else _MORE)", "_MORE", VECTORS),
-    Mutant("chunk: flag", _CHUNKS, '_LAST: Final = b"\\x02"', '_LAST: Final = b"\\x01"', VECTORS),
+    Mutant("chunk: last", _CHUNKS, "Flag.LAST if last else Flag.MORE", "Flag.MORE", VECTORS),
+    Mutant("chunk: flag", _CHUNKS, "    LAST = 2", "    LAST = 3", VECTORS),
     Mutant("chunk: aad sealed", _CHUNKS, "chunk, self._aad, out", "chunk, None, out", VECTORS),
     Mutant("chunk: aad opened", _CHUNKS, "sealed, self._aad, out", "sealed, None, out", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
@@ -126,7 +126,7 @@ PARTS = (
     Mutant("preamble: signature", _MESSAGES, "_require((self.caller is None) == (self.signature is None),", "_require(True,", MESSAGES),
     Mutant("preamble: digest", _MESSAGES, "_require(digest is None or len(digest) == wire.HASH_BYTES,", "_require(True,", MESSAGES),
     Mutant("trailer: status", _MESSAGES, "_require(self.status in SEALED_STATUSES,", "_require(True,", MESSAGES),
-    Mutant("trailer: receipt's status", _MESSAGES, "_require(self.status is Code.OK,", "_require(True,", MESSAGES),
+    Mutant("trailer: receipt's status", _MESSAGES, "_require(self.status is Code.OK and self.final,", "_require(True,", MESSAGES),
     Mutant("trailer: receipt's bounds", _MESSAGES, "_require(1 <= len(self.receipt) <= limits.RECEIPT_MAX,", "_require(True,", MESSAGES),
     Mutant("trailer: blinders alone", _MESSAGES, "_require(self.question_blinder is self.answer_blinder is None,", "_require(True,", MESSAGES),
     Mutant("trailer: blinders", _MESSAGES, "_require(blinder is not None and len(blinder) == BLINDER_BYTES,", "_require(True,", MESSAGES),

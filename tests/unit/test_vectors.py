@@ -36,12 +36,15 @@ from casemate.envelope.receipt import (
 )
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
+from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError
 from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from casemate.envelope.streaming import SealedStream
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 Case = Any
@@ -307,6 +310,84 @@ def test_receipts(case: Case) -> None:
     assert (parsed.statement, parsed.signature.hex()) == (statement, case["signature"])
 
 
+# stream.json
+
+STREAMS = load("stream")["cases"]
+SESSIONS = {case["name"]: case for case in load("envelope")["cases"]}
+each_stream = pytest.mark.parametrize("case", STREAMS, ids=[case["envelope"] for case in STREAMS])
+
+
+def nothing_leads(_head: memoryview) -> int:
+    return 0
+
+
+def all_same(stated: Sequence[Case], chunks: Iterable[wire.Buffer]) -> list[memoryview]:
+    made = [memoryview(chunk) for chunk in chunks]
+    assert len(made) == len(stated)
+    assert all(same(one, chunk) for one, chunk in zip(stated, made, strict=True))
+    return made
+
+
+@each_stream
+def test_seal_and_open_a_stream(case: Case, fixed_randomness: list[bytes]) -> None:
+    envelope = SESSIONS[case["envelope"]]
+    session = session_of(envelope)
+    session._sequence = case["sequence"]
+    fixed_randomness.append(bytes.fromhex(case["request_id"]))
+    call = session.seal_stream(
+        model=envelope["model"],
+        version=envelope["version"],
+        digest=unhex(envelope["digest"]),
+        lead=nothing_leads,
+    )
+    assert call.header.hex() == case["header"]
+    opened = OpenedStream(
+        call.header, bytes.fromhex(envelope["prk"]), take=lambda _size: None, lead=nothing_leads
+    )
+    assert opened.th.hex() == case["th"]
+    (opening,) = all_same(case["opening"], call.opening())
+    assert opened.open(opening).hex() == case["preamble"]
+    for question in case["questions"]:
+        message = spelled(question["message"])
+        *more, last = all_same(question["chunks"], call.question([message[:1], message[1:]]))
+        assert [opened.question(chunk) for chunk in more] == [None] * len(more)
+        asked = opened.question(last)
+        assert asked is not None
+        assert bytes(asked) == message
+    (end,) = all_same(case["end"], call.end())
+    assert (opened.question(end), opened.ended) == (None, True)
+    check_stream_answer(case["answer"], call, opened, fixed_randomness)
+
+
+def check_stream_answer(
+    stated: Case, call: SealedStream, opened: OpenedStream, fixed_randomness: list[bytes]
+) -> None:
+    fixed_randomness.append(bytes.fromhex(stated["response_nonce"]))
+    header = bytes.fromhex(stated["header"])
+    answer = opened.answer(header[33:])
+    assert answer.header == header
+    assert call.begin_answer(header) == header[33:]
+    *units, end = stated["units"]
+    for unit in units:
+        trailer = Trailer.parse(bytes.fromhex(unit["trailer"]))
+        assert (trailer.unit, trailer.final) == (unit["unit"], unit["final"])
+        message = None if unit["message"] is None else spelled(unit["message"])
+        pieces = [] if message is None else [message]
+        made = all_same(unit["chunks"], answer.unit(pieces, trailer, stated["floor"]))
+        *more, received = [call.answer(chunk) for chunk in made]
+        assert more == [None] * len(more)
+        assert received is not None
+        assert (received.trailer, received.message, received.last) == (trailer, message, False)
+    trailer = Trailer.parse(bytes.fromhex(end["trailer"]))
+    *_, last = [
+        call.answer(chunk)
+        for chunk in all_same(end["chunks"], answer.end(trailer, stated["floor"]))
+    ]
+    assert last is not None
+    assert (last.trailer, last.message, last.last) == (trailer, None, True)
+    assert call.ended
+
+
 # sealed_model.json
 
 MODELS = load("sealed_model")["models"]
@@ -339,6 +420,7 @@ def test_seal_and_open_a_model(case: Case, tmp_path: Path, fixed_randomness: lis
         answer_bucket=header.answer_bucket,
         callers=header.callers,
         serving=header.serving,
+        loop=header.loop,
     )
     assert same(case["file"], sealed.getvalue())
     reader = ModelReader()

@@ -359,6 +359,7 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
     rh = h(header)
     key = x(case["prk"], "response", case["th"], rh)
     answered = fields["status"] == "OK"
+    fields |= {"unit": 0, "final": True}
     message = seeded(f"answer {label}", plan.size) if answered else None
     fields |= receipt_fields(case, plan, fields, message)
     trailer = cbor({"v": 1, **fields})
@@ -406,6 +407,101 @@ def envelope_vectors() -> Json:
     committed = json.loads(path.read_text())["cases"] if path.is_file() else []
     samples = {case["name"]: case for case in committed}
     return {"cases": [envelope_case(plan, samples.get(plan.name, {})) for plan in PLANS]}
+
+
+# SPEC 5.9: streams
+
+
+def stream_chunks(key: bytes, aad: bytes, units: list[bytes]) -> list[list[bytes]]:
+    """Return the chunks of each unit: flag, then what AES-GCM made. The last unit ends all."""
+    sealed: list[list[bytes]] = []
+    counter = 0
+    for number, packed in enumerate(units, 1):
+        starts = range(0, len(packed), CHUNK)
+        sealed.append([])
+        for start in starts:
+            ends = 2 if number == len(units) else 1
+            flag = bytes([ends if start == starts[-1] else 0])
+            nonce = counter.to_bytes(11, "big") + flag
+            content = packed[start : start + CHUNK]
+            sealed[-1].append(flag + AESGCM(key).encrypt(nonce, content, aad))
+            counter += 1
+    return sealed
+
+
+def stream_case(plan: Plan, case: Json) -> Json:
+    """A stream under the session of an envelope's case, whose keys it shares."""
+    label = f"stream {plan.name}"
+    sequence = (plan.sequence + 1) % (1 << 20)
+    header = (
+        struct.pack(">BB16sI", 1, plan.key_mode, seeded(f"request {label}", 16), sequence)
+        + case["header"][22:]
+    )
+    th = h(header)
+    key = x(case["prk"], "request", th)
+    asked = {name: case[name] for name in ("model", "version", "digest", "caller", "signature")}
+    preamble = cbor({"v": 1, **asked, "object": None, "receipt": False, "operation": "infer"})
+    sizes = [plan.size, 2 * CHUNK + 12_345, 1]
+    questions = [(f"question {i} {label}", size) for i, size in enumerate(sizes)]
+    units = [unit(preamble), *(unit(seeded(*question)) for question in questions), bytes(1024)]
+    opening, *asking, end = stream_chunks(key, th, units)
+    return {
+        "envelope": plan.name,
+        "request_id": header[2:18],
+        "sequence": sequence,
+        "header": header,
+        "th": th,
+        "request_key": key,
+        "preamble": preamble,
+        "opening": list(map(abbreviated, opening)),
+        "questions": [
+            {"message": spelled(*question), "chunks": list(map(abbreviated, chunks))}
+            for question, chunks in zip(questions, asking, strict=True)
+        ],
+        "end": list(map(abbreviated, end)),
+        "answer": stream_answer(plan, case, label, th),
+    }
+
+
+def stream_answer(plan: Plan, case: Json, label: str, th: bytes) -> Json:
+    """Answers in another order than the questions; the second question has two pieces."""
+    header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
+    rh = h(header)
+    key = x(case["prk"], "response", th, rh)
+    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48)}
+    none = dict.fromkeys(("receipt", "question_blinder", "answer_blinder"))
+    said: list[Json] = [
+        {"status": "OK", "detail": "", "unit": 1, "final": False, "size": plan.size},
+        {"status": "MODEL_FAILED", "detail": "failed", "unit": 2, "final": True, "size": None},
+        {"status": "OK", "detail": "", "unit": 1, "final": True, "size": CHUNK + 77},
+        {"status": "OK", "detail": "", "unit": 0, "final": True, "size": 1},
+        {"status": "OK", "detail": "", "unit": 3, "final": True, "size": None},
+    ]
+    made, units = [], []
+    for number, fields in enumerate(said):
+        size = fields.pop("size")
+        name = f"answer {number} {label}"
+        messages = [] if size is None else [seeded(name, size)]
+        trailer = cbor({"v": 1, **fields, **known, **none})
+        units.append(answer_unit(messages, trailer, plan.floor))
+        message = None if size is None else spelled(name, size)
+        made.append({**fields, "trailer": trailer, "message": message})
+    for entry, chunks in zip(made, stream_chunks(key, rh, units), strict=True):
+        entry["chunks"] = list(map(abbreviated, chunks))
+    return {
+        "response_nonce": header[1:33],
+        "header": header,
+        "rh": rh,
+        "response_key": key,
+        "floor": plan.floor,
+        "units": made,
+    }
+
+
+def stream_vectors() -> Json:
+    cases = envelope_vectors()["cases"]
+    plans = zip(PLANS, cases, strict=True)
+    return {"cases": [stream_case(plan, case) for plan, case in plans]}
 
 
 # SPEC 14: receipts
@@ -475,7 +571,9 @@ SERVING = dict.fromkeys(
 )
 
 
-def sealed_model(name: str, contents: dict[str, bytes], callers: object, serving: Json) -> Json:
+def sealed_model(
+    name: str, contents: dict[str, bytes], callers: object, serving: Json, loop: Json | None = None
+) -> Json:
     seed, data_key = seeded(f"publisher {name}", 32), seeded(f"model key {name}", 32)
     publisher = Ed25519PrivateKey.from_private_bytes(seed)
     entries = [
@@ -499,6 +597,7 @@ def sealed_model(name: str, contents: dict[str, bytes], callers: object, serving
             "answer_bucket": 2048,
             "callers": callers,
             "runtime": "onnx",
+            "loop": loop,
             "kms_key": KEY_ARN,
             "wrapped_key": seeded(f"blob {name}", 184),
             "entries": entries,
@@ -518,6 +617,7 @@ def sealed_model(name: str, contents: dict[str, bytes], callers: object, serving
             for path, content in contents.items()
         ],
         "callers": callers,
+        "loop": loop,
         "header": header,
         "m_sha384": h(m),
         "signature": signature,
@@ -534,10 +634,12 @@ def sealed_model_vectors() -> Json:
     two = sorted([seeded("caller a", 32), seeded("caller b", 32)])
     batched = {"batch_dimension": 0, "batch_rows": 256, "request_rows": 64}
     bounded = {"concurrency": 2, "queue": 0, "run_ms": 1500}
-    plans: list[tuple[str, dict[str, int], object, Json]] = [
-        ("small", small, "any", {}),
-        ("three chunks", large, two, batched),
-        ("one whole chunk", exact, "any", bounded),
+    state = [{"output": "next", "input": "x"}]
+    loop = {"state": state, "stop": "done", "steps": 256, "interval": 20}
+    plans: list[tuple[str, dict[str, int], object, Json, Json | None]] = [
+        ("small", small, "any", {}, None),
+        ("three chunks", large, two, batched, None),
+        ("one whole chunk", exact, "any", bounded, loop),
     ]
     return {
         "models": [
@@ -546,8 +648,9 @@ def sealed_model_vectors() -> Json:
                 {path: seeded(f"{name} {path}", size) for path, size in sizes.items()},
                 callers,
                 serving,
+                loop,
             )
-            for name, sizes, callers, serving in plans
+            for name, sizes, callers, serving, loop in plans
         ]
     }
 
@@ -600,7 +703,7 @@ def evidence_vectors() -> Json:
     common: Json = {"v": 1, "audience": AUDIENCE, "providers": ["CPUExecutionProvider"]}
     common["publishers"] = sorted([publisher, seeded("second publisher", 32)])
     bounds = {"sessions": 4096, "models": 8, "model_bytes": 1 << 30, "request_bytes": 1 << 24}
-    bounds |= {"lifetime": 24 * HOUR, "drain": HOUR}
+    bounds |= {"stream_bytes": 1 << 31, "lifetime": 24 * HOUR, "drain": HOUR}
     bounds |= {"memory_bytes": 1 << 32, "run_bytes": 1 << 30, "run_ms": 60_000}
     bounds |= {"model_requests": 48, "threads": 2}
     roots = [seeded("root", 300), seeded("second root", 400)]
@@ -827,6 +930,7 @@ FILES = {
     "kdf": kdf_vectors,
     "padding": padding_vectors,
     "envelope": envelope_vectors,
+    "stream": stream_vectors,
     "sealed_model": sealed_model_vectors,
     "sealed_data": sealed_data_vectors,
     "evidence": evidence_vectors,

@@ -45,6 +45,7 @@ LIMITS = {
     "models": 4,
     "model_bytes": 1 << 30,
     "request_bytes": 1 << 20,
+    "stream_bytes": 1 << 28,
     "lifetime": 86_400_000,
     "drain": 3_600_000,
     "memory_bytes": 1 << 32,

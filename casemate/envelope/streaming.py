@@ -1,0 +1,143 @@
+"""The client's side of a stream: seal its questions, open their answers (SPEC 5.9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casemate import limits, wire
+from casemate.envelope.chunks import BrokenSealError, Flag
+from casemate.envelope.failure import answer_open_failed
+from casemate.envelope.guard import Guarded
+from casemate.envelope.header import ResponseHeader
+from casemate.envelope.messages import Trailer
+from casemate.envelope.padding import padded_answer, padded_length, padme
+from casemate.envelope.stream_units import UnitReader, UnitWriter, framed, framed_length
+from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casemate.envelope.stream_units import Unit
+    from casemate.wire import Buffer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerUnit:
+    """One authenticated unit of a stream's answer.
+
+    ``last``: it ends the stream, answers no question, and its trailer speaks of the stream.
+    """
+
+    trailer: Trailer
+    message: memoryview | None
+    last: bool
+
+    def __repr__(self) -> str:
+        return f"<AnswerUnit: {self.trailer.status}>"
+
+
+class SealedStream(Guarded):
+    """One stream: one thread may seal while another opens, and each does so in order.
+
+    Before anything of the answer is released the caller compares the instance with evidence that
+    it verified, as for a ``SealedCall``.
+    """
+
+    def __init__(
+        self,
+        header: bytes,
+        preamble: bytes,
+        prk: bytes,
+        *,
+        receipt: bool,
+        lead: Callable[[memoryview], int],
+    ) -> None:
+        self.header = header
+        self._preamble = preamble
+        self._prk = prk
+        self._th = wire.digest(header)
+        self._writer = UnitWriter(wire.expand(prk, "request", self._th), self._th)
+        self._reader: UnitReader | None = None
+        self._receipt = receipt
+        self._lead = lead
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer's last unit has been opened: only then it is complete."""
+        return self._ended
+
+    def opening(self) -> Iterator[bytearray]:
+        """Yield the chunk of the first unit, the preamble."""
+        return self._seal((self._preamble,))
+
+    def question(self, message: Sequence[Buffer]) -> Iterator[bytearray]:
+        """Yield the chunks of one ``ModelInferRequest``, given in pieces that are not copied.
+
+        Raises EnvelopeError: TOO_LARGE, INVALID_ARGUMENT if it is empty.
+        """
+        length = sum(map(len, message))
+        if not 0 < length <= limits.STREAM_PART_MAX:
+            code = Code.TOO_LARGE if length else Code.INVALID_ARGUMENT
+            bounds = f"1 to {limits.STREAM_PART_MAX}"
+            raise EnvelopeError(code, f"message of {length} bytes, not {bounds}")
+        return self._seal(message)
+
+    def end(self) -> Iterator[bytearray]:
+        """Yield the chunk that says that there are no more questions."""
+        return self._writer.seal((), limits.UNIT_MIN, Flag.LAST)
+
+    def _seal(self, part: Sequence[Buffer]) -> Iterator[bytearray]:
+        pieces = framed(part)
+        return self._writer.seal(pieces, padded_length(sum(map(len, pieces))))
+
+    def begin_answer(self, header: bytes) -> bytes:
+        """Take the response header; returns the H(instance_config) that the answer is bound to.
+
+        Raises EnvelopeError (ANSWER_OPEN_FAILED).
+        """
+        try:
+            parsed = ResponseHeader.parse(header)
+        except ValueError:
+            raise answer_open_failed() from None
+        if self._reader is not None:
+            raise answer_open_failed()
+        rh = wire.digest(header)
+        self._reader = UnitReader(
+            wire.expand(self._prk, "response", self._th, rh),
+            rh,
+            most_parts=2,
+            rest_max=limits.TRAILER_ROOM,
+            take=lambda _size: None,
+            lead=self._lead,
+        )
+        return parsed.instance_digest
+
+    def answer(self, chunk: memoryview) -> AnswerUnit | None:
+        """Open the next chunk of the answer; returns the unit that it ends.
+
+        Raises EnvelopeError (ANSWER_OPEN_FAILED) with one text, whatever failed.
+        """
+        if self._reader is None or self._ended:
+            raise answer_open_failed()
+        try:
+            unit = self._reader.read(chunk)
+            return None if unit is None else self._opened(unit)
+        except BrokenSealError:
+            raise answer_open_failed() from None
+
+    def _opened(self, unit: Unit) -> AnswerUnit:
+        # The reader does not know the floor, so any bucket that is large enough passes.
+        if not unit.parts or unit.length != padme(unit.length):
+            raise BrokenSealError
+        *messages, trailer_bytes = unit.parts
+        if unit.length < padded_answer(framed_length(messages)):
+            raise BrokenSealError
+        trailer = Trailer.parse(trailer_bytes)
+        self._ended = unit.flag is Flag.LAST
+        if bool(messages) != (trailer.status is Code.OK and not self._ended):
+            raise BrokenSealError
+        if (trailer.receipt is not None) != (bool(messages) and trailer.final and self._receipt):
+            raise BrokenSealError
+        return AnswerUnit(trailer, messages[0] if messages else None, self._ended)

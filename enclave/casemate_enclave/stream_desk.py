@@ -1,0 +1,126 @@
+"""What lies between the threads of one stream, bounded on every side (SPEC 5.9)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from casemate import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate_enclave.stream_answers import Answered, StreamQuestion
+
+_FULL_MESSAGE: Final = 32  # answers for which nobody lingers any more
+
+
+class ClosedError(Exception):
+    """The stream is over: what is still at work on it stops."""
+
+
+class Desk:
+    """Questions that wait for a worker, answers that wait to be sent; thread-safe."""
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        self._asked = threading.Condition(lock)
+        self._answered = threading.Condition(lock)
+        self._sent = threading.Condition(lock)
+        self._questions: deque[StreamQuestion] = deque()
+        self._ready: deque[Answered] = deque()
+        self._ready_bytes = 0
+        self._under_way = 0
+        self._idle = 0
+        self._closed = False
+        self._finished = False
+
+    # The reader
+
+    def await_room(self, check: Callable[[], None], below: int = limits.STREAM_UNITS_MAX) -> None:
+        """Wait until fewer than ``below`` questions are under way.
+
+        ``check`` is called while it waits, and raises to end that.
+        """
+        with self._sent:
+            while self._under_way >= below:
+                check()
+                self._sent.wait(limits.STREAM_LOOK_S)
+
+    def ask(self, question: StreamQuestion) -> bool:
+        """Hand a question to the workers; False if none of them is free."""
+        with self._asked:
+            self._questions.append(question)
+            self._under_way += 1
+            self._asked.notify()
+            return self._idle >= len(self._questions)
+
+    def finish(self) -> None:
+        """Let the writer end when it has sent what is ready."""
+        with self._answered:
+            self._finished = True
+            self._answered.notify_all()
+
+    def close(self) -> None:
+        """End the stream for all: what waits is dropped."""
+        with self._asked:
+            self._closed = self._finished = True
+            self._questions.clear()
+            self._ready.clear()
+            for condition in (self._asked, self._answered, self._sent):
+                condition.notify_all()
+
+    # The workers
+
+    def next_question(self) -> StreamQuestion:
+        """Return the next question; raises ClosedError when there will be none."""
+        with self._asked:
+            self._idle += 1
+            self._asked.wait_for(lambda: self._questions or self._finished)
+            self._idle -= 1
+            if self._closed or not self._questions:
+                raise ClosedError
+            return self._questions.popleft()
+
+    def answer(self, answered: Answered) -> None:
+        """Hand an answer to the writer; waits while too many are ready. Raises ClosedError."""
+        with self._sent:
+            self._sent.wait_for(self._has_room)
+            if self._closed:
+                raise ClosedError
+            self._ready.append(answered)
+            self._ready_bytes += answered.size
+            self._answered.notify()
+
+    def _has_room(self) -> bool:
+        full = (
+            self._ready_bytes >= limits.STREAM_READY_MAX
+            or len(self._ready) >= limits.STREAM_UNITS_MAX
+        )
+        return self._closed or not full
+
+    # The writer
+
+    def next_answers(self) -> list[Answered]:
+        """Return all answers that are ready, at least one; none when all have been sent.
+
+        While more questions wait it lingers a moment, so that answers share a message.
+        """
+        with self._answered:
+            self._answered.wait_for(lambda: self._ready or self._finished)
+            busy = bool(self._questions) and len(self._ready) < _FULL_MESSAGE
+        if busy:
+            time.sleep(limits.STREAM_LINGER_S)
+        with self._answered:
+            answers = list(self._ready)
+            self._ready.clear()
+            return answers
+
+    def sent(self, answers: list[Answered]) -> None:
+        """Note that ``answers`` are on their way: there is room for others."""
+        with self._sent:
+            self._ready_bytes -= sum(answered.size for answered in answers)
+            self._under_way -= sum(answered.trailer.final for answered in answers)
+            self._sent.notify_all()

@@ -1,0 +1,236 @@
+"""A stream of sealed questions, answered as they finish (SPEC 5.9, 9.3.2).
+
+Three kinds of thread: the connection's own reads and opens, workers run the model, one seals and
+sends. All that lies between them is bounded: a client that reads slowly holds its own stream back,
+as far as its own sending, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate.envelope.failure import open_failed
+from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
+from casemate.errors import Code, RequestError
+from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.events import Event, Step
+from casemate_enclave.stream_answers import StreamQuestion
+from casemate_enclave.stream_desk import ClosedError, Desk
+from casemate_enclave.stream_link import HungUpError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from casemate.envelope.messages import Trailer
+    from casemate.envelope.stream_opening import OpenedStream, StreamAnswer
+    from casemate.wire import Buffer
+    from casemate_enclave.events import Journal
+    from casemate_enclave.stream_answers import Answered, Answering
+    from casemate_enclave.stream_link import StreamLink
+    from casemate_enclave.stream_memory import StreamMemory
+
+_JOIN_S = 1.0  # for a last message that the host has no room for
+
+
+class Stream:
+    """One accepted stream, from its first question to its last answer."""
+
+    def __init__(
+        self, link: StreamLink, memory: StreamMemory, deadline: float, journal: Journal
+    ) -> None:
+        """``deadline`` in seconds of ``time.monotonic``."""
+        self._link = link
+        self._memory = memory
+        self._deadline = deadline
+        self._journal = journal
+        self._desk = Desk()
+        self._cancellation = Cancellation()
+        self._workers: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._held = 0  # bytes of all units
+        self._taken = 0  # of them, those of the unit that is being read
+        self._asked = 0
+        self._end: Trailer | None = None
+        self._broken = False
+
+    def take(self, size: int) -> None:
+        """Take memory for the unit that begins; for the stream's UnitReader."""
+        self._memory.take(size, self._check)
+        with self._lock:
+            self._held += size
+        self._taken = size
+
+    def refuse(self, answer: StreamAnswer, trailer: Trailer, floor: int) -> None:
+        """Say, sealed, that no question of this stream is answered."""
+        message = _Message(self._link, answer.header)
+        message.add(answer.end(trailer, floor))
+        message.send()
+        self._memory.free(self._held)
+
+    def run(
+        self,
+        opened: OpenedStream,
+        chunks: Iterable[memoryview],
+        answer: StreamAnswer,
+        answering: Answering,
+    ) -> None:
+        """Answer all questions: those in ``chunks`` and those that follow on the connection.
+
+        Raises EnvelopeError if the question does not open, HungUpError if the host went away.
+        """
+        writing = answer, answering
+        writer = threading.Thread(target=self._write, args=writing, name="answers", daemon=True)
+        writer.start()
+        try:
+            self._end = self._read(opened, chunks, answering)
+            if self._end.status is Code.DEADLINE_EXCEEDED:
+                self._stop()
+            self._desk.finish()
+            writer.join()
+        finally:
+            self._stop()
+            writer.join(_JOIN_S)
+            if writer.is_alive():
+                self._link.hang_up()
+            for thread in (writer, *self._workers):
+                thread.join()
+            self._memory.free(self._held)
+        self._check_broken()
+
+    def _stop(self) -> None:
+        self._cancellation.cancel()
+        self._desk.close()
+
+    # Reading
+
+    def _read(
+        self, opened: OpenedStream, chunks: Iterable[memoryview], answering: Answering
+    ) -> Trailer:
+        """Read to the end; return how the stream ends, after what was asked is answered."""
+        status, detail = Code.OK, ""
+        try:
+            try:
+                self._questions(opened, chunks, answering)
+            except RequestError as refusal:
+                status, detail = refusal.code, refusal.detail
+            self._desk.await_room(self._check, below=1)
+        except TimeoutError:
+            status, detail = Code.DEADLINE_EXCEEDED, "the deadline of the stream passed"
+        return answering.trailer(status, detail, self._asked)
+
+    def _questions(
+        self, opened: OpenedStream, chunks: Iterable[memoryview], answering: Answering
+    ) -> None:
+        while True:
+            for chunk in chunks:
+                self._desk.await_room(self._check)
+                with self._journal.timed(Step.OPEN):
+                    message = opened.question(chunk)
+                if message is not None:
+                    self._ask(message, answering)
+            if opened.ended:
+                return
+            received = self._link.receive()
+            if received is None:
+                raise open_failed()
+            _, chunks = parse_chunks(received, first=False)
+
+    def _ask(self, message: memoryview, answering: Answering) -> None:
+        question = StreamQuestion(self._asked, message, self._taken)
+        self._asked += 1
+        if not self._desk.ask(question) and len(self._workers) < limits.STREAM_WORKERS:
+            worker = threading.Thread(
+                target=self._work, args=(answering,), name="questions", daemon=True
+            )
+            worker.start()
+            self._workers.append(worker)
+
+    def _check(self) -> None:
+        self._check_broken()
+        if self._link.gone():
+            raise HungUpError
+        if time.monotonic() >= self._deadline:
+            raise TimeoutError
+
+    def _check_broken(self) -> None:
+        if self._broken:
+            raise HungUpError
+
+    # Running
+
+    def _work(self, answering: Answering) -> None:
+        try:
+            while True:
+                self._answer(self._desk.next_question(), answering)
+        except ClosedError:
+            pass
+        except Exception:  # noqa: BLE001 - a fault of this code must not end the enclave, nor be quoted
+            self._break()
+
+    def _answer(self, question: StreamQuestion, answering: Answering) -> None:
+        for answered in answering.answers(question, self._deadline, self._cancellation):
+            self._desk.answer(answered)
+        self._memory.free(question.taken)
+        with self._lock:
+            self._held -= question.taken
+
+    # Writing
+
+    def _write(self, answer: StreamAnswer, answering: Answering) -> None:
+        message = _Message(self._link, answer.header)
+        try:
+            while answers := self._desk.next_answers():
+                for answered in answers:
+                    with self._journal.timed(Step.SEAL):
+                        message.add(_sealed(answer, answering, answered))
+                message.send()
+                self._desk.sent(answers)
+            if self._end is not None:
+                message.add(answer.end(self._end, answering.floor))
+                message.send()
+        except (HungUpError, TimeoutError):
+            self._broken = True
+            self._link.hang_up()
+        except Exception:  # noqa: BLE001 - as above
+            self._break()
+
+    def _break(self) -> None:
+        self._journal.emit(Event.INTERNAL_ERROR)
+        self._broken = True
+        self._link.hang_up()
+
+
+class _Message:
+    """Chunks that leave together; what is full leaves at once."""
+
+    def __init__(self, link: StreamLink, header: bytes) -> None:
+        self._link = link
+        self._pieces: list[Buffer] = [*encode_header(header)]
+        self._size = 0
+
+    def add(self, chunks: Iterable[Buffer]) -> None:
+        for chunk in chunks:
+            self._pieces += encode_chunk(chunk)
+            self._size += len(chunk)
+            if self._size >= limits.STREAM_MESSAGE:
+                self.send()
+
+    def send(self) -> None:
+        if self._pieces:
+            small = self._size < limits.STREAM_MESSAGE
+            self._link.send((b"".join(self._pieces),) if small else tuple(self._pieces))
+            self._pieces, self._size = [], 0
+
+
+def _sealed(answer: StreamAnswer, answering: Answering, answered: Answered) -> Iterator[Buffer]:
+    floor = answering.floor
+    try:
+        return answer.unit(answered.message, answered.trailer, floor)
+    except (ValueError, struct.error):  # most likely too long for a length prefix
+        detail = "the answer cannot be sealed"
+        failed = answering.trailer(Code.MODEL_FAILED, detail, answered.trailer.unit)
+        return answer.unit((), failed, floor)
