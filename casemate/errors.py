@@ -56,7 +56,14 @@ class Code(StrEnum):
     OBJECT_OPEN_FAILED = "OBJECT_OPEN_FAILED"
     # Receipts (SPEC 14)
     RECEIPT_MALFORMED = "RECEIPT_MALFORMED"
+    RECEIPT_EVIDENCE = "RECEIPT_EVIDENCE"
+    RECEIPT_INSTANCE = "RECEIPT_INSTANCE"
     RECEIPT_SIGNATURE = "RECEIPT_SIGNATURE"
+    RECEIPT_TIME = "RECEIPT_TIME"
+    RECEIPT_REQUEST = "RECEIPT_REQUEST"
+    RECEIPT_MODEL = "RECEIPT_MODEL"
+    RECEIPT_QUESTION = "RECEIPT_QUESTION"
+    RECEIPT_ANSWER = "RECEIPT_ANSWER"
     # Verification steps (SPEC 3.8)
     EVIDENCE_SIZE = "EVIDENCE_SIZE"
     EVIDENCE_COSE = "EVIDENCE_COSE"
@@ -142,4 +149,15 @@ class FrameError(CasemateError):
 
 
 class RequestError(CasemateError):
-    """A request failed: by the service, or by its sealed status."""
+    """A request failed; unless it is a SealedStatusError, on the host's word or this side's own.
+
+    ``retry_after_s``: the seconds after which the host wants to be asked again, if it said so.
+    """
+
+    def __init__(self, code: Code, detail: str, retry_after_s: float | None = None) -> None:
+        super().__init__(code, detail)
+        self.retry_after_s = retry_after_s
+
+
+class SealedStatusError(RequestError):
+    """The verified enclave itself refused a request, inside the seal (SPEC 11.2)."""

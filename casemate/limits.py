@@ -156,6 +156,9 @@ STEP_BOUNDS_US: Final = (
 STEP_GROUP: Final = 32
 
 TOKEN_FILE_MAX: Final = 1 * KIB  # a bearer token and a line's end
+# Client (SPEC 11.5)
+RETRY_HINT_MAX_S: Final = 5.0  # longer is the user's to wait, not a call's
+RECEIPT_FILE_MAX: Final = 2 * REQUEST_MAX + 2 * MIB  # question and answer shown, evidence, the rest
 
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.attestation import EvidenceBundle, TrustPolicy, parse_document, verify_evidence
+from casemate.attestation.archive import verify_kept
 from casemate.attestation.measured import MeasuredDocument, verify_measured
 from casemate.attestation.tpm_policy import evidence_policy
 from casemate.client.recognise import Kind, recognise
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from casemate.attestation import Step, VerifiedEvidence
     from casemate.attestation.tpm_policy import TpmPolicy
-
-_NONCE_STEP: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +73,4 @@ class Stored:
         trust = evidence_policy(policy)
         if nonce is not None:
             return verify_evidence(self.bundle, trust, nonce=nonce, now=now, observe=observe)
-        return verify_evidence(
-            self.bundle, trust, nonce=self._own_nonce(), now=now, observe=_unissued(observe)
-        )
-
-    def _own_nonce(self) -> bytes | None:
-        with contextlib.suppress(EvidenceError):
-            return parse_document(self.document).nonce
-        return None
-
-
-def _unissued(observe: Callable[[Step], None]) -> Callable[[Step], None]:
-    """Report step 10 as what it is where the document was held against its own nonce."""
-
-    def observed(step: Step) -> None:
-        if step.number == _NONCE_STEP and step.outcome == "passed":
-            step = replace(step, outcome="skipped", detail="no nonce of yours to compare with")
-        observe(step)
-
-    return observed
+        return verify_kept(self.bundle, trust, now=now, observe=observe)

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from casemate.client.transport import HostConnection
 from casemate.errors import Code, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from casemate.client.access import HostAccess
+    from casemate.client.steps import Connection
+
+C = TypeVar("C", bound="Connection")
 
 
-class Targets:
+class Targets(Generic[C]):
     """Connections in the order in which they are tried; thread-safe."""
 
-    def __init__(self, targets: str | Sequence[str], access: HostAccess | None = None) -> None:
-        """Prepare one connection for each ``host:port``; raises RequestError(INVALID_ARGUMENT)."""
+    def __init__(self, targets: str | Sequence[str], connect: Callable[[str], C]) -> None:
+        """``connect`` each ``host:port``, lazily; raises RequestError(INVALID_ARGUMENT)."""
         names = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
         if not names:
             raise RequestError(Code.INVALID_ARGUMENT, "no target")
-        self._connections = [HostConnection(name, access) for name in names]
+        self._connections = [connect(name) for name in names]
         self._lock = threading.Lock()
         self._at = 0
 
     def __len__(self) -> int:
         return len(self._connections)
 
-    def in_order(self) -> tuple[HostConnection, ...]:
+    def in_order(self) -> tuple[C, ...]:
         """Every connection, the one in use first."""
         with self._lock:
             return (*self._connections[self._at :], *self._connections[: self._at])
 
-    def leave(self, connection: HostConnection) -> None:
+    def leave(self, connection: Connection) -> None:
         """Move on to the next, unless ``connection`` is not in use any more."""
         with self._lock:
             if self._connections[self._at] is connection:
                 self._at = (self._at + 1) % len(self._connections)
-
-    def close(self) -> None:
-        """Close every connection; calls under way fail."""
-        for connection in self._connections:
-            connection.close()

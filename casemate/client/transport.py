@@ -1,4 +1,4 @@
-"""The gRPC connection to a host that need not be trusted (SPEC 9.5, 9.6).
+"""gRPC connections to a host that need not be trusted (SPEC 9.5, 9.6), blocking and asynchronous.
 
 Whatever arrives here is the host's word. TLS, where configured, keeps third parties from seeing
 sizes and timing; confidentiality does not rest on it.
@@ -6,11 +6,11 @@ sizes and timing; confidentiality does not rest on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from casemate import limits
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
 
-_SERVICE = "/casemate.v1.ConfidentialInference/"
-_OPTIONS = [
+_SERVICE: Final = "/casemate.v1.ConfidentialInference/"
+_METHODS: Final = ("GetEvidence", "Infer")
+_OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.FRAME_MAX),
     ("grpc.max_send_message_length", limits.FRAME_MAX),
     # One connection for each client, so that a restarted host is found again at once.
@@ -34,7 +35,7 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
-_BY_STATUS = {
+_BY_STATUS: Final = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Code.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Code.OVERLOADED,
     grpc.StatusCode.CANCELLED: Code.UNAVAILABLE,
@@ -42,16 +43,24 @@ _BY_STATUS = {
 
 
 class HostConnection:
-    """One gRPC channel; thread-safe."""
+    """One gRPC channel for blocking calls; thread-safe."""
 
     def __init__(self, target: str, access: HostAccess | None = None) -> None:
         """Connect lazily to ``host:port``; raises RequestError(INVALID_ARGUMENT)."""
         access = access or HostAccess()
         self._channel = access.channel(target, _OPTIONS)
         self._metadata = access.metadata
-        self._target = target
-        self._get_evidence: _Method = self._channel.unary_unary(_SERVICE + "GetEvidence")
-        self._infer: _Method = self._channel.unary_unary(_SERVICE + "Infer")
+        self.target = target
+        self._methods: dict[str, _Method] = {
+            name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS
+        }
+
+    def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """Make one unary call; raises RequestError."""
+        try:
+            return self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _translate(error, self.target) from None
 
     def get_evidence(
         self, nonce: bytes | None, timeout_s: float, instance: bytes | None = None
@@ -62,7 +71,7 @@ class HostConnection:
         """
         request = GetEvidenceRequest(nonce=nonce, instance_config_digest=instance)
         return EvidenceBundle.parse(
-            self._call(self._get_evidence, request.SerializeToString(), timeout_s)
+            self.call("GetEvidence", request.SerializeToString(), timeout_s)
         )
 
     def infer(
@@ -70,13 +79,7 @@ class HostConnection:
     ) -> tuple[bytes, memoryview]:
         """Send a sealed request; return the sealed answer's header and ciphertext."""
         request = b"".join(encode_sealed(header, ciphertext))
-        return parse_sealed(memoryview(self._call(self._infer, request, timeout_s)))
-
-    def _call(self, method: _Method, request: bytes, timeout_s: float) -> bytes:
-        try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise _translate(error, self._target) from None
+        return parse_sealed(memoryview(self.call("Infer", request, timeout_s)))
 
     def close(self) -> None:
         """Close the channel; calls under way fail."""
@@ -92,6 +95,45 @@ class HostConnection:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class AsyncHostConnection:
+    """One gRPC channel for the event loop on which it is first used."""
+
+    def __init__(self, target: str, access: HostAccess | None = None) -> None:
+        """Connect lazily, as ``HostConnection``; raises RequestError(INVALID_ARGUMENT)."""
+        access = access or HostAccess()
+        self._credentials = access.credentials_for(target)
+        self._metadata = access.metadata
+        self.target = target
+        self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Any] = {}
+
+    def _open(self) -> None:
+        # Not before a loop runs: the channel belongs to it.
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self.target, options=_OPTIONS)
+        else:
+            credentials = self._credentials
+            self._channel = grpc.aio.secure_channel(self.target, credentials, options=_OPTIONS)
+        self._methods = {name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS}
+
+    async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """Make one unary call; raises RequestError."""
+        if self._channel is None:
+            self._open()
+        try:
+            answer: bytes = await self._methods[method](
+                request, timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise _translate(error, self.target) from None
+        return answer
+
+    async def close(self) -> None:
+        """Close the channel; calls under way fail."""
+        if self._channel is not None:
+            await self._channel.close()
 
 
 def _translate(error: grpc.RpcError, target: str) -> RequestError:
@@ -111,13 +153,19 @@ def _printable(text: str) -> str:
 
 
 def _error_info(error: grpc.RpcError) -> RequestError | None:
+    """Return what the host states by ``ErrorInfo``, and ``RetryInfo`` where it has a wish."""
+    reason, retry_after_s = None, None
     try:
         status = rpc_status.from_call(error)
         for detail in status.details if status is not None else ():
-            info = ErrorInfo()
+            info, retry = ErrorInfo(), RetryInfo()
             if detail.Unpack(info) and info.domain == "casemate" and info.reason in CLEAR_CODES:
-                message = status.message.removeprefix(f"{info.reason}: ")
-                return RequestError(Code(info.reason), _printable(message))
+                reason = Code(info.reason)
+            if detail.Unpack(retry):
+                retry_after_s = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
     except (ValueError, DecodeError):
         return None  # an inconsistent status: judged by its gRPC code alone
-    return None
+    if status is None or reason is None:
+        return None
+    message = status.message.removeprefix(f"{reason}: ")
+    return RequestError(reason, _printable(message), retry_after_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class DataKeySession(Guarded):
     """One data key with its time span; seals from any number of threads.
 
     Its sequence never repeats: that is what the enclave's replay window relies on, so a session
-    can be neither copied nor pickled, and each process makes its own.
+    can be neither copied nor pickled, and each process makes its own: after a fork it refuses.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class DataKeySession(Guarded):
                 caller.sign(caller_statement(template)),
             )
         self._sequence = 0
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     @classmethod
@@ -189,6 +191,8 @@ class DataKeySession(Guarded):
         return self._template.not_after
 
     def _next_header(self) -> bytes:
+        if os.getpid() != self._process:
+            raise EnvelopeError(Code.INVALID_ARGUMENT, "the session belongs to another process")
         with self._lock:
             sequence = self._sequence
             if sequence >= limits.SEQUENCE_MAX:

@@ -153,8 +153,9 @@ def test_any_replica_answers_and_each_is_verified(
         assert {answer.evidence.release for answer in answers} == {"0.1.0", "0.2.0"}
         instances = [answer.evidence.instance_digest for answer in answers]
         assert len(set(instances)) == 2
-        assert client._session is not None
-        assert len(client._session.replicas) == 1  # beside the one that the session began with
+        session = client._parts.get().core._session
+        assert session is not None
+        assert len(session.replicas) == 1  # beside the one that the session began with
 
 
 def test_h19_a_release_that_the_policy_does_not_accept_gives_no_answer(
@@ -166,7 +167,7 @@ def test_h19_a_release_that_the_policy_does_not_accept_gives_no_answer(
         kms_client(world, balancer.target, both, any_replica=True) as client,
     ):
         client.infer(MODEL, {"features": ROWS})
-        client._policy = replace(both, releases=both.releases[:1])
+        client._parts.get().core._sessions.policy = replace(both, releases=both.releases[:1])
         codes = set()
         for _ in range(4):
             try:

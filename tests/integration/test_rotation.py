@@ -56,7 +56,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moving = Clock()
-    monkeypatch.setattr("casemate.client.client._now", moving.milliseconds)
+    monkeypatch.setattr("casemate.client.sessions._now", moving.milliseconds)
     return moving
 
 

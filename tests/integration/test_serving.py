@@ -113,7 +113,7 @@ def test_a_model_says_what_it_takes_and_gives(
     assert client.ready(f"{MODEL}:{version}")
     assert not client.ready(MODEL, version=99)
     with deployment.client() as stranger:
-        stranger._caller_key = None
+        stranger._parts.get().core._sessions._caller_key = None
         assert code_of(lambda: stranger.metadata(MODEL)) is Code.CALLER_REFUSED
 
 

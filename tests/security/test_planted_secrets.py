@@ -95,7 +95,7 @@ class Told:
         for mode in ("hpke", "kms"):
             with self.world.client() as client:
                 if mode == "kms":
-                    client._data_keys = Recording(self)
+                    client._parts.get().core._sessions.data_keys = Recording(self)
                 for rows in self.inputs:
                     outputs = client.infer(MODEL, {"x": rows}, version=2).outputs
                     assert np.allclose(outputs["y"], rows @ self.weights, rtol=1e-4)

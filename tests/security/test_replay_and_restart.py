@@ -81,7 +81,7 @@ def test_h3_a_replayed_request_is_refused_on_every_way_in(
         assert deliver(world, call) is Code.OK
         assert [deliver(world, call) for _ in range(3)] == [Code.REPLAYED] * 3
         with pytest.raises(CasemateError, match="REPLAYED"):
-            client._targets.in_order()[0].infer(call.header, call.ciphertext, 10)
+            client._parts.get().targets.in_order()[0].infer(call.header, call.ciphertext, 10)
     assert client.infer(MODEL, WANTED).model == MODEL
 
 

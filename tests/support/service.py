@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -28,6 +28,7 @@ from casemate.envelope.opening import (
     seal_response,
     verify_caller,
 )
+from casemate.envelope.receipt import BlindedHash, ReceiptStatement, sign_receipt
 from casemate.errors import CasemateError, Code
 from casemate.tensors import TensorSpec, read_request, to_response
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate.attestation import EvidenceBundle
+    from casemate.envelope.opening import OpenedRequest
 
 SPEC = (TensorSpec("x", "FP32", (0,)),)
 
@@ -61,6 +63,7 @@ class Service:
         self.evidence_calls = 0
         self.requests: list[bytes] = []
         self.callers: list[bytes | None] = []
+        self.answered_at = NOW + 1000  # in receipts
         self._server = grpc.server(ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers([self._handlers()])
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -110,14 +113,31 @@ class Service:
         if self.trailer.status is Code.OK:
             inputs, *_ = read_request(opened.message, SPEC, SPEC)
             message = to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
+        trailer = self.trailer
+        if opened.preamble.receipt and message is not None:
+            trailer = replace(trailer, **self._receipt(opened, message))
         sealed = seal_response(
             opened,
             instance_digest=digest(self.instance.encode()),
             message=message,
-            trailer=self.trailer,
+            trailer=trailer,
             floor=0,
         )
         return b"".join(encode_sealed(*sealed))
+
+    def _receipt(self, opened: OpenedRequest, message: bytes) -> dict[str, Any]:
+        blinders = {"question_blinder": b"q" * 32, "answer_blinder": b"a" * 32}
+        statement = ReceiptStatement(
+            instance_digest=digest(self.instance.encode()),
+            model="wdbc",
+            version=2,
+            digest=made.MODEL_DIGEST,
+            request_digest=opened.th,
+            question_hash=BlindedHash("question", b"q" * 32).add(opened.message).digest(),
+            answer_hash=BlindedHash("answer", b"a" * 32).add(message).digest(),
+            time=self.answered_at,
+        )
+        return blinders | {"receipt": sign_receipt(made.RECEIPTS, statement)}
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +148,15 @@ class Service:
 
 def status_of(error: CasemateError) -> status_pb2.Status:
     """What a host answers with ``error`` (SPEC 9.5)."""
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(domain="casemate", reason=str(error.code)))
+    infos: list[Any] = [error_details_pb2.ErrorInfo(domain="casemate", reason=str(error.code))]
+    wish = getattr(error, "retry_after_s", None)
+    if wish is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(wish * 1e9))
+        infos.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    details = [any_pb2.Any() for _ in infos]
+    for packed, info in zip(details, infos, strict=True):
+        packed.Pack(info)
     return status_pb2.Status(
-        code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=error.detail, details=[detail]
+        code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=error.detail, details=details
     )

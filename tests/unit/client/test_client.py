@@ -17,6 +17,7 @@ from casemate.envelope.hpke import KemKey
 from casemate.envelope.messages import Trailer
 from casemate.errors import CasemateError, Code, EnvelopeError, EvidenceError, RequestError
 from tests.support import evidence as made
+from tests.support.aio import LoopedClient
 from tests.support.nitro_pki import NOW
 from tests.support.service import Service
 
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
 X = np.array([1.5, -2.0], np.float32)
 
 
+@pytest.fixture(params=[Client, LoopedClient], ids=["threads", "asyncio"], autouse=True)
+def both_kinds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here tries the blocking client, then the asynchronous one."""
+    monkeypatch.setitem(globals(), "Client", request.param)
+
+
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr("casemate.client.client._now", lambda: NOW)
+    monkeypatch.setattr("casemate.client.sessions._now", lambda: NOW)
     with Service() as running:
         yield running
 
@@ -210,7 +217,7 @@ def test_a_session_ends_when_its_evidence_is_too_old(
     with connect(service, maximum_age_seconds=300) as c:
         c.infer("wdbc", {"x": X})
         later = time.monotonic() + 299
-        monkeypatch.setattr("casemate.client.client.time.monotonic", lambda: later)
+        monkeypatch.setattr("casemate.client.sessions.time.monotonic", lambda: later)
         c.infer("wdbc", {"x": X}, timeout_s=1000)
     assert service.evidence_calls == 2
 
@@ -285,7 +292,7 @@ def test_a_session_does_not_outlive_its_evidence_while_the_machine_sleeps(
 ) -> None:
     with connect(service, maximum_age_seconds=300) as c:
         c.infer("wdbc", {"x": X})
-        monkeypatch.setattr("casemate.client.client._now", lambda: NOW + 299_000)
+        monkeypatch.setattr("casemate.client.sessions._now", lambda: NOW + 299_000)
         c.infer("wdbc", {"x": X})
     assert service.evidence_calls == 2
 

@@ -30,7 +30,7 @@ HOST = "inference.example:8443"
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr("casemate.client.client._now", lambda: NOW)
+    monkeypatch.setattr("casemate.client.sessions._now", lambda: NOW)
     with Service() as running:
         yield running
 

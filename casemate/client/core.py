@@ -1,0 +1,280 @@
+"""What a client decides: when to verify, what to seal, what to release, whether to ask again.
+
+Courses of steps (`casemate.client.steps`), which `Client` and `AsyncClient` take alike.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from casemate import limits, tensors
+from casemate.client.models import split_version, with_bfloat16
+from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
+from casemate.client.steps import Alone, Ask, Pause, Work, remaining
+from casemate.envelope.messages import INFER, METADATA
+from casemate.envelope.sealed_message import encode_sealed, parse_sealed
+from casemate.errors import Code, RequestError, SealedStatusError
+from casemate.oip.metadata import metadata_request
+from casemate.receipts import Shown, StoredReceipt
+from casemate.sealed_data import SealedData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from casemate.attestation import LogEntry, Step, VerifiedEvidence
+    from casemate.client.retry import RetryPolicy
+    from casemate.client.sessions import Session, Sessions
+    from casemate.client.steps import Steps
+    from casemate.envelope.sealing import OpenedAnswer, SealedCall
+    from casemate.wire import Buffer
+
+T = TypeVar("T")
+
+_MODELS_CHANGED: Final = frozenset({Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH})
+_LARGE: Final = 256 * limits.KIB  # above it sealing and opening get a thread: some 0.2 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An answer, opened and bound to its request, with the model that gave it.
+
+    ``outputs`` are arrays by name; ``digest`` is the model's, 48 bytes; ``evidence`` is of the
+    enclave that answered. ``receipt`` is there if it was asked for.
+    """
+
+    outputs: Mapping[str, np.ndarray] = field(repr=False)
+    model: str
+    version: int
+    digest: bytes
+    evidence: VerifiedEvidence
+    receipt: StoredReceipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `Inference` is made of, before its tensors are read."""
+
+    message: memoryview = field(repr=False)
+    entry: LogEntry
+    evidence: VerifiedEvidence
+    receipt: StoredReceipt | None
+
+    def inference(self) -> Inference:
+        """Read the tensors."""
+        return Inference(
+            outputs=with_bfloat16(tensors.from_response(self.message)),
+            model=self.entry.name,
+            version=self.entry.version,
+            digest=self.entry.digest,
+            evidence=self.evidence,
+            receipt=self.receipt,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of which model: tensors, or sealed data with its ``H(m)``."""
+
+    model: str
+    version: int | None
+    content: Buffer = field(repr=False)
+    sealed_data: bytes | None = None
+    receipt: bool = False
+    operation: str = INFER
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A sealed question, which may be sent as it is more than once."""
+
+    session: Session
+    entry: LogEntry
+    call: SealedCall
+
+
+def tensor_question(
+    model: str,
+    version: int | None,
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str],
+    *,
+    receipt: bool,
+) -> Question:
+    """Ask about tensors; raises RequestError (INVALID_ARGUMENT) if there are none."""
+    if not inputs:
+        raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
+    model, version = split_version(model, version)
+    return Question(model, version, tensors.to_request(inputs, outputs), receipt=receipt)
+
+
+def sealed_question(
+    model: str, version: int | None, sealed_data: Buffer, *, receipt: bool
+) -> Question:
+    """Ask about data sealed at rest; raises ObjectError (OBJECT_MALFORMED)."""
+    name = SealedData.parse(sealed_data).digest
+    model, version = split_version(model, version)
+    return Question(model, version, sealed_data, name, receipt=receipt)
+
+
+def metadata_question(model: str, version: int | None) -> Question:
+    """Ask what a model takes and gives (SPEC 5.6.1); raises RequestError (INVALID_ARGUMENT)."""
+    model, version = split_version(model, version)
+    return Question(model, version, metadata_request(model, version), operation=METADATA)
+
+
+class ClientCore:
+    """The state of one client and its courses; the driver sees to it that they do not collide."""
+
+    def __init__(self, sessions: Sessions, retry: RetryPolicy) -> None:
+        self._sessions = sessions
+        self._retry = retry
+        self._session: Session | None = None
+
+    def verify(
+        self, observe: Callable[[Step], None] | None, timeout_s: float
+    ) -> Steps[VerifiedEvidence]:
+        """Fetch evidence and verify it now."""
+        _, evidence = yield from self._sessions.reach(time.monotonic() + timeout_s, observe)
+        return evidence
+
+    def ask(self, question: Question, *, repeatable: bool, timeout_s: float) -> Steps[Answer]:
+        """Ask until there is an answer, or a failure that asking again does not mend."""
+        deadline = time.monotonic() + timeout_s
+        attempts = Attempts(
+            self._retry,
+            repeatable=repeatable,
+            bound=not self._sessions.any_replica,
+            targets=len(self._sessions.targets),
+        )
+        asked: _Asked | None = None
+        while True:
+            try:
+                if asked is None:
+                    asked = yield from self._seal(question, deadline)
+                return (yield from self._send(asked, question, deadline))
+            except RequestError as error:
+                again, pause = self._go_on(error, attempts, asked, deadline)
+            if again is Again.RESEALED:
+                asked = None
+            if pause:
+                yield Pause(pause)
+
+    def _go_on(
+        self, error: RequestError, attempts: Attempts, asked: _Asked | None, deadline: float
+    ) -> tuple[Again, float]:
+        """Return how the call goes on; raises ``error`` if it does not, or not in time."""
+        try:
+            again, pause = attempts.after(error, sent=asked is not None)
+            if time.monotonic() + pause >= deadline:
+                raise error
+        except RequestError:
+            self._forsake(error, asked)
+            raise
+        if again is Again.RESEALED:
+            self._forsake(error, asked)
+        return again, pause
+
+    def _forsake(self, error: RequestError, asked: _Asked | None) -> None:
+        """Have the next request sealed anew, and sent elsewhere, if the failure says so."""
+        session = asked.session if asked is not None else self._session
+        if session is None:
+            return
+        sealed = isinstance(error, SealedStatusError)
+        if error.code in TARGET_GONE and not sealed:
+            self._sessions.targets.leave(session.connection)
+        lost = _MODELS_CHANGED if sealed else SESSION_GONE | TARGET_GONE
+        if error.code in lost:
+            session.lost = True
+
+    def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
+        session = yield from self.live_session(deadline)
+        entry = session.models.get((question.model, question.version))
+        if entry is None:  # perhaps loaded since: look once more
+            session = yield from self.live_session(deadline, renew=session)
+            entry = session.models.get((question.model, question.version))
+        if entry is None:
+            wanted = question.model
+            wanted += "" if question.version is None else f":{question.version}"
+            raise RequestError(Code.UNKNOWN_MODEL, f"the verified enclave has not loaded {wanted}")
+        call: SealedCall = yield from _worked(
+            len(question.content),
+            lambda: session.keys.seal(
+                model=question.model,
+                version=entry.version,
+                digest=entry.digest,
+                message=question.content,
+                sealed_data=question.sealed_data,
+                receipt=question.receipt,
+                operation=question.operation,
+            ),
+        )
+        return _Asked(session, entry, call)
+
+    def _send(self, asked: _Asked, question: Question, deadline: float) -> Steps[Answer]:
+        session, call = asked.session, asked.call
+        request = b"".join(encode_sealed(call.header, call.ciphertext))
+        data: bytes = yield Ask(session.connection, "Infer", request, remaining(deadline))
+        answer: OpenedAnswer = yield from _worked(
+            len(data), lambda: call.open(*parse_sealed(memoryview(data)))
+        )
+        evidence = yield from self._sessions.answered_by(session, answer.instance_digest, deadline)
+        return _released(asked, question, answer, evidence)
+
+    def live_session(self, deadline: float, renew: Session | None = None) -> Steps[Session]:
+        """Return the session in use, or a new one if there is none, it is over, or ``renew``."""
+        session = self._session
+        if session is not None and session is not renew and session.live():
+            return session
+        found: Session = yield Alone(lambda: self._renewed(deadline, renew), deadline)
+        return found
+
+    def _renewed(self, deadline: float, renew: Session | None) -> Steps[Session]:
+        session = self._session  # perhaps another call has renewed it meanwhile
+        if session is None or session is renew or not session.live():
+            # SPEC 6.2: evidence that the host held led to a session that was refused.
+            fresh = session is not None and session.lost
+            session = self._session = yield from self._sessions.begin(deadline, fresh=fresh)
+        return session
+
+    def drop(self) -> None:
+        """Forget the session and its keys."""
+        self._session = None
+
+
+def _worked(size: int, function: Callable[[], T]) -> Steps[T]:
+    """Run ``function``, on a thread of its own if it works on much."""
+    if size < _LARGE:
+        return function()
+    result: T = yield Work(function)
+    return result
+
+
+def _released(
+    asked: _Asked, question: Question, answer: OpenedAnswer, evidence: VerifiedEvidence
+) -> Answer:
+    trailer, entry = answer.trailer, asked.entry
+    if trailer.status is not Code.OK or answer.message is None:
+        raise SealedStatusError(trailer.status, trailer.detail)
+    if trailer.digest != entry.digest:
+        raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
+    return Answer(answer.message, entry, evidence, _receipt(asked, question, answer, evidence))
+
+
+def _receipt(
+    asked: _Asked, question: Question, answer: OpenedAnswer, evidence: VerifiedEvidence
+) -> StoredReceipt | None:
+    """Return the receipt with all that it takes to judge it later."""
+    trailer = answer.trailer
+    if trailer.receipt is None or answer.message is None:
+        return None
+    return StoredReceipt(
+        receipt=trailer.receipt,
+        evidence=evidence.bundle.serialize(),
+        header=asked.call.header,
+        question=Shown(trailer.question_blinder or b"", (bytes(question.content),)),
+        answer=Shown(trailer.answer_blinder or b"", (bytes(answer.message),)),
+    )
