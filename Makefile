@@ -10,7 +10,8 @@ STAMP  := $(VENV)/.installed
 FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
-BENCHES        := verifier sandbox key_modes
+SOAK_MINUTES   ?= 30
+BENCHES        := verifier sandbox key_modes overload
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
     tests/security/test_chain_cache.py tests/security/test_evidence_binding.py tests/security/test_eif.py
@@ -20,7 +21,7 @@ LOCKS     := requirements/dev.txt requirements/protoc.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check coverage mutants fuzz bench compose protos lock clean
+.PHONY: help venv stage demo test check coverage mutants fuzz bench soak compose protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ bench: stage ## Measure against the targets of docs/performance.md (JSON=1 for m
 
 compose: venv ## Build the images and try the whole compose stack (starts an engine if there is none)
 	@docker/ci/try.sh
+
+soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
+	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
 
 # Apart from the other tools: instrumented, and for Linux alone.
 $(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt

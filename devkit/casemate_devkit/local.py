@@ -198,8 +198,13 @@ class LocalDeployment:
             log=self.operator.directory / "enclave.log",
         )
 
-    def start_host(self, sealed_models: Sequence[Path], *, tapped: bool = True) -> Service:
-        """Start the host; with ``tapped``, every byte between it and the enclave is recorded."""
+    def start_host(
+        self, sealed_models: Sequence[Path], *, tapped: bool = True, metrics: bool = False
+    ) -> Service:
+        """Start the host, with its metrics page if ``metrics``.
+
+        With ``tapped``, every byte between it and the enclave is recorded.
+        """
         directory = self.operator.directory
         enclave_socket, egress_socket = self.run / "enclave.sock", self.run / "egress.sock"
         if tapped:
@@ -212,7 +217,8 @@ class LocalDeployment:
         write_credentials(directory / "credentials.json", self.operator.principals["host"])
         self.write_trust_policy(directory / "trust.toml")
         config = directory / "host.toml"
-        config.write_text(self.host_config(enclave_socket, egress_socket, sealed_models))
+        text = self.host_config(enclave_socket, egress_socket, sealed_models)
+        config.write_text(text + ('\n[metrics]\nlisten = "127.0.0.1:0"\n' if metrics else ""))
         self.host = self._exit.enter_context(
             Service("casemate_host", "--config", str(config), log=directory / "host.log")
         )

@@ -1,0 +1,172 @@
+"""kill -9 under load: each call has one end, and the service comes back by itself (THREATS H13)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from casemate.errors import CasemateError, Code
+from casemate_devkit.local import MODEL
+from casemate_devkit.processes import Service
+from tests.support.attacker import ROWS, eventually
+from tests.support.deployment import DATA, prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casemate.client import Client
+    from casemate_devkit.local import LocalDeployment
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+TIMEOUT_S = 20.0
+CALLERS = 6
+# After these a caller may seal its question anew: it got no answer, and knows it.
+RETRYABLE = {
+    *(Code.UNAVAILABLE, Code.HOST_UNREACHABLE, Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE),
+    *(Code.STALE_SESSION, Code.NOT_CONFIGURED, Code.OVERLOADED, Code.UNKNOWN_MODEL),
+}
+
+
+@dataclass
+class Traffic:
+    """Callers that ask one after another until they are told to end; every end is kept."""
+
+    client: Client
+    begun: int = 0
+    ends: list[tuple[float, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._expected = self.client.infer(MODEL, {"features": ROWS}).outputs["probabilities"]
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                self.begun += 1
+            end = self._one()
+            with self._lock:
+                self.ends.append((time.monotonic(), end))
+            if end != Code.OK:
+                self._stop.wait(0.02)
+
+    def _one(self) -> str:
+        try:
+            result = self.client.infer(MODEL, {"features": ROWS}, timeout_s=TIMEOUT_S)
+        except CasemateError as error:
+            return error.code
+        right = np.array_equal(result.outputs["probabilities"], self._expected)
+        return Code.OK if right else "wrong answer"
+
+    def flows(self, since: float) -> bool:
+        with self._lock:
+            return sum(end == Code.OK for at, end in self.ends if at > since) > 50
+
+    def end(self) -> Counter[str]:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(TIMEOUT_S + 10)
+        assert not any(thread.is_alive() for thread in self._threads)
+        assert len(self.ends) == self.begun
+        return Counter(end for _, end in self.ends)
+
+
+@pytest.fixture
+def world(tree: Path, short_path: Path) -> Iterator[LocalDeployment]:
+    with prepared(short_path, tree) as ready:
+        sealed = ready.seal_model(DATA.onnx)
+        ready.start_enclave(None, "--restart")
+        ready.start_host([sealed], tapped=False)
+        ready.wait_until_serving()
+        yield ready
+
+
+def test_h13_every_call_ends_once_when_the_enclave_is_killed_under_load(
+    world: LocalDeployment,
+) -> None:
+    launcher = world.enclave
+    assert launcher is not None
+    with world.client() as client:
+        traffic = Traffic(client)
+        for _ in range(3):
+            assert eventually(partial(traffic.flows, 0))
+            former = launcher.latest["pid"]
+            killed = time.monotonic()
+            os.kill(former, signal.SIGKILL)
+            assert eventually(partial(replaced, launcher, former))
+            assert eventually(partial(traffic.flows, killed + 1), 60)
+        ends = traffic.end()
+    assert ends[Code.OK] > 150
+    assert ends.total() > ends[Code.OK]  # the kills were felt
+    assert set(ends) <= RETRYABLE | {Code.OK}
+
+
+def replaced(launcher: Service, former: int) -> bool:
+    return bool(launcher.latest["pid"] != former)
+
+
+class Keeper:
+    """What an init system does: starts the host again, on the same port, whenever it ends."""
+
+    def __init__(self, world: LocalDeployment) -> None:
+        assert world.host is not None
+        world.host.stop()
+        folder = world.operator.directory
+        config = folder / "host.toml"
+        text = config.read_text().replace('"127.0.0.1:0"', f'"{world.target}"')
+        config.write_text(text)
+        self._arguments = ("--config", str(config))
+        self._log = folder / "host.log"
+        self._stopping = threading.Event()
+        self.host = self._start()
+        self._thread = threading.Thread(target=self._keep)
+        self._thread.start()
+
+    def _start(self) -> Service:
+        return Service("casemate_host", *self._arguments, log=self._log)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(0.1):
+            if not self.host.running():
+                self.host.stop()
+                self.host = self._start()
+
+    def end(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.host.stop()
+
+
+def test_h13_every_call_ends_once_when_the_host_is_killed_under_load(
+    world: LocalDeployment,
+) -> None:
+    keeper = Keeper(world)
+    try:
+        world.wait_until_serving()
+        with world.client() as client:
+            traffic = Traffic(client)
+            for _ in range(3):
+                assert eventually(partial(traffic.flows, 0))
+                killed = time.monotonic()
+                os.kill(keeper.host.pid, signal.SIGKILL)
+                assert eventually(partial(traffic.flows, killed + 1), 60)
+            ends = traffic.end()
+    finally:
+        keeper.end()
+    assert ends[Code.OK] > 150
+    assert ends.total() > ends[Code.OK]
+    assert set(ends) <= RETRYABLE | {Code.OK}
