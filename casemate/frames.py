@@ -40,6 +40,8 @@ class FrameType(IntEnum):
     COUNTERS = 9
     UNLOAD = 10
     DRAIN = 11
+    REPLACE = 12
+    MODELS = 13
 
 
 class OversizedFrameError(FrameError):

@@ -124,6 +124,14 @@ TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
 BATCH_ROWS_MAX: Final = 4096  # rows run together; above some hundred nothing is gained
 ELEMENTS_MAX: Final = STREAM_PART_MAX  # no unit carries a tensor of more, whatever its datatype
+BATCH_BYTES_MAX: Final = REQUEST_MAX  # of the inputs of one run: they exist twice for its time
+TRIAL_S: Final = 10.0  # for three runs while a model is loaded
+BATCH_LEAST_S: Final = 0.05  # less time than this is not shared with others' rows
+# What a model costs in memory (SPEC 8.8.4), as measured: contents, parsed message and session while
+# it is loaded; then the session, its weights prepared for the processor.
+MODEL_LOAD_FACTOR: Final = 3
+MODEL_SERVE_FACTOR: Final = 1.25
+MODEL_OVERHEAD: Final = 2 * MIB  # of a session, however small the model
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python

@@ -42,7 +42,7 @@ NOTHING_RAN: Final = frozenset(
         *(Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH),  # models changed: the evidence names them
     }
 )
-_MOVES_MAX: Final = 2  # a model may be replaced again while the evidence is being verified
+_MOVES_MAX: Final = 8  # a model may be replaced again while the evidence is being verified
 _AT_ONCE: Final = SESSION_GONE | TARGET_GONE | {Code.DIGEST_MISMATCH, Code.REPLAYED}
 
 

@@ -119,6 +119,8 @@ class ModelHeader:
         _check_key(self.kms_key, self.wrapped_key)
         _check_entries(self.entries)
         self.serving.check(self.inputs + self.outputs)
+        joined = self.serving.batch_rows is not None
+        _require(self.loop is None or not joined, "batch_rows of a model with a loop")
 
     @property
     def digest(self) -> bytes:

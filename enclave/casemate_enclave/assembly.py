@@ -17,7 +17,7 @@ from casemate.envelope.replay import ReplayTable
 from casemate.errors import CasemateError
 from casemate_enclave.clock import AttestedClock, device_time
 from casemate_enclave.enclave import Enclave, Parts
-from casemate_enclave.events import Counter, Event
+from casemate_enclave.events import Counter, Event, Step
 from casemate_enclave.identity import Identity, MeasurementLog, bind_configuration, new_instance
 from casemate_enclave.keys import KeyCache, KeyRing
 from casemate_enclave.lifetime import Lifetime
@@ -77,8 +77,12 @@ class Assembly:
         kms = None
         if configuration.kms is not None:
             kms = self._kms_factory(configuration.kms, self._nsm, self.clock.now)
-        runtime = OnnxRuntime(configuration.providers)
-        models = ModelRegistry(runtime, log, self.clock, bounds.models)
+        runtime = OnnxRuntime(
+            configuration.providers, run_bytes=bounds.run_bytes, threads=bounds.threads
+        )
+        models = ModelRegistry(
+            runtime, log, self.clock, bounds, lambda: self._journal.timed(Step.QUEUE)
+        )
         identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
         unwraps = Unwraps(kms)
         replay = ReplayTable(self._instance.boot_time, bounds.sessions)

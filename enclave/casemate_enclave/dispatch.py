@@ -71,6 +71,8 @@ class Dispatcher:
             FrameType.HEALTH: self._health,
             FrameType.COUNTERS: self._counters,
             FrameType.UNLOAD: self._unload,
+            FrameType.REPLACE: self._replace,
+            FrameType.MODELS: self._models,
             FrameType.DRAIN: self._drain,
         }
         changing = {FrameType.LOAD, FrameType.UNLOAD}
@@ -151,16 +153,23 @@ class Dispatcher:
 
     def _load(self, exchange: Exchange) -> Answer:
         size = _fields(exchange.payload, {"size": int})["size"]
+        return self._take(size, exchange, None)
+
+    def _replace(self, exchange: Exchange) -> Answer:
+        fields = _fields(exchange.payload, {"size": int, "replaces": int})
+        return self._take(fields["size"], exchange, fields["replaces"])
+
+    def _take(self, size: int, exchange: Exchange, replaces: int | None) -> Answer:
         try:
-            opened = self._enclave.parts.loader.load(size, exchange)
+            header = self._enclave.parts.loader.load(size, exchange, replaces)
         except CasemateError as error:
             self._journal.count(Counter.MODELS_REFUSED)
             self._journal.emit(Event.MODEL_REFUSED, code=error.code)
             raise
         self._journal.count(Counter.MODELS_LOADED)
-        self._journal.emit(Event.MODEL_LOADED)
-        name, version = opened.header.name, opened.header.version
-        return cbor.encode({"name": name, "version": version, "digest": opened.digest})
+        self._journal.emit(Event.MODEL_LOADED if replaces is None else Event.MODEL_REPLACED)
+        named = {"name": header.name, "version": header.version, "digest": header.digest}
+        return cbor.encode(named)
 
     def _unload(self, exchange: Exchange) -> Answer:
         fields = _fields(exchange.payload, {"name": str, "version": int})
@@ -171,6 +180,10 @@ class Dispatcher:
     def _drain(self, exchange: Exchange) -> Answer:
         within = _fields(exchange.payload, {"within": int})["within"]
         return cbor.encode({"until": self._enclave.drain(within)})
+
+    def _models(self, exchange: Exchange) -> Answer:
+        _empty(exchange.payload)
+        return cbor.encode(self._enclave.parts.models.statement())
 
     def _health(self, exchange: Exchange) -> Answer:
         _empty(exchange.payload)

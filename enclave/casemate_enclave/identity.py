@@ -56,19 +56,21 @@ class MeasurementLog:
         self._entries: list[LogEntry] = []
         self._loaded = 0
 
-    def append(self, entry: LogEntry) -> None:
-        """Log ``entry``; raises CasemateError(OVERLOADED) for a load when the log is full.
+    def append(self, *entries: LogEntry) -> None:
+        """Log ``entries`` at once: evidence shows all of them or none.
 
-        Room for unloading every loaded model is always kept.
+        Room for unloading every loaded model is always kept; raises CasemateError(OVERLOADED) for
+        a load that would take it.
         """
+        loads = sum(entry.op == "load" for entry in entries)
         with self._lock:
-            change = 1 if entry.op == "load" else -1
-            if change > 0 and len(self._entries) + self._loaded + 2 > self._capacity:
+            loaded = self._loaded + 2 * loads - len(entries)
+            if loads and len(self._entries) + len(entries) + loaded > self._capacity:
                 raise CasemateError(
                     Code.OVERLOADED, "the measurement log is full: restart the enclave"
                 )
-            self._entries.append(entry)
-            self._loaded += change
+            self._entries += entries
+            self._loaded = loaded
 
     def encode(self) -> bytes:
         """The log as it stands, as in evidence."""

@@ -1,15 +1,24 @@
-"""The models that can be asked, by name and version (SPEC 3.5, 8)."""
+"""The models that can be asked, by name and version (SPEC 3.5, 8, 8.8)."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from casemate.attestation.structures import LogEntry, callers_digest
 from casemate.errors import CasemateError, Code, ModelError, RequestError
+from casemate_enclave.independence import check_independent
+from casemate_enclave.memory import Hold, MemoryBudget, cost_of_loading, cost_of_serving
+from casemate_enclave.scheduling import Bounds, ScheduledModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from casemate import cbor
+    from casemate.attestation.structures import ServiceLimits
     from casemate.sealed_model import ModelHeader
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import MeasurementLog
@@ -32,57 +41,59 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """Loaded models; thread-safe. Every change is in the measurement log before it shows."""
+    """Loaded models; thread-safe. Every change is in the measurement log before it shows.
+
+    Whoever found a model runs it to the end, also when it is unloaded or replaced meanwhile.
+    """
 
     def __init__(
-        self, runtime: ModelRuntime, log: MeasurementLog, clock: AttestedClock, capacity: int
+        self,
+        runtime: ModelRuntime,
+        log: MeasurementLog,
+        clock: AttestedClock,
+        bounds: ServiceLimits,
+        queued: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        """``queued`` times a request's waiting for its turn."""
         self._runtime = runtime
         self._log = log
         self._clock = clock
-        self._capacity = capacity
+        self._bounds = bounds
+        self._queued = queued
+        self._memory = MemoryBudget(bounds.memory_bytes)
         self._lock = threading.Lock()
-        self._models: dict[tuple[str, int], ServedModel] = {}
+        self._models: dict[str, dict[int, ServedModel]] = {}
 
     def find(self, name: str, version: int | None) -> ServedModel:
         """Return that version, or the highest; raises RequestError(UNKNOWN_MODEL)."""
         with self._lock:
-            if version is None:
-                version = max((known for other, known in self._models if other == name), default=0)
-            model = self._models.get((name, version))
+            versions = self._models.get(name)
+            if not versions:
+                raise _unknown()
+            model = versions.get(version if version is not None else max(versions))
         if model is None:
-            raise RequestError(Code.UNKNOWN_MODEL, "no such model or version is loaded")
+            raise _unknown()
         return model
 
     def versions(self, name: str) -> tuple[int, ...]:
         """Every loaded version of ``name``, ascending."""
         with self._lock:
-            return tuple(sorted(version for other, version in self._models if other == name))
+            return tuple(sorted(self._models.get(name, ())))
 
     def serves(self, model: ServedModel) -> bool:
         """Whether ``model`` has not been unloaded since it was found."""
         with self._lock:
-            return self._models.get((model.header.name, model.header.version)) is model
+            return self._models.get(model.header.name, {}).get(model.header.version) is model
 
-    def check_room(self) -> None:
-        """Refuse a load that could not end well, before its bytes arrive; raises OVERLOADED."""
-        with self._lock:
-            self._check_capacity()
+    def loading(self, replaces: int | None = None) -> Loading:
+        """Prepare to load one model, which may take the place of version ``replaces``.
 
-    def add(self, opened: OpenedModel) -> None:
-        """Make a verified model runnable, log it and serve it.
-
-        Raises ModelError(MODEL_REJECTED), or CasemateError(OVERLOADED) without room.
+        Raises CasemateError(OVERLOADED) without room, before any byte arrives.
         """
-        header, digest = opened.header, opened.digest
-        loaded = self._runtime.load(opened.files, header)
-        key = (header.name, header.version)
         with self._lock:
-            self._check_capacity()
-            if key in self._models:
-                raise ModelError(Code.MODEL_REJECTED, "this version is loaded: unload it first")
-            self._log.append(self._entry("load", header, digest))
-            self._models[key] = ServedModel(header, digest, loaded)
+            if replaces is None:
+                self._check_capacity()
+        return Loading(self, Hold(self._memory), replaces)
 
     def remove(self, name: str, version: int) -> None:
         """Stop serving one version; runs under way end normally.
@@ -90,22 +101,116 @@ class ModelRegistry:
         Raises RequestError(UNKNOWN_MODEL).
         """
         with self._lock:
-            model = self._models.get((name, version))
-            if model is None:
-                raise RequestError(Code.UNKNOWN_MODEL, "no such model or version is loaded")
+            model = self._loaded(name, version)
             self._log.append(self._entry("unload", model.header, model.digest))
-            del self._models[name, version]
+            self._drop(model)
 
     def served(self) -> tuple[ServedModel, ...]:
         """Every model, as for frame type 8."""
         with self._lock:
-            return tuple(self._models.values())
+            return tuple(model for versions in self._models.values() for model in versions.values())
+
+    def statement(self) -> dict[str, cbor.Value]:
+        """The answer to frame type 13: what is loaded and what it takes, nothing of its use."""
+        models = [
+            {
+                "name": model.header.name,
+                "version": model.header.version,
+                "digest": model.digest,
+                "publisher": model.header.publisher,
+                "bytes": cost_of_serving(model.header.total_bytes),
+                "serving": model.header.serving.as_map(),
+            }
+            for model in self.served()
+        ]
+        return {"models": models, "held": self._memory.held, "most": self._memory.most}
+
+    def check(self, header: ModelHeader, replaces: int | None) -> None:
+        """Refuse what could not be served; raises ModelError, RequestError, CasemateError."""
+        with self._lock:
+            self._check(header, replaces)
+
+    def serve(self, opened: OpenedModel, replaces: int | None, hold: Hold) -> None:
+        """Make a verified model runnable, log it, serve it, and unload the one it replaces."""
+        header, digest = opened.header, opened.digest
+        loaded = self._runtime.load(opened.files, header)
+        if header.serving.batch_rows is not None:
+            check_independent(loaded, header)
+        scheduled = ScheduledModel(loaded, Bounds.of(header.serving, self._bounds), self._queued)
+        with self._lock:
+            former = self._check(header, replaces)
+            entries = (
+                [] if former is None else [self._entry("unload", former.header, former.digest)]
+            )
+            self._log.append(*entries, self._entry("load", header, digest))
+            if former is not None:
+                self._drop(former)
+            served = ServedModel(header, digest, scheduled)
+            self._models.setdefault(header.name, {})[header.version] = served
+        hold.keep(cost_of_serving(header.total_bytes), loaded)
+
+    def _check(self, header: ModelHeader, replaces: int | None) -> ServedModel | None:
+        former = None if replaces is None else self._loaded(header.name, replaces)
+        if former is None:
+            self._check_capacity()
+        if header.version != replaces and header.version in self._models.get(header.name, ()):
+            raise ModelError(Code.MODEL_REJECTED, "this version is loaded: unload it first")
+        return former
 
     def _check_capacity(self) -> None:
-        if len(self._models) >= self._capacity:
-            raise CasemateError(Code.OVERLOADED, f"{self._capacity} models are loaded, the limit")
+        most = self._bounds.models
+        if sum(map(len, self._models.values())) >= most:
+            raise CasemateError(Code.OVERLOADED, f"{most} models are loaded, the limit")
+
+    def _loaded(self, name: str, version: int) -> ServedModel:
+        model = self._models.get(name, {}).get(version)
+        if model is None:
+            raise _unknown()
+        return model
+
+    def _drop(self, model: ServedModel) -> None:
+        versions = self._models[model.header.name]
+        del versions[model.header.version]
+        if not versions:
+            del self._models[model.header.name]
 
     def _entry(self, op: str, header: ModelHeader, digest: bytes) -> LogEntry:
         callers = callers_digest(header.callers)
         time = self._clock.now()
         return LogEntry(op, header.name, header.version, digest, header.publisher, callers, time)
+
+
+class Loading:
+    """One load under way, with the memory that it holds; a context manager."""
+
+    def __init__(self, registry: ModelRegistry, hold: Hold, replaces: int | None) -> None:
+        self._registry = registry
+        self._hold = hold
+        self._replaces = replaces
+
+    def admit(self, header: ModelHeader) -> None:
+        """Judge a verified header before any key is asked for or memory taken.
+
+        Raises ModelError(MODEL_REJECTED), RequestError(UNKNOWN_MODEL), CasemateError(OVERLOADED).
+        """
+        self._registry.check(header, self._replaces)
+        self._hold.take(cost_of_loading(header.total_bytes))
+
+    def serve(self, opened: OpenedModel) -> None:
+        """Serve the opened model; raises as ``admit`` and ModelError(MODEL_REJECTED)."""
+        self._registry.serve(opened, self._replaces, self._hold)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hold.end()
+
+
+def _unknown() -> RequestError:
+    return RequestError(Code.UNKNOWN_MODEL, "no such model or version is loaded")

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
 
-# Requests already run side by side, one on each connection. More threads for one run would compete
-# with those and spin while they wait; with one, onnxruntime starts none.
-_THREADS = 1
 _SILENT = 4  # fatal only: messages name tensors and quote shapes
 # A path in a sealed file may be any text, and to onnxruntime some are no files:
 # "*/_ORT_MEM_ADDR_/*" is the process's own memory, from the address given as offset.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 
+_ARENA = "BFCArena"  # in the texts of its allocator's failures
+_AS_REQUESTED = 1  # OrtArenaCfg: grow by what is asked for, not to the next power of two
+_DEFAULT = -1
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -84,11 +84,22 @@ class ModelRuntime(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime with the configured providers, from bytes only: no path, no custom operators."""
+    """onnxruntime with the configured providers, from bytes only: no path, no custom operators.
 
-    def __init__(self, providers: Sequence[str]) -> None:
+    All runs together take at most ``run_bytes`` of memory for tensors; one beyond that fails and
+    the others go on. A run uses ``threads`` threads.
+    """
+
+    def __init__(self, providers: Sequence[str], *, run_bytes: int, threads: int) -> None:
+        """Raises CasemateError(MALFORMED) if this onnxruntime lacks one of ``providers``."""
         onnxruntime.set_default_logger_severity(_SILENT)
+        for provider in providers:
+            if provider not in onnxruntime.get_available_providers():
+                detail = f"providers: this enclave's onnxruntime has no {provider}"
+                raise CasemateError(Code.MALFORMED, detail)
+        _share_memory(run_bytes)
         self._providers = list(providers)
+        self._threads = threads
         self._watchdog = Watchdog()
 
     def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
@@ -98,16 +109,22 @@ class OnnxRuntime:
         try:
             # The fallback would try again and print why, which may quote the model.
             session = onnxruntime.InferenceSession(
-                model, _session_options(others), providers=self._providers, enable_fallback=False
+                model,
+                _session_options(others, self._threads),
+                providers=self._providers,
+                enable_fallback=False,
             )
         except Exception:  # noqa: BLE001 - its exceptions share no base and quote the model
             raise _rejected("onnxruntime refuses it") from None
+        # It would keep the contents for a session anew with other providers: each model twice.
+        session._model_bytes = None  # noqa: SLF001
         if session.get_providers() != self._providers:
             raise _rejected("it does not run on the configured providers")
         _check_signature("input", header.inputs, session.get_inputs(), complete=True)
         _check_signature("output", header.outputs, session.get_outputs(), complete=False)
         if header.loop is not None:
             _check_loop(header.loop, session.get_inputs(), session.get_outputs())
+        _check_rows(header, [*session.get_inputs(), *session.get_outputs()])
         carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
         return _OnnxModel(session, self._watchdog, carried=carried)
 
@@ -133,11 +150,11 @@ class _OnnxModel:
             cancelled = cancellation.ending(options) if cancellation else nullcontext()
             with self._watchdog.until(deadline, options), cancelled:
                 values = self._values(inputs, outputs, options)
-        except Exception:  # noqa: BLE001 - as in load
+        except Exception as error:  # noqa: BLE001 - as in load
             if options.terminate or time.monotonic() >= deadline:
                 detail = "the model was stopped at the deadline, or nobody waited any more"
                 raise RequestError(Code.DEADLINE_EXCEEDED, detail) from None
-            raise RequestError(Code.MODEL_FAILED, "the model failed on these inputs") from None
+            raise RequestError(Code.MODEL_FAILED, _failure(error)) from None
         return dict(zip(outputs, values, strict=True))
 
     def _values(
@@ -151,13 +168,33 @@ class _OnnxModel:
         return values
 
 
-def _session_options(others: Sequence[tuple[str, bytes]]) -> onnxruntime.SessionOptions:
+def _failure(error: Exception) -> str:
+    """Say what can be said: onnxruntime's own text quotes names, shapes and values."""
+    if _ARENA in str(error):
+        return "the model needs more memory for these inputs than runs may take"
+    return "the model failed on these inputs"
+
+
+def _share_memory(run_bytes: int) -> None:
+    """Bound what all sessions made from now on allocate for tensors together."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    arena = onnxruntime.OrtArenaCfg(run_bytes, _AS_REQUESTED, _DEFAULT, _DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, arena)
+
+
+def _session_options(
+    others: Sequence[tuple[str, bytes]], threads: int
+) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
-    options.intra_op_num_threads = _THREADS
-    options.inter_op_num_threads = _THREADS
-    # The arena would keep the memory of the largest request ever seen; no run was slower without.
-    options.enable_cpu_mem_arena = False
+    # With one thread onnxruntime starts none: requests already run side by side.
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A thread that waits for work would spin, at the expense of every other request.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # The other format, flatbuffers, would pass by the scan for external data.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if others:
@@ -166,6 +203,17 @@ def _session_options(others: Sequence[tuple[str, bytes]]) -> onnxruntime.Session
             names, contents, [len(c) for c in contents]
         )
     return options
+
+
+def _check_rows(header: ModelHeader, nodes: Sequence[onnxruntime.NodeArg]) -> None:
+    """Refuse to join requests for a model that was made for a fixed number of rows."""
+    axis = header.serving.batch_dimension
+    if axis is None:
+        return
+    declared = {spec.name for spec in (*header.inputs, *header.outputs)}
+    for node in nodes:
+        if node.name in declared and len(node.shape) > axis and isinstance(node.shape[axis], int):
+            raise _rejected("its batch_dimension has a fixed length")
 
 
 def _check_locations(locations: set[str], files: Mapping[str, bytes]) -> None:

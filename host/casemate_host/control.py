@@ -38,6 +38,24 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class StatedModel:
+    """A loaded model; ``publisher``: 32 bytes; ``size``: bytes that it counts (SPEC 8.8.4)."""
+
+    model: LoadedModel
+    publisher: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveModels:
+    """What is loaded, and of ``most`` bytes for models how many are ``held``."""
+
+    held: int
+    most: int
+    models: tuple[StatedModel, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EnclaveHealth:
     """The enclave's word about itself; ``ready`` are those of its ``models`` that answer."""
 
@@ -113,21 +131,41 @@ class Control:
         steps = {_name(step): _buckets(item) for step, item in answer["histograms"].items()}
         return EnclaveCounters(counters, steps)
 
-    def load(self, path: Path) -> LoadedModel:
-        """Send a sealed model; return what the enclave opened. OSError if it cannot be read."""
+    def load(self, path: Path, replaces: int | None = None) -> LoadedModel:
+        """Send a sealed model; return what the enclave opened. OSError if it cannot be read.
+
+        With ``replaces``, that version of the same name is unloaded in the same step (SPEC 8.8.3).
+        """
+        kind, fields = FrameType.LOAD, {}
+        if replaces is not None:
+            kind, fields = FrameType.REPLACE, {"replaces": replaces}
         with path.open("rb") as file, self._connected(limits.LOAD_TIMEOUT_S) as channel:
             size = file.seek(0, 2)
             file.seek(0)
             budget = int(limits.LOAD_TIMEOUT_S * 1000)
             chunk = bytearray(min(limits.CHUNK, size) or 1)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # read what it said
-                frames.send_frame(channel, FrameType.LOAD, cbor.encode({"size": size}), budget)
+                frames.send_frame(channel, kind, cbor.encode({"size": size, **fields}), budget)
                 for piece in _pieces(file, chunk, size):
                     if _readable(channel):
                         break  # refused before the end
                     frames.send_frame(channel, FrameType.MODEL_DATA, piece, budget)
-            answer = frames.expect_answer(channel, FrameType.LOAD)
+            answer = frames.expect_answer(channel, kind)
         return _model(_map(answer, _MODEL))
+
+    def unload(self, name: str, version: int) -> None:
+        """Have one version no longer served; runs under way end (SPEC 8.8.3)."""
+        self._ask(FrameType.UNLOAD, cbor.encode({"name": name, "version": version}))
+
+    def models(self) -> EnclaveModels:
+        """Ask what is loaded and what memory it takes."""
+        answer = _map(self._ask(FrameType.MODELS), {"held": int, "most": int, "models": list})
+        keys = {**_MODEL, "publisher": bytes, "bytes": int, "serving": dict}
+        models = [_fields(item, keys) for item in answer["models"]]
+        stated = tuple(
+            StatedModel(_model(item), item["publisher"], item["bytes"]) for item in models
+        )
+        return EnclaveModels(answer["held"], answer["most"], stated)
 
     def _ask(self, kind: FrameType, payload: bytes = b"") -> memoryview:
         with self._connected(limits.CONTROL_TIMEOUT_S) as channel:

@@ -12,7 +12,7 @@ from casemate.kms_context import model_context
 from casemate.sealed_model import ModelReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casemate.attestation.structures import Configuration
     from casemate.sealed_model import ModelHeader
@@ -47,9 +47,11 @@ def open_sealed_model(
     configuration: Configuration,
     kms: KeyReleaser,
     deadline: float,
+    admit: Callable[[ModelHeader], None] = lambda _header: None,
 ) -> OpenedModel:
     """Open the sealed file that ``chunks`` make up; ``deadline`` in ``time.monotonic`` seconds.
 
+    ``admit`` sees the header once its publisher is verified, and may refuse it by raising.
     No key is asked for before the publisher's signature, the version and the size are accepted, and
     nothing is released before everything is verified. Memory: the contents once, and two chunks.
     Raises ModelError with the code of the step that failed, and KeyReleaseError.
@@ -62,6 +64,7 @@ def open_sealed_model(
             header = reader.verify_publisher(
                 configuration.publishers, configuration.minimum_versions
             )
+            admit(header)
             reader.unlock(_release(header, kms, deadline))
     files = reader.finish()
     if header is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
 
 import ml_dtypes
 import numpy as np
@@ -10,15 +13,18 @@ import pytest
 
 from casemate.errors import CasemateError, Code
 from casemate.oip.metadata import PLATFORM, ModelMetadata
-from casemate.tensors import DATATYPES, NUMERIC, TensorSpec
+from casemate.oip.v2 import inference_pb2 as pb
+from casemate.sealed_model import Serving
+from casemate.tensors import DATATYPES, NUMERIC, TensorSpec, to_request
 from casemate_devkit.local import MODEL
 from tests.support import onnx_bytes
-from tests.support.attacker import genuine
+from tests.support.attacker import genuine, start_session
 from tests.support.deployment import DATA
 from tests.support.vendor_models import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from casemate.client import Client
@@ -133,3 +139,115 @@ def test_only_the_outputs_that_were_asked_for_come_back(client: Client) -> None:
     assert list(asked.outputs) == ["probabilities"]
     bad = {"features": ROWS}
     assert code_of(lambda: client.infer(f"{MODEL}:1", bad, outputs=["x"])) is Code.INVALID_INPUT
+
+
+class Load:
+    """Callers that ask one model without pause until the block ends; every failure is kept."""
+
+    def __init__(self, world: LocalDeployment, callers: int) -> None:
+        self._world = world
+        self._pool = ThreadPoolExecutor(callers)
+        self._stop = threading.Event()
+        self._callers = callers
+        self.versions: list[int] = []
+        self.failures: list[Exception] = []
+
+    def _ask(self, number: int) -> None:
+        weights = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+        with self._world.client() as client:
+            while not self._stop.is_set():
+                x = np.full((1 + number % 3, 3), number, np.float32)
+                try:
+                    answer = client.infer(MODEL, {"x": x})
+                    assert answer.outputs["y"].tolist() == (x @ weights).tolist()
+                    self.versions.append(answer.version)
+                except Exception as error:  # noqa: BLE001 - the test judges them
+                    self.failures.append(error)
+
+    def __enter__(self) -> Self:
+        self._done: list[Future[None]] = [
+            self._pool.submit(self._ask, number) for number in range(self._callers)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def until(self, version: int) -> None:
+        """Wait until every caller is answered by ``version``."""
+        end = time.monotonic() + 20
+        while self.versions[-3 * self._callers :].count(version) < 3 * self._callers:
+            assert time.monotonic() < end, (self.versions[-5:], self.failures[:1])
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("serving", [Serving(), Serving(0, batch_rows=32)], ids=["", "joined"])
+def test_a_model_is_replaced_under_load_without_one_failed_request(
+    deployment: LocalDeployment, tmp_path: Path, serving: Serving
+) -> None:
+    """Ten replacements while eight clients ask for the latest version as fast as they can."""
+    enclave = genuine(deployment)
+    files = [
+        seal(deployment, tmp_path, onnx_bytes.linear(), version=version, serving=serving)
+        for version in range(200, 211)
+    ]
+    enclave.load(files[0])
+    try:
+        with Load(deployment, callers=8) as load:
+            load.until(200)
+            for version, content in enumerate(files[1:], 201):
+                enclave.load(content, replaces=version - 1)
+                load.until(version)
+        assert load.failures == []
+        assert sorted(set(load.versions)) == list(range(200, 211))
+    finally:
+        enclave.unload(MODEL, max(model["version"] for model in enclave.models()["models"]))
+
+
+def test_c5_a_flood_of_endless_runs_holds_its_own_models_places_alone(
+    deployment: LocalDeployment, tmp_path: Path
+) -> None:
+    """The model's publisher gave it two places, no queue and a second: others go on at once."""
+    scalar = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
+    bounds = Serving(concurrency=2, queue=0, run_ms=1000)
+    enclave = genuine(deployment)
+    endless = seal(
+        deployment, tmp_path, onnx_bytes.endless(), version=300, serving=bounds, **scalar
+    )
+    enclave.load(endless)
+    try:
+        with deployment.client() as client, ThreadPoolExecutor(16) as pool:
+            client.infer(f"{MODEL}:1", {"features": ROWS})
+
+            def ask() -> Code:
+                one = np.ones((), np.float32)
+                return code_of(lambda: client.infer(f"{MODEL}:300", {"x": one}, timeout_s=30))
+
+            begun = time.monotonic()
+            outcomes = [pool.submit(ask) for _ in range(16)]
+            served = 0
+            while not all(outcome.done() for outcome in outcomes):
+                client.infer(f"{MODEL}:1", {"features": ROWS})
+                served += 1
+            assert time.monotonic() - begun < 10  # not the 30 seconds that the callers allowed
+        codes = [outcome.result() for outcome in outcomes]
+        assert codes.count(Code.DEADLINE_EXCEEDED) >= 2
+        assert set(codes) == {Code.DEADLINE_EXCEEDED, Code.OVERLOADED}
+        assert served > 5
+    finally:
+        enclave.unload(MODEL, 300)
+
+
+def test_the_requests_own_timeout_ends_its_run(
+    deployment: LocalDeployment, served: Callable[..., int]
+) -> None:
+    scalar = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
+    version = served(onnx_bytes.endless(), **scalar)
+    message = pb.ModelInferRequest.FromString(to_request({"x": np.ones((), np.float32)}))
+    message.parameters["timeout"].int64_param = 200_000
+    begun = time.monotonic()
+    session = start_session(deployment)
+    answer = session.ask(genuine(deployment), message.SerializeToString(), version=version)
+    assert answer.trailer.status is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < 5

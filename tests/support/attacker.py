@@ -83,19 +83,25 @@ class EnclaveSocket:
         sealed = b"".join(encode_sealed(header, ciphertext))
         return parse_sealed(memoryview(self.ask(FrameType.REQUEST, sealed, budget)))
 
-    def load(self, content: bytes) -> dict[str, Any]:
+    def load(self, content: bytes, replaces: int | None = None) -> dict[str, Any]:
         """Load a sealed model as the host would; return what the enclave calls it."""
+        kind = FrameType.LOAD if replaces is None else FrameType.REPLACE
+        fields = {} if replaces is None else {"replaces": replaces}
         with connect(self.address, TIMEOUT_S) as channel:
-            send_frame(channel, FrameType.LOAD, cbor.encode({"size": len(content)}))
+            send_frame(channel, kind, cbor.encode({"size": len(content), **fields}))
             for start in range(0, len(content), MIB):
                 send_frame(channel, FrameType.MODEL_DATA, content[start : start + MIB])
-            answer = expect_answer(channel, FrameType.LOAD)
+            answer = expect_answer(channel, kind)
         kinds: dict[str, Any] = {"name": str, "version": int, "digest": bytes}
         return cbor.decode_map(bytes(answer), kinds)
 
     def unload(self, name: str, version: int) -> None:
         """Unload one version."""
         self.ask(FrameType.UNLOAD, cbor.encode({"name": name, "version": version}))
+
+    def models(self) -> Any:  # noqa: ANN401 - CBOR
+        """The answer to a models frame, decoded."""
+        return cbor.decode(self.ask(FrameType.MODELS))
 
     def health(self) -> Any:  # noqa: ANN401 - CBOR
         """The answer to a health frame, decoded."""

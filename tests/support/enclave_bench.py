@@ -106,6 +106,7 @@ class Bench:
 
     limits: ServiceLimits = LIMITS
     key_release: bool = True
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
     clock: Callable[[], float] = time.time
     pki: NitroPki = PKI
     form: str = "unsafe-process"
@@ -161,6 +162,7 @@ class Bench:
             minimum_versions={f"{publisher.hex()}/linear": 2},
             kms=kms if self.key_release else None,
             limits=self.limits,
+            providers=self.providers,
         ).encode()
 
     def configure(self) -> Self:
@@ -239,13 +241,17 @@ class Bench:
             )
         return output.getvalue(), header
 
-    def load(self, sealed: bytes, piece: int = 1 << 20) -> dict[str, object]:
+    def load(
+        self, sealed: bytes, piece: int = 1 << 20, replaces: int | None = None
+    ) -> dict[str, object]:
         """Stream a sealed file as the host does; raises FrameError."""
+        kind = FrameType.LOAD if replaces is None else FrameType.REPLACE
+        fields = {} if replaces is None else {"replaces": replaces}
         with self.connect() as channel:
-            send_frame(channel, FrameType.LOAD, cbor.encode({"size": len(sealed)}))
+            send_frame(channel, kind, cbor.encode({"size": len(sealed), **fields}))
             for at in range(0, len(sealed), piece):
                 send_frame(channel, FrameType.MODEL_DATA, sealed[at : at + piece])
-            return dict(cbor.decode(bytes(expect_answer(channel, FrameType.LOAD))))
+            return dict(cbor.decode(bytes(expect_answer(channel, kind))))
 
     def serve(self, **statement: object) -> ModelHeader:
         """Configure unless configured, seal and load."""

@@ -139,3 +139,45 @@ def failing() -> bytes:
     reshape = node("Reshape", ("x", "s"), ("y",))
     y = value_info("y", FLOAT, ("a", "b"))
     return model(graph((reshape,), (X,), (y,), (shape,)))
+
+
+def mixing() -> bytes:
+    """``y`` is ``x`` less the mean of all rows: a row's answer depends on its neighbours."""
+    axes = tensor("axes", INT64, (1,), struct.pack("<q", 0))
+    nodes = node("ReduceMean", ("x",), ("m",), ints("axes", 0)), node("Sub", ("x", "m"), ("y",))
+    y = value_info("y", FLOAT, ("n", 3))
+    return model(graph(nodes, (X,), (y,), (axes,)))
+
+
+def ints(name: str, *values: int) -> bytes:
+    """An attribute that is a list of integers."""
+    return field(1, name) + b"".join(field(8, value) for value in values) + field(20, 7)
+
+
+def pairs() -> bytes:
+    """``y`` is the sum of all products of two elements of ``x``: memory grows with its square."""
+    x = value_info("x", FLOAT, ("n", 1))
+    y = value_info("y", FLOAT, ("a", "b"))
+    nodes = (
+        node("Transpose", ("x",), ("t",)),
+        node("Mul", ("x", "t"), ("p",)),
+        node("ReduceSum", ("p",), ("y",)),
+    )
+    return model(graph(nodes, (x,), (y,)))
+
+
+def mlp(width: int, layers: int) -> bytes:
+    """``y`` is ``x`` after ``layers`` of MatMul and Relu, each ``width`` wide; fixed weights."""
+    count = width * width
+    pattern = [((17 * index) % 31 - 15) / (8 * width**0.5) for index in range(min(count, 9973))]
+    raw = (floats(*pattern) * (count // len(pattern) + 1))[: 4 * count]
+    names = ["x", *(f"h{layer}" for layer in range(1, layers)), "y"]
+    nodes: tuple[bytes, ...] = ()
+    for layer in range(layers):
+        nodes += (
+            node("MatMul", (names[layer], f"w{layer}"), (f"m{layer}",)),
+            node("Relu", (f"m{layer}",), (names[layer + 1],)),
+        )
+    weights = tuple(tensor(f"w{n}", FLOAT, (width, width), raw) for n in range(layers))
+    ends = tuple(value_info(name, FLOAT, ("n", width)) for name in "xy")
+    return model(graph(nodes, ends[:1], ends[1:], weights))

@@ -37,6 +37,7 @@ HEADER = ModelHeader(
     wrapped_key=b"w",
     entries=(ModelEntry("m", 1, bytes(48)),),
 )
+RUN_BYTES = 64 << 20
 ROWS = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
 WEIGHTS = onnx.floats(1, 2, 3, 4, 5, 6)
 SECRET = "5417.25"  # a value that must not be quoted
@@ -44,7 +45,7 @@ SECRET = "5417.25"  # a value that must not be quoted
 
 @pytest.fixture(scope="module")
 def runtime() -> OnnxRuntime:
-    return OnnxRuntime(("CPUExecutionProvider",))
+    return OnnxRuntime(("CPUExecutionProvider",), run_bytes=RUN_BYTES, threads=1)
 
 
 def soon(seconds: float = 10) -> float:
@@ -258,7 +259,7 @@ def test_onnxruntime_phones_nobody(tmp_path: Path) -> None:
 import os
 import onnxruntime
 from casemate_enclave.runtime import _session_options
-onnxruntime.InferenceSession({onnx.linear()!r}, _session_options([]))
+onnxruntime.InferenceSession({onnx.linear()!r}, _session_options([], 1))
 links = [os.readlink(f"/proc/self/fd/{{fd}}") for fd in os.listdir("/proc/self/fd") if
          os.path.lexists(f"/proc/self/fd/{{fd}}")]
 print(any(link.startswith("socket:") for link in links), len(os.listdir("/proc/self/task")))

@@ -1,0 +1,129 @@
+"""Requests of several callers in one run: joined along the rows, split by them (SPEC 8.8).
+
+Promise: an answer holds its own request's rows of every output and nothing else. An output that
+does not have as many rows as went in is no answer to anybody: then each request runs by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casemate import limits
+from casemate.errors import Code, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Tensors = Mapping[str, Array]
+
+
+class State(Enum):
+    """Where a waiting request is."""
+
+    QUEUED = auto()
+    GRANTED = auto()  # it may run, and with it whom it takes along
+    JOINED = auto()  # another one runs it
+    DONE = auto()
+    LEFT = auto()  # its deadline passed, or nobody waits for it any more
+
+
+class Job:
+    """A request that waits; ``deadline`` in seconds of ``time.monotonic``.
+
+    Everything but ``wake`` is changed under the scheduler's lock alone.
+    """
+
+    __slots__ = (
+        *("alone", "answer", "deadline", "inputs", "outputs"),
+        *("rows", "shape", "state", "wake"),
+    )
+
+    def __init__(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        *,
+        rows: int | None,
+        axis: int | None,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.deadline = deadline
+        self.rows = rows or 0
+        self.alone = not rows  # without rows to be told apart by, it can be joined with nothing
+        self.shape = () if axis is None else _shape(inputs, outputs, axis)
+        self.state = State.QUEUED
+        self.answer: Tensors | None = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its inputs."""
+        return sum(array.nbytes for array in self.inputs.values())
+
+
+def _shape(inputs: Tensors, outputs: Sequence[str], axis: int) -> tuple[object, ...]:
+    """What two requests must have in common to run together."""
+    names = sorted(inputs)
+    fixed = [
+        (name, array.dtype, array.shape[:axis], array.shape[axis + 1 :])
+        for name, array in ((name, inputs[name]) for name in names)
+    ]
+    return (*outputs, *fixed)
+
+
+def count_rows(inputs: Tensors, axis: int) -> int:
+    """Return how many rows every input has; raises RequestError(INVALID_INPUT) if they differ."""
+    counts = {array.shape[axis] for array in inputs.values()}
+    if len(counts) != 1:
+        raise RequestError(Code.INVALID_INPUT, "the inputs differ in their number of rows")
+    return int(counts.pop())
+
+
+def gather(leader: Job, queue: Iterable[Job], most_rows: int, cut: float) -> list[Job]:
+    """Return who runs together with ``leader``, first come first served, the leader first.
+
+    Bounded by rows and bytes; whose deadline lies before ``cut`` is not taken along.
+    """
+    members, rows, size = [leader], leader.rows, leader.size
+    for job in queue:
+        if job.alone or job.deadline <= cut or job.shape != leader.shape:
+            continue
+        if rows + job.rows > most_rows or size + job.size > limits.BATCH_BYTES_MAX:
+            continue
+        members.append(job)
+        rows, size = rows + job.rows, size + job.size
+    return members
+
+
+def join(members: Sequence[Job], axis: int) -> Tensors:
+    """Return the inputs of all ``members``, one after the other along ``axis``."""
+    first = members[0].inputs
+    return {
+        name: np.concatenate([member.inputs[name] for member in members], axis=axis)
+        for name in first
+    }
+
+
+def split(outputs: Tensors, members: Sequence[Job], axis: int) -> list[Tensors] | None:
+    """Return each member's own rows; None unless every output has exactly the rows of all."""
+    total = sum(member.rows for member in members)
+    if any(array.ndim <= axis or array.shape[axis] != total for array in outputs.values()):
+        return None
+    answers: list[Tensors] = []
+    start = 0
+    for member in members:
+        end = start + member.rows
+        rows = (slice(None),) * axis + (slice(start, end),)
+        answers.append({name: array[rows] for name, array in outputs.items()})
+        start = end
+    return answers

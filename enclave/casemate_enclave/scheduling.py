@@ -1,0 +1,258 @@
+"""Which request of a model runs when: bounds, a queue, and runs together (SPEC 8.8).
+
+No thread of its own: who finishes hands its place to whoever waits longest, and that request's own
+thread runs, together with those that it can take along. So nobody waits while a place is free.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate.errors import Code, RequestError
+from casemate_enclave.batching import Job, State, count_rows, gather, join, split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from casemate.attestation.structures import ServiceLimits
+    from casemate.sealed_model import Serving
+    from casemate_enclave.batching import Tensors
+    from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.runtime import LoadedModel
+
+_WAITING = frozenset({State.QUEUED, State.JOINED})
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one model may take, from its header and the configuration, the narrower of both."""
+
+    places: int  # runs at a time
+    queue: int
+    run_s: float
+    axis: int | None
+    request_rows: int | None
+    batch_rows: int | None
+
+    @classmethod
+    def of(cls, serving: Serving, configured: ServiceLimits) -> Bounds:
+        """Combine the publisher's wish with the operator's measured bounds."""
+        most = configured.model_requests
+        places = serving.concurrency or (most if serving.batch_rows is None else _processors())
+        places = min(places, most)
+        queue = most - places
+        return cls(
+            places=places,
+            queue=queue if serving.queue is None else min(serving.queue, queue),
+            run_s=min(serving.run_ms or configured.run_ms, configured.run_ms) / 1000,
+            axis=serving.batch_dimension,
+            request_rows=serving.request_rows,
+            batch_rows=serving.batch_rows,
+        )
+
+
+def _processors() -> int:
+    """How many runs at a time use the machine: more of them would only be smaller."""
+    return len(os.sched_getaffinity(0))
+
+
+class ScheduledModel:
+    """A model behind its bounds; runs as the model itself does, and is as thread-safe."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        bounds: Bounds,
+        queued: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """``queued`` times the waiting."""
+        self._model = model
+        self._bounds = bounds
+        self._queued = queued
+        self._lock = threading.Lock()
+        self._free = bounds.places
+        self._queue: deque[Job] = deque()
+
+    def run(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Tensors:
+        """Run at once if a place is free, else in turn; as ``LoadedModel.run``.
+
+        Raises RequestError: INVALID_INPUT for too many rows, OVERLOADED if too many wait,
+        DEADLINE_EXCEEDED, MODEL_FAILED.
+        """
+        rows = self._rows(inputs)
+        if self._enter():
+            return self._run(inputs, outputs, deadline, cancellation)
+        job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis)
+        leaving = cancellation.ending(_Leaving(self, job)) if cancellation else nullcontext()
+        with self._queued():
+            if self._enqueue(job):
+                with leaving:
+                    self._await(job)
+        return self._lead(job, cancellation) if job.answer is None else job.answer
+
+    def _enter(self) -> bool:
+        """Take a place if one is free and nobody waits for it."""
+        with self._lock:
+            if not self._free or self._queue:
+                return False
+            self._free -= 1
+            return True
+
+    def _enqueue(self, job: Job) -> bool:
+        """Let the job wait; False if a place became free meanwhile, which it then holds."""
+        with self._lock:
+            if len(self._queue) >= self._bounds.queue and not self._free:
+                raise RequestError(Code.OVERLOADED, "too many requests wait for the model")
+            self._queue.append(job)
+            self._grant()
+            return job.state is State.QUEUED
+
+    def _rows(self, inputs: Tensors) -> int | None:
+        axis, most = self._bounds.axis, self._bounds.request_rows
+        if axis is None:
+            return None
+        rows = count_rows(inputs, axis)
+        if most is not None and rows > most:
+            raise RequestError(Code.INVALID_INPUT, f"{rows} rows, the model takes {most}")
+        return rows
+
+    def _run(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None,
+    ) -> Tensors:
+        """Run in the place that the caller holds, and give it up."""
+        try:
+            until = min(deadline, time.monotonic() + self._bounds.run_s)
+            return self._model.run(inputs, outputs, until, cancellation)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._free += 1
+            self._grant()
+
+    def _grant(self) -> None:
+        while self._free and self._queue:
+            self._free -= 1
+            job = self._queue.popleft()
+            job.state = State.GRANTED
+            job.wake.release()
+
+    def _await(self, job: Job) -> None:
+        """Return when the job is granted a place or done; raises DEADLINE_EXCEEDED."""
+        job.wake.acquire(timeout=max(0.0, job.deadline - time.monotonic()))
+        if self.leave(job):
+            raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
+
+    def leave(self, job: Job) -> bool:
+        """Have a job wait no longer; False if it is granted a place or done."""
+        with self._lock:
+            if job.state is State.QUEUED:
+                self._queue.remove(job)
+            if job.state in _WAITING:
+                job.state = State.LEFT
+                job.wake.release()
+            return job.state is State.LEFT
+
+    # Runs together
+
+    def _lead(self, leader: Job, cancellation: Cancellation | None) -> Tensors:
+        """Run with whoever can be taken along; the leader holds a place."""
+        try:
+            answer = self._lead_others(leader)
+        except BaseException:
+            self._leave()
+            raise
+        if answer is None:
+            return self._run(leader.inputs, leader.outputs, leader.deadline, cancellation)
+        self._leave()
+        return answer
+
+    def _lead_others(self, leader: Job) -> Tensors | None:
+        """Run together; None if the leader is to run alone."""
+        now = time.monotonic()
+        # Others' rows may cost nobody more than half of its time.
+        cut = now + (leader.deadline - now) / 2
+        most = self._bounds.batch_rows
+        if most is None or leader.alone or cut - now < limits.BATCH_LEAST_S:
+            return None
+        with self._lock:
+            _, *followers = gather(leader, self._queue, most, cut)
+            self._take(followers)
+        if not followers:
+            return None
+        answers = self._together([leader, *followers], cut)
+        if answers is None:
+            self._return(followers)
+            return None
+        self._hand_out(followers, answers[1:])
+        return answers[0]
+
+    def _together(self, members: list[Job], cut: float) -> list[Tensors] | None:
+        """Run all at once; None if that gave no answer that can be split, for whatever reason."""
+        axis = self._bounds.axis or 0
+        until = min(cut, time.monotonic() + self._bounds.run_s)
+        try:
+            outputs = self._model.run(join(members, axis), members[0].outputs, until)
+            return split(outputs, members, axis)
+        except Exception:  # noqa: BLE001 - each member meets its own failure when it runs alone
+            return None
+
+    def _take(self, members: Sequence[Job]) -> None:
+        for member in members:
+            self._queue.remove(member)
+            member.state = State.JOINED
+
+    def _hand_out(self, members: Sequence[Job], answers: Sequence[Tensors]) -> None:
+        with self._lock:
+            for member, answer in zip(members, answers, strict=True):
+                if member.state is State.JOINED:
+                    member.answer = answer
+                    member.state = State.DONE
+                    member.wake.release()
+
+    def _return(self, members: Sequence[Job]) -> None:
+        """Put members back, in front and each to run alone: one of them spoilt the run."""
+        with self._lock:
+            for member in reversed(members):
+                if member.state is State.JOINED:
+                    member.alone = True
+                    member.state = State.QUEUED
+                    self._queue.appendleft(member)
+            self._grant()
+
+
+class _Leaving:
+    """What a cancellation ends while a request waits; a ``Terminable``."""
+
+    def __init__(self, model: ScheduledModel, job: Job) -> None:
+        self._model = model
+        self._job = job
+
+    @property
+    def terminate(self) -> bool:
+        """Whether it has left."""
+        return self._job.state is State.LEFT
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value:
+            self._model.leave(self._job)

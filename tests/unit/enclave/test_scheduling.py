@@ -1,0 +1,341 @@
+"""Places, queue and joined runs (SPEC 8.8; THREATS C2, C5).
+
+The model here is a function whose runs a test holds back, so that it says who waits for whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from casemate.attestation.structures import ServiceLimits
+from casemate.errors import CasemateError, Code, RequestError
+from casemate.sealed_model import Serving
+from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.scheduling import Bounds, ScheduledModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Tensors = dict[str, Any]
+POISON = -1.0
+ENDLESS = -2.0
+
+
+class Gate:
+    """A model that doubles; each run waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []  # rows of each run
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.active = 0
+        self.most = 0
+        self.lock = threading.Lock()
+        self.spoil: Callable[[Tensors], Tensors] = lambda outputs: outputs
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Tensors:
+        rows = inputs["x"]
+        with self.lock:
+            self.runs.append(len(rows))
+            self.active += 1
+            self.most = max(self.most, self.active)
+        self.entered.release()
+        try:
+            self.open.wait(10)
+            if (rows == ENDLESS).any():
+                time.sleep(max(0.0, deadline - time.monotonic()))
+                raise RequestError(Code.DEADLINE_EXCEEDED, "stopped")
+            if (rows == POISON).any():
+                raise RequestError(Code.MODEL_FAILED, "poisoned")
+            return self.spoil(dict.fromkeys(outputs, rows * 2))
+        finally:
+            with self.lock:
+                self.active -= 1
+
+
+def bounds(**serving: Any) -> Bounds:  # noqa: ANN401 - Serving's fields
+    configured = ServiceLimits(1, 1, 1, 1)
+    wanted: dict[str, Any] = {"batch_dimension": 0, "batch_rows": 64, "concurrency": 1}
+    return Bounds.of(Serving(**{**wanted, **serving}), configured)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as threads:
+        yield threads
+
+
+def scheduled(gate: Gate, **serving: Any) -> ScheduledModel:  # noqa: ANN401 - as above
+    return ScheduledModel(gate, bounds(**serving), contextlib.nullcontext)
+
+
+def rows(*values: float, width: int = 2) -> np.ndarray:
+    return np.repeat(np.array(values, np.float32)[:, None], width, axis=1)
+
+
+class Asker:
+    """Asks a model from threads of its own and waits until each request is where it must be."""
+
+    def __init__(self, model: ScheduledModel, pool: ThreadPoolExecutor, gate: Gate) -> None:
+        self.model = model
+        self.pool = pool
+        self.gate = gate
+
+    def ask(
+        self,
+        x: np.ndarray,
+        outputs: Sequence[str] = ("y",),
+        within: float = 5.0,
+        cancellation: Cancellation | None = None,
+    ) -> Future[Any]:
+        deadline = time.monotonic() + within
+        return self.pool.submit(self.model.run, {"x": x}, list(outputs), deadline, cancellation)
+
+    def running(self, x: np.ndarray, **how: Any) -> Future[Any]:  # noqa: ANN401 - ask's
+        future = self.ask(x, **how)
+        assert self.gate.entered.acquire(timeout=5)
+        return future
+
+    def waiting(self, x: np.ndarray, **how: Any) -> Future[Any]:  # noqa: ANN401 - ask's
+        before = len(self.model._queue)
+        future = self.ask(x, **how)
+        end = time.monotonic() + 5
+        while len(self.model._queue) == before and not future.done():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        return future
+
+
+def code_of(future: Future[Any]) -> Code:
+    with pytest.raises(CasemateError) as refused:
+        future.result(10)
+    return refused.value.code
+
+
+def test_who_finds_a_place_runs_at_once(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate, concurrency=3), pool, gate)
+    futures = [asker.running(rows(value)) for value in (1, 2, 3)]
+    assert gate.runs == [1, 1, 1]
+    gate.open.set()
+    assert [future.result(5)["y"][0, 0] for future in futures] == [2, 4, 6]
+
+
+def test_who_waited_runs_together_and_gets_its_own_rows(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(1))
+    waiting = [asker.waiting(rows(*range(n, 2 * n))) for n in (3, 1, 5)]
+    gate.open.set()
+    assert first.result(5)["y"].tolist() == [[2, 2]]
+    for n, future in zip((3, 1, 5), waiting, strict=True):
+        assert future.result(5)["y"].tolist() == (rows(*range(n, 2 * n)) * 2).tolist()
+    assert gate.runs == [1, 9]
+
+
+def test_rows_of_a_joined_run_are_bounded(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate, batch_rows=4), pool, gate)
+    first = asker.running(rows(0))
+    waiting = [asker.waiting(rows(1, 2)), asker.waiting(rows(*[3] * 9)), asker.waiting(rows(4))]
+    waiting.append(asker.waiting(rows(5, 6)))
+    gate.open.set()
+    for future in [first, *waiting]:
+        future.result(5)
+    assert gate.runs == [1, 3, 9, 2]
+
+
+def test_bytes_of_a_joined_run_are_bounded(
+    gate: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.limits.BATCH_BYTES_MAX", 3 * 8)
+    asker = Asker(scheduled(gate), pool, gate)
+    futures = [asker.running(rows(0)), *(asker.waiting(rows(n)) for n in range(5))]
+    gate.open.set()
+    for future in futures:
+        future.result(5)
+    assert gate.runs == [1, 3, 2]
+
+
+def test_only_requests_alike_are_joined(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0))
+    narrow = [asker.waiting(rows(n)) for n in (1, 2)]
+    wide = asker.waiting(rows(3, width=3))
+    double = asker.waiting(rows(4).astype(np.float64))
+    other = asker.waiting(rows(5), outputs=("y", "z"))
+    gate.open.set()
+    assert [f.result(5)["y"][0, 0] for f in (first, *narrow)] == [0, 2, 4]
+    assert wide.result(5)["y"].tolist() == [[6, 6, 6]]
+    assert double.result(5)["y"].dtype == np.float64
+    assert sorted(other.result(5)) == ["y", "z"]
+    assert sorted(gate.runs) == [1, 1, 1, 1, 2]
+
+
+def test_without_batch_rows_nobody_is_joined(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate, batch_rows=None), pool, gate)
+    futures = [asker.running(rows(0)), *(asker.waiting(rows(n)) for n in (1, 2))]
+    gate.open.set()
+    assert [future.result(5)["y"][0, 0] for future in futures] == [0, 2, 4]
+    assert gate.runs == [1, 1, 1]
+
+
+def test_c2_a_poisoned_row_fails_alone(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0))
+    futures = [asker.waiting(rows(value)) for value in (1, POISON, 3, 4)]
+    gate.open.set()
+    assert code_of(futures.pop(1)) is Code.MODEL_FAILED
+    assert [future.result(5)["y"][0, 0] for future in (first, *futures)] == [0, 2, 6, 8]
+    assert gate.runs == [1, 4, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda outputs: {name: array[:-1] for name, array in outputs.items()},
+        lambda outputs: {name: np.concatenate([array, array]) for name, array in outputs.items()},
+        lambda outputs: {name: array.sum() for name, array in outputs.items()},
+    ],
+    ids=["a row too few", "too many", "none"],
+)
+def test_c2_an_output_of_other_rows_is_split_among_nobody(
+    gate: Gate, pool: ThreadPoolExecutor, spoil: Callable[[Tensors], Tensors]
+) -> None:
+    gate.spoil = lambda outputs: spoil(outputs) if len(outputs["y"]) > 1 else outputs
+    asker = Asker(scheduled(gate), pool, gate)
+    futures = [asker.running(rows(0)), *(asker.waiting(rows(n)) for n in (1, 2, 3))]
+    gate.open.set()
+    assert [future.result(5)["y"].tolist() for future in futures] == [
+        [[2 * n, 2 * n]] for n in range(4)
+    ]
+    assert gate.runs == [1, 3, 1, 1, 1]
+
+
+def test_c2_an_endless_row_costs_the_others_half_of_their_time_at_most(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate, concurrency=2), pool, gate)
+    firsts = [asker.running(rows(0)) for _ in range(2)]
+    futures = [asker.waiting(rows(value), within=1.0) for value in (1, ENDLESS, 3)]
+    gate.open.set()
+    assert code_of(futures.pop(1)) is Code.DEADLINE_EXCEEDED
+    assert [future.result(5)["y"][0, 0] for future in (*firsts, *futures)] == [0, 0, 2, 6]
+
+
+def test_a_deadline_that_passes_in_the_queue_frees_its_room(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate, queue=1), pool, gate)
+    first = asker.running(rows(0))
+    late = asker.waiting(rows(1), within=0.1)
+    assert code_of(asker.ask(rows(2))) is Code.OVERLOADED
+    assert code_of(late) is Code.DEADLINE_EXCEEDED
+    second = asker.waiting(rows(3))
+    gate.open.set()
+    assert [future.result(5)["y"][0, 0] for future in (first, second)] == [0, 6]
+
+
+def test_whoever_is_not_waited_for_leaves_the_queue(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate, queue=1), pool, gate)
+    cancellation = Cancellation()
+    first = asker.running(rows(0))
+    gone = asker.waiting(rows(1), cancellation=cancellation)
+    cancellation.cancel()
+    assert code_of(gone) is Code.DEADLINE_EXCEEDED
+    second = asker.waiting(rows(3))
+    gate.open.set()
+    assert [future.result(5)["y"][0, 0] for future in (first, second)] == [0, 6]
+    assert gate.runs == [1, 1]
+    assert asker.model._free == 1
+
+
+def test_a_deadline_that_passes_in_a_joined_run_is_nobody_elses(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0), within=9)
+    # The leader, with little time, halves it; who has less than that half is not taken along.
+    futures = [asker.waiting(rows(n), within=within) for n, within in ((1, 8), (2, 0.3), (3, 8))]
+    assert code_of(futures.pop(1)) is Code.DEADLINE_EXCEEDED
+    gate.open.set()
+    assert [future.result(5)["y"][0, 0] for future in (first, *futures)] == [0, 2, 6]
+    assert gate.runs == [1, 2]
+
+
+def test_bounds_narrow_and_never_widen() -> None:
+    configured = ServiceLimits(1, 1, 1, 1, run_ms=2000, model_requests=8)
+    free = Bounds.of(Serving(), configured)
+    assert (free.places, free.queue, free.run_s) == (8, 0, 2.0)
+    wide = Bounds.of(Serving(concurrency=64, queue=64, run_ms=600_000), configured)
+    assert (wide.places, wide.queue, wide.run_s) == (8, 0, 2.0)
+    narrow = Bounds.of(Serving(concurrency=2, queue=3, run_ms=500), configured)
+    assert (narrow.places, narrow.queue, narrow.run_s) == (2, 3, 0.5)
+    joined = Bounds.of(Serving(0, batch_rows=8), configured)
+    assert joined.places + joined.queue == 8
+
+
+def test_a_run_ends_after_its_models_time(gate: Gate) -> None:
+    gate.open.set()
+    model = scheduled(gate, run_ms=100)
+    begun = time.monotonic()
+    with pytest.raises(CasemateError) as refused:
+        model.run({"x": rows(ENDLESS)}, ["y"], begun + 60)
+    assert refused.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < 5
+
+
+def test_rows_of_a_request_are_bounded_and_the_same_in_every_input(gate: Gate) -> None:
+    gate.open.set()
+    model = scheduled(gate, request_rows=2)
+    for inputs in ({"x": rows(1, 2, 3)}, {"x": rows(1, 2), "z": rows(1)}):
+        with pytest.raises(CasemateError) as refused:
+            model.run(inputs, ["y"], time.monotonic() + 5)
+        assert refused.value.code is Code.INVALID_INPUT
+    assert gate.runs == []
+
+
+def test_no_request_is_lost_or_answered_with_anothers_rows(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    """A storm: poisoned, late and good requests of many sizes at once."""
+    gate.open.set()
+    model = scheduled(gate, concurrency=2, batch_rows=16)
+    failed = threading.Lock()
+
+    def ask(number: int) -> str:
+        value = POISON if number % 29 == 0 else float(number)
+        x = rows(*[value] * (number % 5))
+        within = 0.0001 if number % 17 == 0 else 30.0
+        try:
+            answer = model.run({"x": x}, ["y"], time.monotonic() + within)
+        except RequestError as error:
+            with failed:
+                return str(error.code)
+        assert answer["y"].tolist() == (x * 2).tolist()
+        return "OK"
+
+    outcomes = list(pool.map(ask, range(1, 3000)))
+    assert outcomes.count("OK") > 2500
+    poisoned = [o for n, o in enumerate(outcomes, 1) if n % 29 == 0 and n % 5 and n % 17]
+    assert set(poisoned) == {"MODEL_FAILED"}
+    assert model._free == 2
+    assert not model._queue
+    assert gate.most <= 2
