@@ -79,6 +79,7 @@ class Attempts:
         self._bound = bound
         self._targets = targets
         self._repetitions = 0
+        self._turns = 0
         self._reseals = 0
         self._sent_again = False
 
@@ -96,6 +97,11 @@ class Attempts:
             if self._reseals > (max(_MOVES_MAX, self._targets) if moved else self._targets):
                 raise self._final(error)
             return again, 0.0
+        if not sent and error.code is Code.OVERLOADED:
+            # Many clients need new evidence at once when a model is replaced, and a host makes only
+            # so many documents a second: they take turns for as long as their deadlines allow.
+            self._turns += 1
+            return again, self._policy.pause(self._turns, error.retry_after_s)
         if self._repetitions >= self._policy.attempts:
             raise self._final(error)
         pause = self._policy.pause(self._repetitions, error.retry_after_s)
