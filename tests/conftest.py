@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.support.deployment import running
+from tests.support.deployment import FORMS, choose_form, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,16 @@ settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--form vm` runs every deployment's enclave as a machine: `make qemu`."""
+    parser.addoption("--form", choices=sorted(FORMS), default="process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the form before any fixture starts an enclave."""
+    choose_form(config.getoption("--form"))
 
 
 @pytest.fixture(scope="session")

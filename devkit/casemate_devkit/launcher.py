@@ -9,27 +9,28 @@ then a new one starts, after a pause of 1 to 30 seconds, measured anew, with a f
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING
 
-from casemate.errors import CasemateError
 from casemate_devkit import unsafe_form
 from casemate_devkit.enclave_process import EnclaveProcess
-from casemate_devkit.errors import DevkitError
-from casemate_devkit.supervision import EventRelay, RestartPause, describe_end
+from casemate_devkit.supervision import (
+    CANNOT_START,
+    DEBUG_WARNING,
+    ENCLAVE_ENDED,
+    announce,
+    keep_running,
+    warn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CANNOT_START", "ENCLAVE_ENDED", "EnclaveProcess", "main"]
+    from casemate_devkit.supervision import EventRelay
 
-CANNOT_START: Final = 1
-ENCLAVE_ENDED: Final = 3
+__all__ = ["CANNOT_START", "ENCLAVE_ENDED", "EnclaveProcess", "main"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,17 +76,6 @@ def _describe(enclave: EnclaveProcess, *, debug: bool) -> str:
     )
 
 
-def _announce(text: str) -> None:
-    """Print on standard output; whoever read the first line may have gone since."""
-    with contextlib.suppress(BrokenPipeError):
-        print(text, flush=True)
-
-
-def _warn(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
-
-
 def _run(options: argparse.Namespace, events: EventRelay) -> int:
     """Start one enclave, measured anew and with a bank of its own, and wait for its end."""
     with EnclaveProcess(
@@ -96,51 +86,20 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
         unsafe_no_namespaces=options.unsafe_no_namespaces,
         stderr=events.stream,
     ) as enclave:
-        _announce(_describe(enclave, debug=options.debug))
+        announce(_describe(enclave, debug=options.debug))
         return enclave.wait()
-
-
-def _live(options: argparse.Namespace) -> tuple[float, int]:
-    """Run one enclave, report its end; return how many seconds it lived, and its exit status."""
-    started = time.monotonic()
-    with EventRelay() as events:
-        status = _run(options, events)
-    lived = time.monotonic() - started
-    facts = [f"last event {events.last or 'none'}"]
-    if events.withheld:
-        facts.append(f"{events.withheld} lines that were no events withheld")
-    _warn(
-        f"casemate-sim: the enclave ended by itself, {describe_end(status)}, after {lived:.1f} s; "
-        + "; ".join(facts)
-    )
-    return lived, status
-
-
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
     if options.unsafe_no_namespaces:
-        _warn(unsafe_form.WARNING)
+        warn(unsafe_form.WARNING)
     if options.debug:
-        _warn("DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence")
-    pause = RestartPause()
-    while True:
-        try:
-            lived, status = _live(options)
-        except (DevkitError, CasemateError) as error:
-            _warn(f"casemate-sim: {error}")
-            return CANNOT_START
-        if not options.restart:
-            return ENCLAVE_ENDED
-        wait = pause.after(lived, status)
-        _warn(f"casemate-sim: the next enclave starts in {wait:.0f} s")
-        time.sleep(wait)
+        warn(DEBUG_WARNING)
+    return keep_running(
+        "casemate-sim", lambda events: _run(options, events), restart=options.restart
+    )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from casemate.client import Client, KmsDataKeys
 from casemate.errors import CasemateError
 from casemate.kms_policy import attested_key_policy
 from casemate_devkit.errors import DevkitError
+from casemate_devkit.forms import ProcessForm
 from casemate_devkit.kms import KmsDouble
 from casemate_devkit.parties import REGION, Aws, Party, run_tool, write_credentials
 from casemate_devkit.pki import NitroPki
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from casemate_devkit.forms import Form
     from casemate_devkit.kms import Principal
 
 AUDIENCE = "clinic.example/screening"
@@ -55,10 +57,14 @@ _SERVING_TIMEOUT_S = 60.0
 class LocalDeployment:
     """Starts a deployment step by step below ``base``; stops it in reverse order."""
 
-    def __init__(self, base: Path, tree: Path) -> None:
-        """Make the three parties; ``tree`` is the staged tree that the operator runs."""
+    def __init__(self, base: Path, tree: Path, form: Form | None = None) -> None:
+        """Make the three parties; ``tree`` is the staged tree that the operator runs in ``form``.
+
+        Without ``form`` the enclave is a process.
+        """
         self.base = base
         self.tree = tree
+        self.form = form or ProcessForm()
         self.vendor = Party.create(
             base, "vendor", {"admin": "user/vendor-admin", "sealer": "role/model-sealing"}
         )
@@ -192,10 +198,11 @@ class LocalDeployment:
     def launch(self, tree: Path, run: Path, *options: str) -> Service:
         """Start an enclave whose sockets are in ``run``; stopping it is the caller's."""
         return Service(
-            "casemate_devkit.launcher",
-            *("--tree", str(tree), "--pki", str(self.pki_directory), "--run", str(run)),
+            *self.form.launcher(tree),
+            *("--pki", str(self.pki_directory), "--run", str(run)),
             *options,
             log=self.operator.directory / "enclave.log",
+            start_s=self.form.start_s,
         )
 
     def start_host(

@@ -25,9 +25,12 @@ class Service:
 
     It runs in a session of its own, so that an interrupt at the terminal reaches it through its
     owner; its environment holds nothing of ours but the search path. Its standard error is ``log``.
+    ``start_s``: how long it may take to be ready.
     """
 
-    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+    def __init__(
+        self, module: str, *arguments: str, log: Path, start_s: float = _START_TIMEOUT_S
+    ) -> None:
         self.log = log
         self._follower = threading.Thread(target=self._follow, name="follow", daemon=True)
         with log.open("a") as stream:
@@ -41,15 +44,15 @@ class Service:
                 text=True,
             )
         try:
-            self.ready = self._await_ready(module)
+            self.ready = self._await_ready(module, start_s)
         except BaseException:
             self.stop()
             raise
         self._said = collections.deque([self.ready], maxlen=1)
         self._follower.start()
 
-    def _await_ready(self, module: str) -> dict[str, Any]:
-        timer = threading.Timer(_START_TIMEOUT_S, self._process.kill)
+    def _await_ready(self, module: str, start_s: float) -> dict[str, Any]:
+        timer = threading.Timer(start_s, self._process.kill)
         timer.start()
         try:
             line = self._process.stdout.readline() if self._process.stdout else ""

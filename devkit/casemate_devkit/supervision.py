@@ -13,13 +13,22 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+import time
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO
 
-from casemate.errors import Code
+from casemate.errors import CasemateError, Code
+from casemate_devkit.errors import DevkitError
 from casemate_enclave.events import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import BinaryIO
+
+# Exit statuses of launchers
+CANNOT_START: Final = 1
+ENCLAVE_ENDED: Final = 3
+
+DEBUG_WARNING: Final = "DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence"
 
 _LINE_MAX: Final = 512  # bytes; an event takes a hundred
 _COUNT_MASK: Final = 0xFFFFFFFF
@@ -50,10 +59,12 @@ class EventRelay:
     """Takes an enclave's standard error and passes its events on; a context manager.
 
     ``stream`` is what the enclave writes to. After ``finish``: ``last`` is the last event, with its
-    reason code if it had one, and ``withheld`` how many lines were none.
+    reason code if it had one, and ``withheld`` how many lines were none. ``started`` is set once
+    the enclave says that it serves.
     """
 
     def __init__(self, sink: TextIO | None = None) -> None:
+        self.started = threading.Event()
         self._sink = sink or sys.stderr
         reader, writer = os.pipe()
         self._reader: BinaryIO = os.fdopen(reader, "rb")
@@ -83,6 +94,8 @@ class EventRelay:
                     continue
                 name, code = event["event"], event.get("code")
                 self.last = f"{name} ({code})" if code else str(name)
+                if name == Event.STARTED:
+                    self.started.set()
                 with contextlib.suppress(OSError, ValueError):  # whoever reads it may be gone
                     print(json.dumps(event), file=self._sink, flush=True)
 
@@ -109,3 +122,56 @@ def describe_end(status: int) -> str:
         return f"signal {signal.Signals(-status).name}"
     except ValueError:
         return f"signal {-status}"
+
+
+def keep_running(name: str, run: Callable[[EventRelay], int], *, restart: bool) -> int:
+    """Do a launcher's work: ``run`` an enclave to its end, and with ``restart`` the next one.
+
+    ``name`` is the launcher's, in front of what it says. Returns the exit status.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    pause = RestartPause()
+    while True:
+        try:
+            lived, status = _live(name, run)
+        except (DevkitError, CasemateError) as error:
+            warn(f"{name}: {error}")
+            return CANNOT_START
+        if not restart:
+            return ENCLAVE_ENDED
+        wait = pause.after(lived, status)
+        warn(f"{name}: the next enclave starts in {wait:.0f} s")
+        time.sleep(wait)
+
+
+def _live(name: str, run: Callable[[EventRelay], int]) -> tuple[float, int]:
+    """Run one enclave, report its end; return how many seconds it lived, and its exit status."""
+    started = time.monotonic()
+    with EventRelay() as events:
+        status = run(events)
+    lived = time.monotonic() - started
+    facts = [f"last event {events.last or 'none'}"]
+    if events.withheld:
+        facts.append(f"{events.withheld} lines that were no events withheld")
+    warn(
+        f"{name}: the enclave ended by itself, {describe_end(status)}, after {lived:.1f} s; "
+        + "; ".join(facts)
+    )
+    return lived, status
+
+
+def announce(text: str) -> None:
+    """Print on standard output; whoever read the first line may have gone since."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print on standard error, likewise."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(0)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from casemate.attestation.structures import FORMS
-from casemate.channel import UnixAddress, listen, parse_address
+from casemate.channel import UnixAddress, VsockAddress, listen, parse_address
 from casemate.errors import CasemateError
 from casemate_enclave.events import Event, Journal
-from casemate_enclave.hardening import harden_process, silence_tracebacks, take_standard_error
+from casemate_enclave.hardening import (
+    give_up_root,
+    harden_process,
+    silence_tracebacks,
+    take_standard_error,
+)
 from casemate_enclave.sandbox import Confinement, confine_calls, confine_files, tree_paths
 
 if TYPE_CHECKING:
@@ -81,11 +86,14 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     if arguments.form in _OWN_MACHINE:
         set_wall_clock(assembly.clock.stated)
     listener = listen(address)
+    if arguments.form in _OWN_MACHINE:
+        give_up_root()
     confinement = Confinement(landlock_abi, confine_calls(arguments.form))
     if not confinement.enough_for(arguments.form):
         return False
     stopped = threading.Event()
-    server = Server(listener, Dispatcher(assembly.enclave, journal), journal)
+    parent = egress.cid if isinstance(egress, VsockAddress) else None
+    server = Server(listener, Dispatcher(assembly.enclave, journal), journal, parent)
     assembly.maintain(stopped, server.finish)
     signal.signal(signal.SIGTERM, _end)
     if arguments.form == _NO_ROOT:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
+_NOBODY = 65534  # owns nothing
+
 
 def harden_process() -> None:
     """Refuse core dumps, other processes' eyes and new privileges; raises OSError."""
@@ -30,6 +32,17 @@ def harden_process() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     faulthandler.disable()
+
+
+def give_up_root() -> None:
+    """Become nobody, without capabilities, in every thread; raises OSError.
+
+    For process 1 of a machine, which the kernel starts as root. The C library passes the change on
+    to all threads, and the kernel takes their capabilities with it.
+    """
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
 def _prctl(option: int, value: int) -> None:

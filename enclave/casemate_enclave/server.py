@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
 
-_PARENT_CID = 3  # linux/vm_sockets.h on Nitro: the instance that started the enclave
 _ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
 
 # What may be said in the clear: to a request (SPEC 11.1), to a load (8.3), to an unload.
@@ -76,11 +75,19 @@ class _Exchange:
 class Server:
     """Accepts connections and answers their frames until it is stopped.
 
-    A connection's failure ends that connection and nothing else.
+    A connection's failure ends that connection and nothing else. Over vsock only the context id
+    ``parent`` is served (SPEC 9.1).
     """
 
-    def __init__(self, listener: socket.socket, dispatcher: Dispatcher, journal: Journal) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        dispatcher: Dispatcher,
+        journal: Journal,
+        parent: int | None = None,
+    ) -> None:
         self._listener = listener
+        self._parent = parent
         self._dispatcher = dispatcher
         self._journal = journal
         self._changed = threading.Condition()
@@ -124,7 +131,7 @@ class Server:
 
     def _admit(self, channel: socket.socket, peer: object) -> None:
         channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
-        if channel.family != socket.AF_UNIX and not _is_parent(peer):
+        if channel.family != socket.AF_UNIX and not self._is_parent(peer):
             self._refuse(channel, Code.UNAVAILABLE, "only the parent is served")
             return
         with self._changed:
@@ -142,6 +149,9 @@ class Server:
         except RuntimeError:  # no thread to be had
             self._forget(channel)
             self._refuse(channel, Code.OVERLOADED, "too many connections")
+
+    def _is_parent(self, peer: object) -> bool:
+        return isinstance(peer, tuple) and self._parent is not None and peer[0] == self._parent
 
     def _refuse(self, channel: socket.socket, code: Code, detail: str) -> None:
         self._journal.count(Counter.CONNECTIONS_REFUSED)
@@ -203,10 +213,6 @@ class Server:
 def _exchange_of(frame: Frame, channel: socket.socket) -> _Exchange:
     budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
     return _Exchange(frame.payload, time.monotonic() + budget / 1000, channel)
-
-
-def _is_parent(peer: object) -> bool:
-    return isinstance(peer, tuple) and peer[0] == _PARENT_CID
 
 
 def _hang_up(channel: socket.socket, how: int = socket.SHUT_RDWR) -> None:

@@ -18,7 +18,6 @@ import pytest
 from casemate.client import Client, KmsDataKeys
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.kms_policy import attested_key_policy
-from casemate_devkit.enclave_process import measure
 from casemate_devkit.local import AUDIENCE, MODEL
 from tests.support.deployment import DATA, prepared
 from tests.support.lying import LyingHost
@@ -50,7 +49,7 @@ def newer(world: LocalDeployment, tmp_path_factory: pytest.TempPathFactory) -> t
     shutil.copytree(world.tree, tree, symlinks=True)
     (tree / "app").chmod(0o755)
     (tree / "app/RELEASE").write_text("0.2.0\n")
-    measured = measure(tree, "process")
+    measured = world.form.measure(tree)
     return tree, replace(
         world.release, name="0.2.0", pcr0=measured.pcr0, pcr1=measured.pcr1, pcr2=measured.pcr2
     )

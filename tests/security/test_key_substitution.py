@@ -34,7 +34,6 @@ from casemate.errors import Code
 from casemate.kms_context import model_context
 from casemate_devkit.demo.attacks import change_one_byte
 from casemate_devkit.demo.scenes import read_model_header
-from casemate_devkit.enclave_process import measure
 from casemate_devkit.kms import KmsDouble
 from casemate_devkit.local import MODEL
 from casemate_devkit.nsm import SimulatedNsm, boot_registers
@@ -199,7 +198,7 @@ def test_k2_h6_one_changed_byte_of_code_is_refused_by_kms_by_name_and_by_the_cli
         assert kms_mode_refusal(deployment, changed) is Code.KEY_RELEASE_DENIED
         assert from_enclave(deployment, lying_host, changed) is Code.EVIDENCE_MEASUREMENTS
         # Older and other images alike: only a release that the policy lists passes.
-        measured = measure(tree, "process")
+        measured = deployment.form.measure(tree)
         assert measured.pcr2 != deployment.release.pcr2
         mixed = replace(deployment.release, pcr2=measured.pcr2)  # PCR0 is still the genuine one
         code = from_enclave(deployment, lying_host, changed, releases=(mixed,))
@@ -397,7 +396,7 @@ def kms_document(world: LocalDeployment, nonce: bytes | None = None) -> bytes:
 
     The host cannot see one (TLS ends inside), so the test has the security module make it.
     """
-    measurement = measure(world.tree, "process")
+    measurement = world.form.measure(world.tree)
     pki = NitroPki.create(world.pki_directory)
     nsm = SimulatedNsm(pki, boot_registers(measurement, pki.instance_id))
     event = configuration_event(world.configuration)

@@ -7,24 +7,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate_devkit.demo.scenes import Data
-from casemate_devkit.enclave_process import measure
+from casemate_devkit.forms import MachineForm, ProcessForm
 from casemate_devkit.local import LIMITS, LocalDeployment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casemate.attestation import ServiceLimits
+    from casemate_devkit.forms import Form
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples/wdbc"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples/wdbc"
 DATA = Data.load(EXAMPLE)
+
+
+VM = ROOT / ".qemu"
+FORMS: dict[str, Form] = {
+    "process": ProcessForm(),
+    "vm": MachineForm(tools=VM / "tools", images=VM / "images"),
+}
+_chosen = ["process"]
+
+
+def choose_form(name: str) -> None:
+    """Run every deployment of this test run in a form of FORMS: pytest's option `--form`."""
+    _chosen[:] = [name]
+
+
+def chosen_form() -> Form:
+    """What `--form` says."""
+    return FORMS[_chosen[0]]
 
 
 @contextlib.contextmanager
 def prepared(base: Path, tree: Path, limits: ServiceLimits = LIMITS) -> Iterator[LocalDeployment]:
     """KMS, keys and policies; neither enclave nor host runs yet."""
-    with LocalDeployment(base, tree) as world:
+    with LocalDeployment(base, tree, chosen_form()) as world:
         world.start_kms()
-        world.agree(measure(tree, "process"), limits)
+        world.agree(world.form.measure(tree), limits)
         yield world
 
 

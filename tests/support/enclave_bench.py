@@ -123,7 +123,9 @@ class Bench:
         self.journal = Journal(self.stderr)
         self.assembly = Assembly(Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms)
         dispatcher = Dispatcher(self.assembly.enclave, self.journal)
-        self.server = Server(listen(UnixAddress(str(self.path))), dispatcher, self.journal)
+        self.server = Server(
+            listen(UnixAddress(str(self.path))), dispatcher, self.journal, parent=3
+        )
         self._thread = threading.Thread(target=self.server.serve)
         self._thread.start()
         return self

@@ -50,10 +50,15 @@ def boot_module() -> Path:
     return source("casemate_enclave").parent / "boot.py"
 
 
+def init_module() -> Path:
+    """What runs before it where the enclave is a machine of its own (SPEC 4.4)."""
+    return boot_module().with_name("init.py")
+
+
 def sources() -> list[Path]:
     """Every file of the application part, for seeing whether one changed."""
     found = [source(package).parent / path for package in PACKAGES for path in _modules(package)]
-    return [boot_module(), *found]
+    return [boot_module(), init_module(), *found]
 
 
 def _modules(package: str) -> list[Path]:
@@ -68,7 +73,8 @@ def stage(folder: Path) -> None:
     for package in PACKAGES:
         for path in _modules(package):
             copy_file(source(package).parent / path, folder / path)
-    copy_file(boot_module(), folder / "boot.py")
+    for first in (boot_module(), init_module()):
+        copy_file(first, folder / first.name)
 
 
 def belongs(path: Path) -> bool:

@@ -59,7 +59,8 @@ def needed() -> set[str]:
 
 def staged() -> set[str]:
     known = {path: name for name, path in modules().items()}
-    return {known[path] for path in application.sources() if path != application.boot_module()}
+    first = {application.boot_module(), application.init_module()}
+    return {known[path] for path in application.sources() if path not in first}
 
 
 def test_what_the_enclave_imports_is_staged() -> None:

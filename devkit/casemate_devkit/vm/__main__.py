@@ -1,0 +1,126 @@
+"""``python -m casemate_devkit.vm``: boot an enclave image in QEMU, and play the hypervisor for it.
+
+Prints one JSON object on standard output each time the enclave serves, and the enclave's events on
+standard error; of whatever else the machine prints, only how many lines it was. In the run
+directory ``enclave.sock`` leads to the enclave, and the enclave's egress to ``egress.sock``.
+Options and exit status are those of ``casemate-sim``. A machine that does not serve within two
+minutes is ended and started once more: an emulated processor on a busy machine can miss its timer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from casemate.attestation.cmdline import EGRESS_PORT, ENCLAVE_PORT
+from casemate_devkit.errors import DevkitError
+from casemate_devkit.pki import NitroPki
+from casemate_devkit.supervision import DEBUG_WARNING, EventRelay, announce, keep_running, warn
+from casemate_devkit.vm.machine import Machine
+from casemate_devkit.vm.toolbox import Toolbox
+from casemate_devkit.vm.vsock import Door, Vsock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+BOOT_S: Final = 120.0
+BOOTS: Final = 2
+_CID: Final = 16  # the first that a Nitro enclave may have
+_CLEAN_END: Final = "STOPPED"
+_NAME: Final = "casemate-vm"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m casemate_devkit.vm", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--eif", type=Path, required=True, help="the enclave image to boot")
+    parser.add_argument(
+        "--tools", type=Path, required=True, help="what casemate_devkit.vm.toolbox made"
+    )
+    parser.add_argument(
+        "--pki", type=Path, required=True, help="directory of the simulated PKI; made if missing"
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="private directory for enclave.sock and egress.sock"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="as nitro-cli's debug mode: PCR0, 1 and 2 are zero"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="boot a new machine when one ends by itself"
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace, events: EventRelay) -> int:
+    """Boot one machine and wait for its end; the status is the enclave's own."""
+    run = options.run.resolve()
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pki = NitroPki.create(options.pki)
+    with _booted(options, pki, run, events) as machine:
+        announce(_describe(machine, pki, debug=options.debug))
+        machine.wait()
+    return 0 if events.last == _CLEAN_END else 1
+
+
+@contextlib.contextmanager
+def _booted(
+    options: argparse.Namespace, pki: NitroPki, run: Path, events: EventRelay
+) -> Iterator[Machine]:
+    tools = Toolbox.open(options.tools)
+    for boot in range(1, BOOTS + 1):
+        with Vsock(tools, [_CID]) as vsock, contextlib.ExitStack() as resources:
+            vsock.way_out(_CID, EGRESS_PORT, run / "egress.sock")
+            machine = Machine(options.eif, pki, tools, debug=options.debug, console=events.stream)
+            machine.boot(vsock.device(_CID))
+            resources.callback(machine.stop)
+            if _serves(machine, events):
+                resources.enter_context(
+                    Door(run / "enclave.sock", vsock.way_in(_CID), ENCLAVE_PORT)
+                )
+                yield machine
+                return
+        warn(f"{_NAME}: boot {boot} of {BOOTS}: nothing served, last event {events.last or 'none'}")
+    raise DevkitError(f"the image did not boot in {BOOTS} times {BOOT_S:.0f} s")
+
+
+def _serves(machine: Machine, events: EventRelay) -> bool:
+    deadline = time.monotonic() + BOOT_S
+    while not events.started.wait(0.2):
+        if not machine.running() or time.monotonic() > deadline:
+            return False
+    return True
+
+
+def _describe(machine: Machine, pki: NitroPki, *, debug: bool) -> str:
+    measurement = machine.measurement
+    return json.dumps(
+        {
+            "pid": machine.pid,
+            "pcr0": measurement.pcr0.hex(),
+            "pcr1": measurement.pcr1.hex(),
+            "pcr2": measurement.pcr2.hex(),
+            "root_sha256": pki.root_sha256.hex(),
+            "module_id": machine.nsm.module_id,
+            "form": "vm",
+            "debug": debug,
+        }
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.debug:
+        warn(DEBUG_WARNING)
+    return keep_running(_NAME, lambda events: _run(options, events), restart=options.restart)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
