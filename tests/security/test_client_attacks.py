@@ -374,11 +374,12 @@ def test_h20_bare_aes_gcm_would_open_one_ciphertext_under_two_keys() -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("mode", ["hpke", "kms"])
 def test_h20_a_ciphertext_under_another_key_than_the_committed_one_is_refused(
-    deployment: LocalDeployment, enclave: EnclaveSocket
+    deployment: LocalDeployment, enclave: EnclaveSocket, mode: str
 ) -> None:
     """The header carries the first key's commitment and the second key, which seals the content."""
-    committed, sealing = start_session(deployment), start_session(deployment)
+    committed, sealing = (start_session(deployment, mode=mode) for _ in range(2))
     header = parse_request_header(committed.seal().header)
     other = parse_request_header(sealing.seal().header)
     for changed in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from casemate.client.cli.benching import bench
 from casemate.client.cli.calls import infer, keygen, seal_model_command
 from casemate.client.cli.conforming import conformance
 from casemate.client.cli.doctoring import doctor
@@ -16,6 +17,6 @@ __all__ = ["main"]
 
 for _command in (
     *(verify, infer, infer_sealed, inspect, measure, keygen, seal_model_command),
-    *(seal_data_command, conformance, policy, doctor),
+    *(seal_data_command, conformance, policy, doctor, bench),
 ):
     main.add_command(_command)

@@ -1,0 +1,67 @@
+"""Triton through PyTriton: onnxruntime in its Python backend, two instances, dynamic batcher.
+
+Runs in its own virtual environment: ``serve_triton.py FOLDER PORT``.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+TYPES = {"FP32": np.float32, "INT64": np.int64}
+INSTANCES = 2
+
+
+def instance(path, outputs):
+    """One onnxruntime session with one thread: there are as many instances as cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options)
+
+    @batch
+    def infer(**inputs):
+        return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+
+    return infer
+
+
+def main():
+    """Serve every model of the folder until it is told to stop."""
+    folder, port = Path(sys.argv[1]), int(sys.argv[2])
+    config = TritonConfig(
+        grpc_port=port,
+        grpc_address="127.0.0.1",
+        allow_http=False,
+        allow_metrics=False,
+        log_verbose=0,
+    )
+    with Triton(config=config) as triton:
+        for name, facts in json.loads((folder / "models.json").read_text()).items():
+            outputs = list(facts["outputs"])
+            triton.bind(
+                model_name=name,
+                infer_func=[instance(folder / f"{name}.onnx", outputs) for _ in range(INSTANCES)],
+                inputs=[
+                    Tensor(name=n, dtype=np.float32, shape=s) for n, s in facts["inputs"].items()
+                ],
+                outputs=[
+                    Tensor(name=n, dtype=TYPES[t], shape=s or (1,))
+                    for n, (t, s) in facts["outputs"].items()
+                ],
+                config=ModelConfig(
+                    max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=100)
+                ),
+            )
+        triton.run()
+        print(json.dumps({"pid": os.getpid()}), flush=True)
+        triton.serve()
+
+
+if __name__ == "__main__":
+    main()
