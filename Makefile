@@ -12,6 +12,9 @@ FUZZ   := .venv-fuzz
 RUNS           ?= 1000000
 SOAK_MINUTES   ?= 30
 BENCHES        := verifier sandbox key_modes overload
+ROUNDS         ?= 5
+PEERS          := client triton kserve mlserver
+PEERS_PYTHON   ?= /usr/bin/python3.11
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
     tests/security/test_chain_cache.py tests/security/test_evidence_binding.py tests/security/test_eif.py
@@ -21,10 +24,10 @@ LOCKS     := requirements/dev.txt requirements/protoc.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check coverage mutants fuzz bench soak compose protos lock clean
+.PHONY: help venv stage demo test check coverage mutants fuzz bench bench-peers soak compose protos lock clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Build .venv from the hash-pinned locks, with the five distributions editable
 
@@ -77,6 +80,15 @@ compose: venv ## Build the images and try the whole compose stack (starts an eng
 
 soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
+bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; writes .bench/peers.json and plots)
+	@$(BIN)/python -m bench.peers --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
+
+# Each server in an environment of its own, from its lock; Triton's stub is linked to Debian's Python 3.11.2.
+.bench/%/.installed: bench/peers/requirements/%.txt
+	@echo "building .bench/$* (minutes and gigabytes the first time)"
+	@test -x .bench/$*/bin/python || $(PEERS_PYTHON) -m venv .bench/$*
+	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 # Apart from the other tools: instrumented, and for Linux alone.
 $(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt
@@ -92,5 +104,5 @@ lock: ## Regenerate requirements/*.txt (UPGRADE=1 takes newer versions); needs u
 	@requirements/lock.sh
 
 clean: ## Remove what the other targets made
-	@rm -rf $(VENV) $(FUZZ) .fuzz .stage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(FUZZ) .fuzz .stage .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

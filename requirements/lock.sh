@@ -30,13 +30,20 @@ for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml enclave.txt:e
     compile "${lock%%:*}" "${lock#*:}" "${constraint[@]}" "${extra[@]}"
 done
 
+# The servers of `make bench-peers`, each for itself, for Linux and the Python that Triton's stub needs.
+for peer in client triton kserve mlserver; do
+    uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_36 \
+        --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate ${UPGRADE:+--upgrade} \
+        --output-file "bench/peers/requirements/${peer}.txt" "bench/peers/requirements/${peer}.in" >/dev/null
+done
+
 # The enclave's lock is its bill of materials.
 if grep -qiE '^(grpcio|boto3|click)' requirements/enclave.txt; then
     echo "requirements/enclave.txt holds a package that must not run inside the enclave" >&2
     exit 1
 fi
 # No address and no path of the machine that made the locks.
-if grep -nE '://|file:|--(index-url|extra-index-url|find-links)|(^|[ (])/' requirements/*.txt; then
+if grep -nE '://|file:|--(index-url|extra-index-url|find-links)|(^|[ (])/' requirements/*.txt bench/peers/requirements/*.txt; then
     echo "a lock names an address or a path" >&2
     exit 1
 fi

@@ -9,6 +9,10 @@ from typing import Final
 
 import numpy as np
 
+from casemate import wire
+from casemate.sealed_model.header import ModelEntry, ModelHeader
+from casemate.sealed_model.serving import Serving
+from casemate.tensors import TensorSpec
 from tests.support.onnx_bytes import FLOAT, field, graph, model, node, tensor, value_info
 
 _INTS: Final = 7  # onnx.proto AttributeProto.type
@@ -24,6 +28,17 @@ class BenchModel:
     about: str
     inputs: dict[str, Shape]
     outputs: dict[str, tuple[str, Shape]]  # name to datatype and shape
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as a sealed model states them; the first dimension counts rows."""
+        return tuple(TensorSpec(name, "FP32", (0, *shape)) for name, shape in self.inputs.items())
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, likewise."""
+        pairs = self.outputs.items()
+        return tuple(TensorSpec(name, kind, (0, *shape)) for name, (kind, shape) in pairs)
 
     def row(self, seed: int = 0) -> dict[str, np.ndarray]:
         """One question: every input as a batch of one, float32."""
@@ -47,6 +62,7 @@ SLOW = BenchModel(
     {"x": (3, 48, 48)},
     {"y": ("FP32", (10,))},
 )
+SERVING: Final = Serving(batch_dimension=0, batch_rows=32)
 MODELS: Final = {each.name: each for each in (SMALL, MLP, IMAGE, SLOW)}
 
 
@@ -63,6 +79,28 @@ def write_models(folder: Path) -> None:
     (folder / "models.json").write_text(json.dumps(facts))
 
 
+def header_of(name: str, content: bytes) -> ModelHeader:
+    """What a publisher would state of the model; nothing here is sealed by it."""
+    facts = MODELS[name]
+    entry = ModelEntry(f"{name}.onnx", len(content), wire.digest(content))
+    return ModelHeader(
+        file_id=bytes(32),
+        key_commitment=bytes(32),
+        publisher=bytes(32),
+        name=name,
+        version=1,
+        inputs=facts.input_specs,
+        outputs=facts.output_specs,
+        answer_bucket=1024,
+        callers="any",
+        runtime="onnx",
+        kms_key=f"arn:aws:kms:eu-central-1:111122223333:key/{'0' * 8}-0000-4000-8000-{'0' * 12}",
+        wrapped_key=b"none",
+        entries=(entry,),
+        serving=SERVING,
+    )
+
+
 def _weights(name: str, *shape: int) -> bytes:
     # A product with such weights keeps the size of its input, so that no layer overflows.
     scale = (2.0 / np.prod(shape[1:] if len(shape) > 1 else shape)) ** 0.5
@@ -74,10 +112,11 @@ def _weights(name: str, *shape: int) -> bytes:
 def _mlp() -> bytes:
     nodes, weights, last = [], [], "x"
     for layer in range(6):
+        target = f"r{layer}" if layer < 5 else "y"
         nodes.append(node("MatMul", (last, f"w{layer}"), (f"m{layer}",)))
-        nodes.append(node("Relu", (f"m{layer}",), ("y" if layer == 5 else f"r{layer}",)))
+        nodes.append(node("Relu", (f"m{layer}",), (target,)))
         weights.append(_weights(f"w{layer}", 1024, 1024))
-        last = f"r{layer}"
+        last = target
     return _model(nodes, weights, (1024,), (1024,))
 
 

@@ -50,9 +50,9 @@ def bar_plot(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -
     """Plot a group of bars for each key; within a group one for each name, always in one colour."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     top = max((value for group in groups.values() for value in group.values()), default=1.0) or 1.0
-    parts = []
-    for share in range(5):
-        parts.append(_grid_y(_TOP + _PLOT_H * (1 - share / 4), f"{top * share / 4:.4g}"))
+    parts = [
+        _grid_y(_TOP + _PLOT_H * (1 - share / 4), f"{top * share / 4:.4g}") for share in range(5)
+    ]
     room = _PLOT_W / max(len(groups), 1)
     width = room * 0.8 / max(len(names), 1)
     for place, (label, group) in enumerate(groups.items()):

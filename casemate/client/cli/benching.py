@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +27,8 @@ from casemate.client.load import IN_FLIGHT_MAX, PERCENTILES, SECONDS_MAX, Load, 
 from casemate.client.plot import latency_plot
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from casemate.client.access import HostAccess
 
 _COLUMNS = ("in flight", "answers/s", *(f"p{percent:g} ms" for percent in PERCENTILES), "max ms")

@@ -6,19 +6,42 @@ Runs in its own virtual environment: ``serve_kserve.py FOLDER PORT``.
 import asyncio
 import json
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kserve
+import kserve.protocol.grpc.server as grpc_side
 import onnxruntime
+import uvicorn
 from kserve.protocol.infer_type import InferOutput, InferResponse
 
+GENUINE = grpc_side.aio.server
 THREADS = 2
 POOL = ThreadPoolExecutor(THREADS)
 
 
+def loopback_server(*arguments, **options):
+    """KServe listens on every interface, without a setting; a bench has no business there."""
+    server = GENUINE(*arguments, **options)
+    bind = server.add_insecure_port
+    server.add_insecure_port = lambda address: bind(address.replace("[::]", "127.0.0.1"))
+    return server
+
+
+class LoopbackConfig(uvicorn.Config):
+    """The same for its HTTP side."""
+
+    def __init__(self, app, **options):
+        super().__init__(app, **{**options, "host": "127.0.0.1"})
+
+
+grpc_side.aio = types.SimpleNamespace(server=loopback_server)
+uvicorn.Config = LoopbackConfig
+
+
 class OnnxModel(kserve.Model):
-    """One model; onnxruntime releases the interpreter's lock, so that two threads keep two cores."""
+    """One model; onnxruntime lets go of the interpreter's lock: two threads keep two cores."""
 
     def __init__(self, name, path, outputs):
         super().__init__(name)

@@ -1,0 +1,134 @@
+"""Casemate beside the servers that people use: `make bench-peers`, or `python -m bench.peers`.
+
+Each round starts each server in turn, in another order each time, and puts every load on every
+model of it. Ratios are within a round; what is reported are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from bench.peers import findings, processor
+from bench.peers.findings import Figures, Sample
+from bench.peers.models import MODELS, write_models
+from bench.peers.servers import ROOT, SERVERS, Running, versions
+from casemate.client.plot import bar_plot
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--in-flight", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before each")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--plots", type=Path, help="write SVG images to this folder")
+    return parser.parse_args()
+
+
+def _measure(server: Running, model: str, in_flight: int, options: argparse.Namespace) -> Figures:
+    """Drive one load and return its figures."""
+    command = server.command(model, in_flight, options.seconds, options.warm_up)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as driver:
+        pids = processor.family(*server.roots)
+        marks = [_clocks(driver, word, pids) for word in ("begin", "end")]
+        found = json.loads(driver.communicate()[0])
+    if driver.returncode != 0 or not found["latencies"] or found.get("refused"):
+        raise SystemExit(f"{model}, {in_flight} in flight: {found.get('refused')}")
+    server_s, client_s, joules = (after - before for before, after in zip(*marks, strict=True))
+    return Figures.of(found["latencies"], found["seconds"], server_s, client_s, joules)
+
+
+def _clocks(driver: subprocess.Popen[str], word: str, pids: set[int]) -> tuple[float, ...]:
+    """Processor seconds of server and driver and joules, at the moment the driver says ``word``."""
+    if driver.stdout is not None:
+        _await_word(driver.stdout, word)
+    return processor.seconds(pids), processor.seconds({driver.pid}), processor.energy()
+
+
+def _await_word(stream: IO[str], word: str) -> None:
+    while line := stream.readline():
+        if line.strip() == word:
+            return
+    raise SystemExit("the load generator ended early")
+
+
+def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
+    samples = []
+    for number in range(options.rounds):
+        turn = number % len(options.servers)
+        for name in options.servers[turn:] + options.servers[:turn]:
+            print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
+            with SERVERS[name](folder) as server:
+                for model in options.models:
+                    for in_flight in options.in_flight:
+                        figures = _measure(server, model, in_flight, options)
+                        sample = Sample(number, name, model, "unary", in_flight, figures)
+                        samples.append(sample)
+    return samples
+
+
+def _print(found: dict[str, object], samples: list[Sample]) -> None:
+    rows = findings.medians(samples)
+    head = f"{'model':7}{'in flight':>10}  {'server':10}{'answers/s':>10}{'spread':>8}"
+    print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}")
+    for row in rows:
+        print(
+            f"{row['model']:7}{row['in_flight']:>10}  {row['server']:10}{row['throughput']:>10.0f}"
+            f"{row['spread_percent']:>7.0f}%{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
+            f"{row['server_cpu_s_per_1000']:>12.3f}{row['client_cpu_s_per_1000']:>8.3f}"
+        )
+    print()
+    for target in findings.targets(samples):
+        bound = f"at {'least' if target.at_least else 'most'} {target.bound:g}"
+        verdict = "met" if target.met else "MISSED"
+        print(f"{target.name:55}{target.value:7.2f}   {bound}: {verdict}")
+    print("\nUS dollars per million answers, 32 in flight, servers' processor time only")
+    for cost in findings.costs(rows):
+        where = f"{cost['model']:7}{cost['server']:10}{cost['instance']:12}"
+        print(f"{where}{cost['dollars_per_million']:8.4f}   (listed {cost['listed']})")
+    print(f"\n{json.dumps({'machine': found['machine'], 'versions': found['versions']}, indent=1)}")
+
+
+def _plot(folder: Path, samples: list[Sample]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = findings.medians(samples)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for figure, unit in (("throughput", "answers a second"), ("p50_ms", "p50, milliseconds")):
+            groups: dict[str, dict[str, float]] = {}
+            for row in rows:
+                if row["model"] == model:
+                    group = groups.setdefault(f"{row['in_flight']} in flight", {})
+                    group[row["server"]] = row[figure]
+            title = f"{model}: {MODELS[model].about}"
+            (folder / f"{model}-{figure}.svg").write_text(bar_plot(title, unit, groups))
+
+
+def main() -> int:
+    """Measure, print, and return 1 if a target is missed."""
+    options = _parse()
+    with tempfile.TemporaryDirectory(prefix="cm-models-") as base:
+        write_models(Path(base))
+        samples = _run(Path(base), options)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    found = {"machine": machine, "versions": versions(), **findings.as_json(samples)}
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.plots is not None:
+        _plot(options.plots, samples)
+    _print(found, samples)
+    return 0 if all(target.met for target in findings.targets(samples)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""What the samples of all rounds say: medians, spread, ratios within a round, cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+PRICES: Final = Path(__file__).parent / "prices.toml"
+PEERS: Final = ("triton", "kserve", "mlserver")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Latencies in ms; processor seconds and joules (None if unknown) for 1,000 answers."""
+
+    throughput: float
+    p50: float
+    p99: float
+    server_cpu: float
+    client_cpu: float
+    joules: float | None
+
+    @classmethod
+    def of(
+        cls,
+        latencies: Sequence[float],
+        seconds: float,
+        server_s: float,
+        client_s: float,
+        joules: float,
+    ) -> Self:
+        """``latencies`` ascending; ``joules`` is not a number where nobody knows."""
+        count = len(latencies)
+        return cls(
+            throughput=count / seconds,
+            p50=latencies[count // 2],
+            p99=latencies[min(count - 1, count * 99 // 100)],
+            server_cpu=1000 * server_s / count,
+            client_cpu=1000 * client_s / count,
+            joules=None if math.isnan(joules) else 1000 * joules / count,
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One server under one load in one round."""
+
+    round: int
+    server: str
+    model: str
+    mode: str
+    in_flight: int
+    figures: Figures
+
+    @property
+    def case(self) -> tuple[str, str, int]:
+        """What is compared between servers."""
+        return self.model, self.mode, self.in_flight
+
+
+@dataclass(frozen=True)
+class Target:
+    """``value`` is a median over the rounds of a ratio within one round."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is kept."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def medians(samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    """One row for each server and case: medians, and the spread of the throughput in percent."""
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        key = (sample.model, sample.mode, f"{sample.in_flight:04}", sample.server)
+        groups.setdefault(key, []).append(sample)
+    return [_row(group) for _, group in sorted(groups.items(), key=lambda item: item[0][:3])]
+
+
+def _row(group: Sequence[Sample]) -> dict[str, Any]:
+    first = group[0]
+    throughput = [each.figures.throughput for each in group]
+    middle = statistics.median(throughput)
+    joules = [each.figures.joules for each in group if each.figures.joules is not None]
+    return {
+        "model": first.model,
+        "mode": first.mode,
+        "in_flight": first.in_flight,
+        "server": first.server,
+        "rounds": len(group),
+        "throughput": middle,
+        "spread_percent": 100 * (max(throughput) - min(throughput)) / middle if middle else 0.0,
+        "p50_ms": statistics.median(each.figures.p50 for each in group),
+        "p99_ms": statistics.median(each.figures.p99 for each in group),
+        "server_cpu_s_per_1000": statistics.median(each.figures.server_cpu for each in group),
+        "client_cpu_s_per_1000": statistics.median(each.figures.client_cpu for each in group),
+        "joules_per_1000": statistics.median(joules) if joules else None,
+    }
+
+
+def targets(samples: Sequence[Sample]) -> list[Target]:
+    """Judge what was measured; a case that was not is left out."""
+    found: list[Target | None] = []
+    for model, least in (("small", 0.90), ("mlp", 0.97), ("image", 0.97), ("slow", 0.97)):
+        name = f"{model}, 32 in flight: throughput sealed / plain"
+        found.append(_ratio(samples, name, (model, 32), _plain, "throughput", least, at_least=True))
+    for model, most in (("small", 1.3), ("image", 1.25)):
+        name = f"{model}, 1 in flight: p50 sealed / plain"
+        found.append(_ratio(samples, name, (model, 1), _plain, "p50", most, at_least=False))
+    for model, least in (("small", 1.5), ("mlp", 1.2), ("image", 1.0), ("slow", 1.0)):
+        name = f"{model}, 32 in flight: throughput sealed / best peer"
+        found.append(
+            _ratio(samples, name, (model, 32), _best_peer, "throughput", least, at_least=True)
+        )
+        name = f"{model}, 1 in flight: p50 sealed / quickest peer"
+        found.append(_ratio(samples, name, (model, 1), _quickest_peer, "p50", 1.0, at_least=False))
+    found.append(_stream_ratio(samples))
+    return [target for target in found if target is not None]
+
+
+def _plain(others: Sequence[Sample]) -> Sample | None:
+    return next((each for each in others if each.server == "plain"), None)
+
+
+def _best_peer(others: Sequence[Sample]) -> Sample | None:
+    peers = [each for each in others if each.server in PEERS]
+    return max(peers, key=lambda each: each.figures.throughput, default=None)
+
+
+def _quickest_peer(others: Sequence[Sample]) -> Sample | None:
+    peers = [each for each in others if each.server in PEERS]
+    return min(peers, key=lambda each: each.figures.p50, default=None)
+
+
+def _ratio(
+    samples: Sequence[Sample],
+    name: str,
+    where: tuple[str, int],
+    choose: Callable[[Sequence[Sample]], Sample | None],
+    figure: str,
+    bound: float,
+    *,
+    at_least: bool,
+) -> Target | None:
+    model, in_flight = where
+    ratios = []
+    for ours in samples:
+        if (ours.server, *ours.case) != ("sealed", model, "unary", in_flight):
+            continue
+        beside = [each for each in samples if (each.round, each.case) == (ours.round, ours.case)]
+        other = choose(beside)
+        if other is not None:
+            ratios.append(getattr(ours.figures, figure) / getattr(other.figures, figure))
+    return Target(name, statistics.median(ratios), bound, at_least) if ratios else None
+
+
+def _stream_ratio(samples: Sequence[Sample]) -> Target | None:
+    ratios = []
+    for stream in samples:
+        if (stream.server, stream.model, stream.mode) != ("sealed", "small", "stream"):
+            continue
+        for unary in samples:
+            case = (unary.round, unary.server, *unary.case)
+            if case == (stream.round, "sealed", "small", "unary", stream.in_flight):
+                ratios.append(stream.figures.throughput / unary.figures.throughput)
+    name = "small: throughput stream / unary"
+    return Target(name, statistics.median(ratios), 2.0, at_least=True) if ratios else None
+
+
+def costs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """US dollars per million answers at 32 in flight, from the servers' processor time alone.
+
+    As if every vCPU were always busy with this work, and as fast as the processor measured on.
+    """
+    instances = tomllib.loads(PRICES.read_text())["instance"]
+    return [
+        {
+            "model": row["model"],
+            "server": row["server"],
+            "instance": each["name"],
+            "dollars_per_million": each["dollars_per_hour"]
+            / (3600 * each["vcpus"])
+            * row["server_cpu_s_per_1000"]
+            * 1000,
+            "listed": str(each["listed"]),
+        }
+        for row in rows
+        if row["mode"] == "unary" and row["in_flight"] == 32
+        for each in instances
+    ]
+
+
+def as_json(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return everything as plain JSON values."""
+    rows = medians(samples)
+    judged = [{**asdict(target), "met": target.met} for target in targets(samples)]
+    return {
+        "medians": rows,
+        "targets": judged,
+        "costs": costs(rows),
+        "samples": [asdict(sample) for sample in samples],
+    }
