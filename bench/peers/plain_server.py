@@ -20,11 +20,14 @@ import grpc
 
 from bench.peers.models import MODELS, header_of
 from casemate import limits
+from casemate.attestation import ServiceLimits
 from casemate.tensors import read_request, to_response
 from casemate_enclave.clock import AttestedClock, boottime
+from casemate_enclave.events import Journal
 from casemate_enclave.identity import MeasurementLog
 from casemate_enclave.registry import ModelRegistry
 from casemate_enclave.runtime import OnnxRuntime
+from casemate_enclave.steps import Step
 from casemate_kms.models import OpenedModel
 
 if TYPE_CHECKING:
@@ -35,15 +38,23 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 
 
 def registry(folder: Path) -> ModelRegistry:
-    """Every model of the folder, loaded as an enclave loads it."""
+    """Every model of the folder, loaded and scheduled as an enclave does it."""
     clock = AttestedClock(lambda: time.time_ns() // 1_000_000, boottime)
     clock.refresh()
-    runtime = OnnxRuntime(["CPUExecutionProvider"])
-    models = ModelRegistry(runtime, MeasurementLog(), clock, len(MODELS))
+    bounds = ServiceLimits(1024, len(MODELS), 64 * limits.MIB, 8 * limits.MIB)
+    runtime = OnnxRuntime(
+        ["CPUExecutionProvider"], run_bytes=bounds.run_bytes, threads=bounds.threads
+    )
+    journal = Journal()
+    models = ModelRegistry(
+        runtime, MeasurementLog(), clock, bounds, lambda: journal.timed(Step.QUEUE)
+    )
     for name in MODELS:
         content = (folder / f"{name}.onnx").read_bytes()
         header = header_of(name, content)
-        models.add(OpenedModel(header, {f"{name}.onnx": content}, header.digest))
+        with models.loading() as loading:
+            loading.admit(header)
+            loading.serve(OpenedModel(header, {f"{name}.onnx": content}, header.digest))
     return models
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr("casemate.client.client._now", lambda: NOW)
+    monkeypatch.setattr("casemate.client.sessions._now", lambda: NOW)
     with Service() as running:
         yield running
 
