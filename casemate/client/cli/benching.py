@@ -25,6 +25,7 @@ from casemate.client.files import read_private_key
 from casemate.client.kms import KmsDataKeys
 from casemate.client.load import IN_FLIGHT_MAX, PERCENTILES, SECONDS_MAX, Load, run_load
 from casemate.client.plot import latency_plot
+from casemate.client.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +95,7 @@ def bench(
         caller_key=read_private_key(caller_key) if caller_key else None,
         data_keys=KmsDataKeys(kms_key) if kms_key else None,
         access=access,
+        retry=RetryPolicy(attempts=0),  # a refusal is to be seen, not waited for
     ) as client:
         call = partial(client.infer, model, tensors, version=version)
         call()  # verify once, and refuse at once what would be refused a thousand times
