@@ -91,7 +91,7 @@ class Callers:
                 for at in range(CALLS_A_CLIENT):
                     if self._stop.is_set():
                         return
-                    self._count(self._ask(client, at))
+                    self._count(str(self._ask(client, at)))
 
     def _ask(self, client: Client, at: int) -> str:
         rows = DATA.features[: 1 + at % 32]

@@ -17,14 +17,15 @@ compile() {
 
 # dev.txt holds all that the others hold; they are constrained by it, so a package has one version everywhere.
 compile dev.txt pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml \
-    devkit/pyproject.toml --extra aws requirements/dev.in
-for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml enclave.txt:enclave/pyproject.toml \
+    devkit/pyproject.toml --extra aws --extra top --extra otel requirements/dev.in
+for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml host-otel.txt:host/pyproject.toml enclave.txt:enclave/pyproject.toml \
     devkit.txt:devkit/pyproject.toml build.txt:requirements/build.in \
     train.txt:requirements/train.in fuzz.txt:requirements/fuzz.in protoc.txt:requirements/protoc.in; do
     constraint=(--constraint requirements/dev.txt)
     extra=()
     case ${lock} in
-        client.txt:*) extra=(--extra aws) ;;
+        client.txt:*) extra=(--extra aws --extra top) ;;
+        host-otel.txt:*) extra=(--extra otel) ;;
         protoc.txt:*) constraint=(--no-deps) ;;
     esac
     compile "${lock%%:*}" "${lock#*:}" "${constraint[@]}" "${extra[@]}"

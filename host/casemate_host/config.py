@@ -92,6 +92,7 @@ class HostConfig:
     egress: EgressConfig | None
     callers: CallersConfig
     metrics: MetricsConfig | None = None
+    administration: Path | None = None  # the unix socket of that service
 
     @classmethod
     def load(cls, path: Path) -> HostConfig:
@@ -118,8 +119,13 @@ class HostConfig:
         egress = _egress(top.table("egress")) if top.has("egress") else None
         metrics = _metrics(top.table("metrics")) if top.has("metrics") else None
         callers = _callers(top, front)
+        administration = None
+        if top.has("administration"):
+            table = top.table("administration")
+            administration = table.path("socket")
+            table.end()
         top.end()
-        return cls(front, enclave, egress, callers, metrics)
+        return cls(front, enclave, egress, callers, metrics, administration)
 
 
 def _front(table: Table) -> FrontConfig:

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
+from casemate_host.administration import Administration
 from casemate_host.callers import Callers
 from casemate_host.control import Control
 from casemate_host.egress import Egress
@@ -42,6 +43,11 @@ class Host:
             enclave, Control(enclave.address), self.board, self._front.health
         )
         self._egress = Egress(config.egress, enclave.address) if config.egress else None
+        self._administration = None
+        if config.administration is not None:
+            self._administration = Administration(
+                config.administration, Control(enclave.address), self.board, self._supervisor
+            )
         self._page: MetricsPage | None = None
         self._stopping = threading.Event()
         self._reporter = threading.Thread(target=self._report, name="report", daemon=True)
@@ -58,8 +64,12 @@ class Host:
         try:
             if self._config.metrics is not None:
                 self._page = MetricsPage(self._config.metrics.listen, self.metrics.registry)
+            if self._administration is not None:
+                self._administration.start()
             address = self._front.start()
         except CasemateError:
+            if self._administration is not None:
+                self._administration.stop()
             if self._egress is not None:
                 self._egress.stop()
             raise
@@ -80,6 +90,8 @@ class Host:
         self._front.stop(self._config.front.drain_s)
         self._relay.close()
         self._probe.interrupt()
+        if self._administration is not None:
+            self._administration.stop()
         if self._page is not None:
             self._page.stop()
         if self._egress is not None:

@@ -52,7 +52,7 @@ class ModelSlot:
     """One sealed file: loaded, due for an attempt at a time, or refused until the file changes."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._backoff = Backoff(1.0, limits.RELOAD_MAX_S)
         self._due: float | None = 0.0
         self._stamp: tuple[int, int] | None = None
@@ -63,6 +63,13 @@ class ModelSlot:
         """Let the next round try, whatever failed before."""
         self._due = 0.0
         self._backoff.reset()
+
+    def load(self, control: Control, replaces: int | None = None) -> LoadedModel:
+        """Load the file at once; raises CasemateError, OSError."""
+        self._changed()
+        self.model = control.load(self.path, replaces)
+        self._succeeded(self.model)
+        return self.model
 
     def credentials_changed(self) -> None:
         """Let the next round try if key release was what failed."""
@@ -80,10 +87,10 @@ class ModelSlot:
         if self._due is None or now < self._due:
             return False
         try:
-            self.model = self.model or identify(self._path)
+            self.model = self.model or identify(self.path)
             if self.model in present:
                 return False
-            self.model = control.load(self._path)
+            self.model = control.load(self.path)
         except CasemateError as error:
             self._failed(error, now)
         except OSError as error:
@@ -105,7 +112,7 @@ class ModelSlot:
         self._due = None if pause is None else now + pause
         log.error(
             "model_failed",
-            file=self._path.name,
+            file=self.path.name,
             code=error.code,
             detail=error.detail,
             retry_seconds=pause,
@@ -114,7 +121,7 @@ class ModelSlot:
     def _changed(self) -> bool:
         """Whether the file is another one than in the round before; a missing one may come."""
         try:
-            status = self._path.stat()
+            status = self.path.stat()
         except OSError:
             current = None
         else:

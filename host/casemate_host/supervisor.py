@@ -23,7 +23,7 @@ from casemate_host.backoff import Backoff
 from casemate_host.credentials import Credentials
 from casemate_host.events import describe, log
 from casemate_host.health import OVERALL, Health
-from casemate_host.models import ModelSlot
+from casemate_host.model_set import ModelSet
 from casemate_host.standing import Board, HeldEvidence, Standing
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Supervisor:
         self._policy = dataclasses.replace(policy, evidence=STAPLED)
         self._chains = ChainCache()
         self._refresh_s = min(config.evidence_s, policy.maximum_age_seconds / 2)
-        self._slots = [ModelSlot(path) for path in config.models]
+        self.models = ModelSet(config.models)
+        self._changed = threading.Event()
         self._names: set[str] = set()
         self._ready: set[str] = set()
         self._answering: set[LoadedModel] = set()
@@ -81,6 +82,11 @@ class Supervisor:
         self._wake.set()
         self._control.interrupt()
         self._thread.join()
+
+    def models_changed(self) -> None:
+        """Have the next round at once, with new evidence: the measurement log is another one."""
+        self._changed.set()
+        self._wake.set()
 
     def nudge(self) -> None:
         """Have the next round at once: somebody found a connection dead."""
@@ -112,7 +118,8 @@ class Supervisor:
             raise FrameError(Code.UNAVAILABLE, "the enclave reports that it failed")
         if health.state == "unconfigured":
             self._configure(health)
-        if self._held is None or time.monotonic() >= self._due:
+        if self._held is None or time.monotonic() >= self._due or self._changed.is_set():
+            self._changed.clear()
             self._check_evidence()
         self._send_credentials()
         if health.state == "draining":
@@ -131,8 +138,7 @@ class Supervisor:
         """Drop what belonged to an instance that is gone."""
         self._held = None
         self._sent = None
-        for slot in self._slots:
-            slot.retry()
+        self.models.retry()
 
     def _check_evidence(self) -> None:
         """Fetch evidence and hold it if it passes the host's policy; raises EvidenceError."""
@@ -160,8 +166,7 @@ class Supervisor:
         if not current.same_as(self._sent):
             self._control.credentials(current.reveal())
             self._sent = current
-            for slot in self._slots:
-                slot.credentials_changed()
+            self.models.credentials_changed()
             log.info("credentials_sent", expires=current.expires)
         left_s = (current.expires or 1 << 63) / 1000 - time.time()
         self._credentials("" if left_s > limits.CREDENTIALS_WARN_S else "near or past their end")
@@ -173,16 +178,11 @@ class Supervisor:
 
     def _load_models(self, health: EnclaveHealth) -> bool:
         """Give every model that is due its attempt; True if one was loaded."""
-        now = time.monotonic()
-        loaded = [slot.round(self._control, health.models, now) for slot in self._slots]
-        self._ready = {model.name for model in health.ready}
-        self._answering = set(health.ready)
-        for slot, fresh in zip(self._slots, loaded, strict=True):
-            if slot.model is not None:
-                self._names.add(slot.model.name)
-                self._ready |= {slot.model.name} if fresh else set()
-                self._answering |= {slot.model} if fresh else set()
-        return any(loaded)
+        loaded = self.models.round(self._control, health.models, time.monotonic())
+        self._answering = {*health.ready, *loaded}
+        self._ready = {model.name for model in self._answering}
+        self._names |= self.models.names()
+        return bool(loaded)
 
     def _serve(self) -> None:
         if not self._board.standing.serving:

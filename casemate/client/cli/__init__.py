@@ -12,11 +12,12 @@ from casemate.client.cli.measuring import measure
 from casemate.client.cli.objects import infer_sealed, seal_data_command
 from casemate.client.cli.policies import policy
 from casemate.client.cli.verifying import verify
+from casemate.client.cli.watching import top
 
 __all__ = ["main"]
 
 for _command in (
     *(verify, infer, infer_sealed, inspect, measure, keygen, seal_model_command),
-    *(seal_data_command, conformance, policy, doctor, bench),
+    *(seal_data_command, conformance, policy, doctor, bench, top),
 ):
     main.add_command(_command)
