@@ -39,6 +39,7 @@ CALLERS = 4
 CALLS_A_CLIENT = 50  # then a new client: new evidence, new session, new data key
 # What the line may rise over the second half. Memory: below 1.4 KB a request even in two minutes.
 BOUNDS: Final = {"memory KiB": 8192.0, "threads": 1.0, "descriptors": 1.0}
+METRICS: Final = '\n[metrics]\nlisten = "127.0.0.1:0"\n'
 EXPECTED: Final = frozenset({Code.OK, Code.INVALID_INPUT, Code.OVERLOADED})
 
 
@@ -114,7 +115,7 @@ def main() -> int:
         prepared(Path(folder), TREE) as world,
     ):
         world.start_enclave()
-        world.start_host([world.seal_model(DATA.onnx)], tapped=False, metrics=True)
+        world.start_host([world.seal_model(DATA.onnx)], tapped=False, more=METRICS)
         world.wait_until_serving()
         host = world.host.ready if world.host else {}
         watched = [

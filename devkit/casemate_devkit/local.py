@@ -206,9 +206,9 @@ class LocalDeployment:
         )
 
     def start_host(
-        self, sealed_models: Sequence[Path], *, tapped: bool = True, metrics: bool = False
+        self, sealed_models: Sequence[Path], *, tapped: bool = True, more: str = ""
     ) -> Service:
-        """Start the host, with its metrics page if ``metrics``.
+        """Start the host; ``more`` tables go into its configuration.
 
         With ``tapped``, every byte between it and the enclave is recorded.
         """
@@ -225,7 +225,7 @@ class LocalDeployment:
         self.write_trust_policy(directory / "trust.toml")
         config = directory / "host.toml"
         text = self.host_config(enclave_socket, egress_socket, sealed_models)
-        config.write_text(text + ('\n[metrics]\nlisten = "127.0.0.1:0"\n' if metrics else ""))
+        config.write_text(text + more)
         self.host = self._exit.enter_context(
             Service("casemate_host", "--config", str(config), log=directory / "host.log")
         )

@@ -6,83 +6,30 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-from casemate.errors import CasemateError, Code
-from casemate_devkit.local import MODEL
+from casemate.errors import Code
 from casemate_devkit.processes import Service
-from tests.support.attacker import ROWS, eventually
+from tests.support.attacker import eventually
 from tests.support.deployment import DATA, prepared
+from tests.support.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from casemate.client import Client
     from casemate_devkit.local import LocalDeployment
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-TIMEOUT_S = 20.0
-CALLERS = 6
 # After these a caller may seal its question anew: it got no answer, and knows it.
 RETRYABLE = {
     *(Code.UNAVAILABLE, Code.HOST_UNREACHABLE, Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE),
     *(Code.STALE_SESSION, Code.NOT_CONFIGURED, Code.OVERLOADED, Code.UNKNOWN_MODEL),
 }
-
-
-@dataclass
-class Traffic:
-    """Callers that ask one after another until they are told to end; every end is kept."""
-
-    client: Client
-    begun: int = 0
-    ends: list[tuple[float, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._expected = self.client.infer(MODEL, {"features": ROWS}).outputs["probabilities"]
-        self._threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            with self._lock:
-                self.begun += 1
-            end = self._one()
-            with self._lock:
-                self.ends.append((time.monotonic(), end))
-            if end != Code.OK:
-                self._stop.wait(0.02)
-
-    def _one(self) -> str:
-        try:
-            result = self.client.infer(MODEL, {"features": ROWS}, timeout_s=TIMEOUT_S)
-        except CasemateError as error:
-            return error.code
-        right = np.array_equal(result.outputs["probabilities"], self._expected)
-        return Code.OK if right else "wrong answer"
-
-    def flows(self, since: float) -> bool:
-        with self._lock:
-            return sum(end == Code.OK for at, end in self.ends if at > since) > 50
-
-    def end(self) -> Counter[str]:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S + 10)
-        assert not any(thread.is_alive() for thread in self._threads)
-        assert len(self.ends) == self.begun
-        return Counter(end for _, end in self.ends)
 
 
 @pytest.fixture
