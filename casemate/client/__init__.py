@@ -11,6 +11,7 @@ from casemate.client.client import Client, Inference
 from casemate.client.kms import DataKey, DataKeySource, KmsDataKeys
 from casemate.client.objects import seal_tensors
 from casemate.client.retry import RetryPolicy
+from casemate.client.streaming import Stream
 
 __all__ = [
     "AsyncClient",
@@ -21,5 +22,6 @@ __all__ = [
     "Inference",
     "KmsDataKeys",
     "RetryPolicy",
+    "Stream",
     "seal_tensors",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from casemate.client.core import (
@@ -11,14 +12,19 @@ from casemate.client.core import (
     sealed_question,
     tensor_question,
 )
+from casemate.client.models import split_version
 from casemate.client.process import OfThisProcess
 from casemate.client.retry import RetryPolicy
 from casemate.client.sessions import Sessions
-from casemate.client.steps import Driver
+from casemate.client.steps import Driver, remaining
+from casemate.client.stream_answers import Released
+from casemate.client.streaming import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
+from casemate.client.streaming import IN_FLIGHT, Stream, StreamPlace
 from casemate.client.targets import Targets
 from casemate.client.transport import HostConnection
-from casemate.errors import Code, RequestError
+from casemate.errors import CasemateError, Code, RequestError
 from casemate.oip.metadata import ModelMetadata, parse_metadata
+from casemate.tensors import response_lead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -189,6 +195,59 @@ class Client:
         """
         question = sealed_question(model, version, sealed_data, receipt=receipt)
         return (self._ask(question, timeout_s, repeatable=repeatable)).inference()
+
+    def stream(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        outputs: Sequence[str] = (),
+        receipts: bool = False,
+        in_flight: int = IN_FLIGHT,
+        timeout_s: float = STREAM_TIMEOUT_S,
+    ) -> Stream:
+        """Begin a stream of questions to ``model``: for many of them, and for large ones.
+
+            with client.stream("wdbc") as stream:
+                for result in stream.map(batches):
+                    ...
+
+        The caller is verified and the model pinned once. A stream is never repeated by itself.
+
+        Args:
+            model: ``name`` or ``name:version``.
+            version: of the model, in place of ``name:version``.
+            outputs: names of the outputs that are wanted; all by default.
+            receipts: ask for a signed receipt of each answer (SPEC 14).
+            in_flight: how many questions may be unanswered, at most 64.
+            timeout_s: for the whole stream; ten minutes at most.
+
+        Raises as ``infer``, also while it is used.
+        """
+        _, core, driver = self._parts.get()
+        model, version = split_version(model, version)
+        deadline = time.monotonic() + timeout_s
+        session, entry = driver.run(core.pinned(model, version, deadline))
+        sealed = session.keys.seal_stream(
+            model=model,
+            version=entry.version,
+            digest=entry.digest,
+            receipt=receipts,
+            lead=response_lead,
+        )
+
+        def failed(error: CasemateError) -> None:
+            if isinstance(error, RequestError):
+                core.forsake(error, session)
+
+        place = StreamPlace(
+            sealed=sealed,
+            dial=session.connection.stream,
+            released=Released(entry, sealed.header, receipt=receipts),
+            answered_by=lambda instance: driver.run(core.answered_by(session, instance, deadline)),
+            failed=failed,
+        )
+        return Stream(place, outputs=outputs, in_flight=in_flight, timeout_s=remaining(deadline))
 
     def _ask(self, question: Question, timeout_s: float, *, repeatable: bool) -> Answer:
         _, core, driver = self._parts.get()

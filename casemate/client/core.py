@@ -179,10 +179,12 @@ class ClientCore:
         return again, pause
 
     def _forsake(self, error: RequestError, asked: _Asked | None) -> None:
-        """Have the next request sealed anew, and sent elsewhere, if the failure says so."""
         session = asked.session if asked is not None else self._session
-        if session is None:
-            return
+        if session is not None:
+            self.forsake(error, session)
+
+    def forsake(self, error: RequestError, session: Session) -> None:
+        """Have the next request sealed anew, and sent elsewhere, if the failure says so."""
         sealed = isinstance(error, SealedStatusError)
         if error.code in TARGET_GONE and not sealed:
             self._sessions.targets.leave(session.connection)
@@ -190,16 +192,28 @@ class ClientCore:
         if error.code in lost:
             session.lost = True
 
-    def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
+    def pinned(
+        self, model: str, version: int | None, deadline: float
+    ) -> Steps[tuple[Session, LogEntry]]:
+        """Return a live session and what its verified log says of the model."""
         session = yield from self.live_session(deadline)
-        entry = session.models.get((question.model, question.version))
+        entry = session.models.get((model, version))
         if entry is None:  # perhaps loaded since: look once more
             session = yield from self.live_session(deadline, renew=session)
-            entry = session.models.get((question.model, question.version))
+            entry = session.models.get((model, version))
         if entry is None:
-            wanted = question.model
-            wanted += "" if question.version is None else f":{question.version}"
+            wanted = model if version is None else f"{model}:{version}"
             raise RequestError(Code.UNKNOWN_MODEL, f"the verified enclave has not loaded {wanted}")
+        return session, entry
+
+    def answered_by(
+        self, session: Session, instance_digest: bytes, deadline: float
+    ) -> Steps[VerifiedEvidence]:
+        """Return verified evidence of the instance that answered, or refuse its answer."""
+        return (yield from self._sessions.answered_by(session, instance_digest, deadline))
+
+    def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
+        session, entry = yield from self.pinned(question.model, question.version, deadline)
         call: SealedCall = yield from _worked(
             len(question.content),
             lambda: session.keys.seal(

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -30,6 +30,10 @@ class Connection(Protocol):
 
     def call(self, method: str, request: bytes, timeout_s: float) -> Any:  # noqa: ANN401 - see above
         """Make one unary call; raises RequestError."""
+        ...
+
+    def stream(self, messages: Iterator[bytes], timeout_s: float) -> Any:  # noqa: ANN401 - see above
+        """Begin a stream; returns the messages of its answer, as HostCall does."""
         ...
 
 

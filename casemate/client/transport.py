@@ -6,7 +6,7 @@ sizes and timing; confidentiality does not rest on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,9 +21,11 @@ from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
+    _StreamMethod = grpc.StreamStreamMultiCallable[bytes, bytes]
 
 _SERVICE: Final = "/casemate.v1.ConfidentialInference/"
 _METHODS: Final = ("GetEvidence", "Infer")
@@ -54,6 +56,7 @@ class HostConnection:
         self._methods: dict[str, _Method] = {
             name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS
         }
+        self._stream: _StreamMethod = self._channel.stream_stream(_SERVICE + "InferStream")
 
     def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Make one unary call; raises RequestError."""
@@ -61,6 +64,11 @@ class HostConnection:
             return self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _translate(error, self.target) from None
+
+    def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostCall:
+        """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
+        call = self._stream(messages, timeout=timeout_s, metadata=self._metadata)
+        return HostCall(call, self.target)
 
     def get_evidence(
         self, nonce: bytes | None, timeout_s: float, instance: bytes | None = None
@@ -97,6 +105,25 @@ class HostConnection:
         self.close()
 
 
+class HostCall:
+    """A stream under way: the messages of its answer."""
+
+    def __init__(self, call: Any, target: str) -> None:  # noqa: ANN401 - gRPC names no such type
+        self._call = call
+        self._target = target
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the messages as they come; raises RequestError."""
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise _translate(error, self._target) from None
+
+    def cancel(self) -> None:
+        """End the call; whoever iterates gets a RequestError."""
+        self._call.cancel()
+
+
 class AsyncHostConnection:
     """One gRPC channel for the event loop on which it is first used."""
 
@@ -129,6 +156,10 @@ class AsyncHostConnection:
         except grpc.RpcError as error:
             raise _translate(error, self.target) from None
         return answer
+
+    def stream(self, _messages: Iterator[bytes], _timeout_s: float) -> NoReturn:
+        """Refuse: streams are the blocking client's; raises RequestError (INVALID_ARGUMENT)."""
+        raise RequestError(Code.INVALID_ARGUMENT, "streams are not offered on an event loop")
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""

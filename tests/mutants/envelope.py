@@ -13,6 +13,7 @@ SEALED_MESSAGES = ("tests/unit/envelope/test_sealed_message.py",)
 MESSAGES = ("tests/unit/envelope/test_messages.py",)
 REPLAY = ("tests/unit/envelope/test_replay.py", "tests/property/test_replay.py")
 GUARD = ("tests/unit/envelope/test_guard.py",)
+STREAM_TESTS = ("tests/unit/envelope/test_streams.py", "tests/property/test_streams.py")
 MODELS = ("tests/unit/test_sealed_model.py",)
 
 _WIRE = "wire.py"
@@ -26,6 +27,9 @@ _SEALING = "envelope/sealing.py"
 _SEALED = "envelope/sealed_message.py"
 _MESSAGES = "envelope/messages.py"
 _REPLAY = "envelope/replay.py"
+_STREAM_UNITS = "envelope/stream_units.py"
+_STREAM_OPENING = "envelope/stream_opening.py"
+_STREAMING = "envelope/streaming.py"
 _READER = "sealed_model/reader.py"
 _CONTENTS = "sealed_model/contents.py"
 _MODEL = "sealed_model/header.py"
@@ -148,6 +152,50 @@ PARTS = (
     Mutant("replay: pruned early", _REPLAY, "while self._ends and self._ends[0][0] <= now:", "while self._ends:", REPLAY),
 )
 
+STREAMS = (
+    Mutant("stream: flag in the nonce", _STREAM_UNITS, "        flag = Flag(chunk[0])\n", "        flag = Flag(min(chunk[0], 2))\n", STREAM_TESTS),
+    Mutant("stream: flag sealed", _CHUNKS, '+ flag.to_bytes(1, "big")', "+ bytes(1)", VECTORS + STREAM_TESTS),
+    Mutant("stream: counter sealed", _CHUNKS, "chunk, self._aad, out)\n        self._counter += 1", "chunk, self._aad, out)", VECTORS + STREAM_TESTS),
+    Mutant("stream: counter opened", _CHUNKS, "            raise BrokenSealError from None\n        self._counter += 1", "            raise BrokenSealError from None", VECTORS + STREAM_TESTS),
+    Mutant("stream: chunks within a unit", _STREAM_UNITS, " or (flag is Flag.MORE and size != limits.CHUNK):", ":", STREAM_TESTS),
+    Mutant("stream: size of a chunk", _STREAM_UNITS, "if not 0 < size <= limits.CHUNK or", "if not 0 < size or", STREAM_TESTS),
+    Mutant("stream: nothing after a failure", _STREAM_UNITS, "cipher, self._cipher = self._cipher, None", "cipher = self._cipher", STREAM_TESTS),
+    Mutant("stream: memory asked for", _STREAM_UNITS, "        self._take(length)\n", "", STREAM_TESTS),
+    Mutant("stream: memory of a short unit", _STREAM_UNITS, "        self._take(len(plain))\n", "", STREAM_TESTS),
+    Mutant("stream: zeros of a long unit", _STREAM_UNITS, "        require_zeros(rest[len(kept) :])\n", "", STREAM_TESTS),
+    Mutant("stream: a long unit is whole", _STREAM_UNITS, "if self._filled != len(self._body):", "if False:", STREAM_TESTS),
+    Mutant("stream: a long unit has a part", _STREAM_UNITS, "        if not length:\n", "        if False:\n", STREAM_TESTS),
+    Mutant("stream: alignment", _STREAM_UNITS, "lead = -self._lead(plain[_LENGTH.size :][:length]) % _ALIGNMENT", "lead = 3", STREAM_TESTS),
+    Mutant("stream opened: key", _STREAM_OPENING, 'wire.expand(prk, "request", self.th),', 'wire.expand(prk, "request"),', VECTORS + STREAM_TESTS),
+    Mutant("stream opened: label", _STREAM_OPENING, 'wire.expand(prk, "request", self.th),', 'wire.expand(prk, "response", self.th),', VECTORS + STREAM_TESTS),
+    Mutant("stream opened: aad", _STREAM_OPENING, '            wire.expand(prk, "request", self.th),\n            self.th,', '            wire.expand(prk, "request", self.th),\n            b"",', VECTORS + STREAM_TESTS),
+    Mutant("stream opened: end", _STREAM_OPENING, "if bool(unit.parts) == self._ended or unit.length", "if unit.length", STREAM_TESTS),
+    Mutant("stream opened: bucket", _STREAM_OPENING, "if bool(unit.parts) == self._ended or unit.length != length:", "if bool(unit.parts) == self._ended:", STREAM_TESTS),
+    Mutant("stream opened: after the end", _STREAM_OPENING, "        if self._ended:\n            raise open_failed()\n", "", STREAM_TESTS),
+    Mutant("stream opened: preamble", _STREAM_OPENING, "        if preamble is None:\n", "        if False:\n", STREAM_TESTS),
+    Mutant("stream answer: nonce", _STREAM_OPENING, "secrets.token_bytes(_RESPONSE_NONCE_BYTES)", "bytes(_RESPONSE_NONCE_BYTES)", VECTORS + STREAM_TESTS),
+    Mutant("stream answer: request in the key", _STREAM_OPENING, '"response", self.th, rh)', '"response", rh)', VECTORS + STREAM_TESTS),
+    Mutant("stream answer: header in the key", _STREAM_OPENING, '"response", self.th, rh)', '"response", self.th)', VECTORS + STREAM_TESTS),
+    Mutant("stream answer: aad", _STREAM_OPENING, "self._writer = UnitWriter(key, rh)", 'self._writer = UnitWriter(key, b"")', VECTORS + STREAM_TESTS),
+    Mutant("stream answer: message and status", _STREAM_OPENING, "if bool(message) != (trailer.status is Code.OK):", "if False:", STREAM_TESTS),
+    Mutant("stream answer: floor", _STREAM_OPENING, "padded_answer(sum(map(len, message)), floor)", "padded_answer(sum(map(len, message)))", VECTORS + STREAM_TESTS),
+    Mutant("stream answer: last", _STREAM_OPENING, "self._seal((), trailer, floor, Flag.LAST)", "self._seal((), trailer, floor, Flag.UNIT_ENDS)", VECTORS + STREAM_TESTS),
+    Mutant("stream sealed: key", _STREAMING, 'wire.expand(prk, "request", self._th), self._th)', 'wire.expand(prk, "request"), self._th)', VECTORS + STREAM_TESTS),
+    Mutant("stream sealed: aad", _STREAMING, 'wire.expand(prk, "request", self._th), self._th)', 'wire.expand(prk, "request", self._th), b"")', VECTORS + STREAM_TESTS),
+    Mutant("stream sealed: end", _STREAMING, "limits.UNIT_MIN, Flag.LAST)", "limits.UNIT_MIN, Flag.UNIT_ENDS)", VECTORS + STREAM_TESTS),
+    Mutant("stream read: request in the key", _STREAMING, '"response", self._th, rh)', '"response", rh)', VECTORS + STREAM_TESTS),
+    Mutant("stream read: header in the key", _STREAMING, '"response", self._th, rh)', '"response", self._th)', VECTORS + STREAM_TESTS),
+    Mutant("stream read: aad", _STREAMING, '"response", self._th, rh),\n            rh,', '"response", self._th, rh),\n            b"",', VECTORS + STREAM_TESTS),
+    Mutant("stream read: one header", _STREAMING, "        if self._reader is not None:\n", "        if False:\n", STREAM_TESTS),
+    Mutant("stream read: after the end", _STREAMING, "if self._reader is None or self._ended:", "if self._reader is None:", STREAM_TESTS),
+    Mutant("stream read: bucket", _STREAMING, "if not unit.parts or unit.length != padme(unit.length):", "if not unit.parts:", STREAM_TESTS),
+    Mutant("stream read: room", _STREAMING, "if unit.length < padded_answer(framed_length(messages)):", "if False:", STREAM_TESTS),
+    Mutant("stream read: message and status", _STREAMING, "if bool(messages) != (trailer.status is Code.OK and not self._ended):", "if False:", STREAM_TESTS),
+    Mutant("stream read: receipt", _STREAMING, "if (trailer.receipt is not None) != (bool(messages) and trailer.final and self._receipt):", "if False:", STREAM_TESTS),
+    Mutant("trailer: refusals are final", _MESSAGES, "_require(self.final or self.status is Code.OK,", "_require(True,", MESSAGES),
+    Mutant("trailer: unit", _MESSAGES, "_require(self.unit <= _U32_MAX,", "_require(True,", MESSAGES),
+)
+
 SEALED_MODELS = (
     Mutant("model: publisher", _READER, "if header.publisher not in publishers:", "if False:", MODELS),
     Mutant("model: signature", _READER, 'self._signature, wire.label("model") + wire.digest(self._signed)\n', 'self._signature, Ed25519PublicKey.from_public_bytes(header.publisher) and b""\n', MODELS),
@@ -175,4 +223,4 @@ SEALED_MODELS = (
 )
 # fmt: on
 
-MUTANTS = WIRE + CHUNKS + HEADER + ENVELOPE + PARTS + SEALED_MODELS
+MUTANTS = WIRE + CHUNKS + HEADER + ENVELOPE + PARTS + STREAMS + SEALED_MODELS

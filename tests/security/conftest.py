@@ -10,7 +10,7 @@ import pytest
 from casemate_devkit.local import MODEL
 from tests.support.attacker import ROWS, second_host
 from tests.support.deployment import DATA
-from tests.support.lying import LyingHost, LyingRelay, honest, honest_frame
+from tests.support.lying import LyingHost, LyingRelay, honest, honest_frame, honest_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +58,7 @@ def lying_host(_lying_host: LyingHost) -> Iterator[LyingHost]:
     """A host that lies to clients, in front of the genuine one; honest again after each test."""
     yield _lying_host
     _lying_host.evidence = _lying_host.infer = honest
+    _lying_host.stream = honest_stream
 
 
 @pytest.fixture(scope="session")

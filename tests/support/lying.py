@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +29,8 @@ _DIAL_S = 10.0
 
 Forward = Callable[[bytes], bytes]
 Lie = Callable[[bytes, Forward], bytes]
+ForwardStream = Callable[[Iterable[bytes]], Iterator[bytes]]
+StreamLie = Callable[[Iterator[bytes], ForwardStream], Iterator[bytes]]
 Answer = tuple[int, bytes]
 FrameLie = Callable[[int, bytes, Callable[[bytes], Answer]], Answer]
 
@@ -38,13 +40,19 @@ def honest(request: bytes, forward: Forward) -> bytes:
     return forward(request)
 
 
+def honest_stream(messages: Iterator[bytes], forward: ForwardStream) -> Iterator[bytes]:
+    """Pass a stream on unchanged."""
+    return forward(messages)
+
+
 class LyingHost:
-    """A host as clients see it; ``evidence`` and ``infer`` are its two methods' lies."""
+    """A host as clients see it; ``evidence``, ``infer`` and ``stream`` are its methods' lies."""
 
     def __init__(self, target: str) -> None:
         """Stand in front of the genuine host at ``target``."""
         self.evidence: Lie = honest
         self.infer: Lie = honest
+        self.stream: StreamLie = honest_stream
         self.requests = 0
         self._channel = grpc.insecure_channel(target)
         self._server = grpc.server(ThreadPoolExecutor(8))
@@ -52,6 +60,7 @@ class LyingHost:
             name: grpc.unary_unary_rpc_method_handler(self._handler(name))
             for name in ("GetEvidence", "Infer")
         }
+        handlers["InferStream"] = grpc.stream_stream_rpc_method_handler(self._stream)
         generic = grpc.method_handlers_generic_handler(_SERVICE, handlers)
         self._server.add_generic_rpc_handlers([generic])
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -74,6 +83,17 @@ class LyingHost:
                 context.abort(error.code(), error.details() or "")
 
         return handle
+
+    def _stream(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            f"/{_SERVICE}/InferStream"
+        )
+        try:
+            yield from self.stream(messages, lambda given: iter(method(iter(given), timeout=60)))
+        except grpc.RpcError as error:
+            metadata: Any = error.trailing_metadata()
+            context.set_trailing_metadata(tuple(metadata or ()))
+            context.abort(error.code(), error.details() or "")
 
     def __enter__(self) -> Self:
         return self

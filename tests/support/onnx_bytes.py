@@ -181,3 +181,32 @@ def mlp(width: int, layers: int) -> bytes:
     weights = tuple(tensor(f"w{n}", FLOAT, (width, width), raw) for n in range(layers))
     ends = tuple(value_info(name, FLOAT, ("n", width)) for name in "xy")
     return model(graph(nodes, ends[:1], ends[1:], weights))
+
+
+def largest() -> bytes:
+    """``y`` is the largest element of ``x``, whose shape is [n]: much in, little out."""
+    reduce = node("ReduceMax", ("x",), ("y",), field(1, "keepdims") + field(3, 0) + field(20, 2))
+    ends = (value_info("x", FLOAT, ("n",)),), (value_info("y", FLOAT, ()),)
+    return model(graph((reduce,), *ends))
+
+
+def zeros() -> bytes:
+    """``y`` is as many zeros as ``n`` says: little in, much out."""
+    fill = node("ConstantOfShape", ("n",), ("y",))
+    ends = (value_info("n", INT64, (1,)),), (value_info("y", FLOAT, ("m",)),)
+    return model(graph((fill,), *ends))
+
+
+def counting() -> bytes:
+    """A step: ``next`` is ``n`` plus one, ``square`` its square, ``done`` once it is ``limit``."""
+    nodes = (
+        node("Add", ("n", "one"), ("next",)),
+        node("Mul", ("next", "next"), ("square",)),
+        node("GreaterOrEqual", ("next", "limit"), ("done",)),
+    )
+    inputs = tuple(value_info(name, FLOAT, (1,)) for name in ("n", "limit"))
+    outputs = (
+        *(value_info(name, FLOAT, (1,)) for name in ("next", "square")),
+        value_info("done", BOOL, (1,)),
+    )
+    return model(graph(nodes, inputs, outputs, (tensor("one", FLOAT, (1,), floats(1)),)))

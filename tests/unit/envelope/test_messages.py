@@ -90,6 +90,10 @@ def test_what_is_no_preamble_is_an_invalid_request(data: bytes) -> None:
         {"model": ""},
         {"version": 0},
         {"digest": b"d"},
+        {"unit": 1 << 32},
+        {"unit": None},
+        {"final": 1},
+        {"status": "MODEL_FAILED", "final": False},
         {"more": None},
     ],
 )
@@ -112,6 +116,7 @@ def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
         {"question_blinder": b"q" * 31},
         {"answer_blinder": b"a" * 33},
         {"status": Code.MODEL_FAILED},
+        {"final": False},
     ],
 )
 def test_a_receipt_comes_whole_and_with_an_answer(change: dict[str, Any]) -> None:
@@ -125,7 +130,9 @@ def test_a_receipt_comes_whole_and_with_an_answer(change: dict[str, Any]) -> Non
 def test_the_largest_trailers_have_room() -> None:
     longest = Trailer(Code.KEY_RELEASE_UNAVAILABLE, "x" * 600, "m" * 128, (1 << 32) - 1, b"d" * 48)
     assert len(longest.encode()) <= limits.TRAILER_MAX
-    whole = replace(RECEIPTED, receipt=b"r" * 512, model="m" * 128, version=(1 << 32) - 1)
+    whole = replace(
+        RECEIPTED, receipt=b"r" * 512, model="m" * 128, version=(1 << 32) - 1, unit=(1 << 32) - 1
+    )
     assert len(whole.encode()) <= limits.TRAILER_MAX
 
 

@@ -1,0 +1,151 @@
+"""Who waits for the answer to a question of a stream, and what it is judged by (SPEC 5.9)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, Protocol
+
+from casemate import limits
+from casemate.client.core import Answer
+from casemate.errors import CasemateError, Code, RequestError, SealedStatusError
+from casemate.receipts import Shown, StoredReceipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casemate.attestation import LogEntry, VerifiedEvidence
+    from casemate.client.core import Inference
+    from casemate.envelope.messages import Trailer
+    from casemate.envelope.streaming import AnswerUnit
+    from casemate.wire import Buffer
+
+_PIECES: Final = 8  # that wait for whoever takes them; then the enclave waits
+
+
+class Answers(Protocol):
+    """Gets the answer to one question, from the thread that receives."""
+
+    def answered(self, inference: Inference, *, final: bool) -> None:
+        """Take the answer, or a piece of it."""
+        ...
+
+    def failed(self, error: CasemateError) -> None:
+        """Take the reason why there is none, or no more of it."""
+        ...
+
+
+class FutureAnswer:
+    """Resolves a future with the answer, of a model with several pieces the last."""
+
+    def __init__(self) -> None:
+        self.future: Future[Inference] = Future()
+        self.future.set_running_or_notify_cancel()  # it can no longer be cancelled alone
+
+    def answered(self, inference: Inference, *, final: bool) -> None:
+        """Resolve the future."""
+        if final:
+            self.future.set_result(inference)
+
+    def failed(self, error: CasemateError) -> None:
+        """Fail the future."""
+        self.future.set_exception(error)
+
+
+class PieceQueue:
+    """Hands pieces to whoever iterates; while it is full, nothing more is received."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[Inference, bool] | CasemateError] = queue.Queue(_PIECES)
+        self._given_up = threading.Event()
+
+    def answered(self, inference: Inference, *, final: bool) -> None:
+        """Queue a piece, unless nobody wants it any more."""
+        while not self._given_up.is_set():
+            try:
+                self._queue.put((inference, final), timeout=limits.STREAM_LOOK_S)
+            except queue.Full:
+                continue
+            return
+
+    def failed(self, error: CasemateError) -> None:
+        """Queue the failure, in place of what nobody has taken yet if need be."""
+        while True:
+            try:
+                self._queue.put_nowait(error)
+            except queue.Full:
+                self._queue.get()
+            else:
+                return
+
+    def pieces(self) -> Iterator[Inference]:
+        """Yield every piece; raises what the question failed with."""
+        try:
+            while True:
+                item = self._queue.get()
+                if isinstance(item, CasemateError):
+                    raise item
+                inference, final = item
+                yield inference
+                if final:
+                    return
+        finally:
+            self._given_up.set()
+
+
+class Asked:
+    """One question of a stream; its message is kept only until it is sent, or for a receipt."""
+
+    __slots__ = ("answers", "message", "messages")
+
+    def __init__(self, message: Sequence[Buffer], answers: Answers) -> None:
+        self.message = message
+        self.answers = answers
+        self.messages: list[bytes] = []  # of the answer, for a receipt
+
+    def sent(self, *, keep: bool) -> None:
+        """Let go of the message, unless it is to be kept."""
+        if not keep:
+            self.message = ()
+
+
+class Released:
+    """Makes an answer of what was opened, if it is by the model that was pinned."""
+
+    def __init__(self, entry: LogEntry, header: bytes, *, receipt: bool) -> None:
+        """``header`` of the stream's request, as receipts name it."""
+        self._entry = entry
+        self._header = header
+        self.receipt = receipt
+
+    def check_status(self, trailer: Trailer) -> None:
+        """Raise RequestError unless the status is OK."""
+        if trailer.status is not Code.OK:
+            raise SealedStatusError(trailer.status, trailer.detail)
+
+    def inference(self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence) -> Inference:
+        """Return the answer; raises RequestError."""
+        trailer = unit.trailer
+        self.check_status(trailer)
+        if unit.message is None or trailer.digest != self._entry.digest:
+            raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
+        receipt = None
+        if self.receipt:
+            asked.messages.append(bytes(unit.message))
+            receipt = self._stored(asked, trailer, evidence)
+        return Answer(unit.message, self._entry, evidence, receipt).inference()
+
+    def _stored(
+        self, asked: Asked, trailer: Trailer, evidence: VerifiedEvidence
+    ) -> StoredReceipt | None:
+        """Return the receipt, with the last piece, and all that it takes to judge it later."""
+        if trailer.receipt is None:
+            return None
+        return StoredReceipt(
+            receipt=trailer.receipt,
+            evidence=evidence.bundle.serialize(),
+            header=self._header,
+            question=Shown(trailer.question_blinder or b"", (b"".join(asked.message),)),
+            answer=Shown(trailer.answer_blinder or b"", tuple(asked.messages)),
+        )

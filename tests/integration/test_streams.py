@@ -1,0 +1,492 @@
+"""Streams through client, host and enclave as they are deployed (SPEC 5.9, 8.9)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import pytest
+
+from casemate.channel import connect
+from casemate.errors import CasemateError, Code, RequestError
+from casemate.limits import MIB
+from casemate.sealed_model import LoopState, ModelLoop
+from casemate.tensors import TensorSpec, to_request
+from casemate_devkit.local import MODEL
+from tests.support import onnx_bytes
+from tests.support.attacker import (
+    GOOD,
+    ROWS,
+    TIMEOUT_S,
+    EnclaveSocket,
+    eventually,
+    genuine,
+    refusal,
+    resident_kib,
+    start_session,
+)
+from tests.support.deployment import DATA
+from tests.support.streams import speak
+from tests.support.vendor_models import seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casemate.client import Client
+    from casemate_devkit.local import LocalDeployment
+
+pytestmark = pytest.mark.integration
+
+ENDLESS, COUNTING, LARGEST, ZEROS = 21, 22, 23, 24
+FLOATS = {name: TensorSpec(name, "FP32", (1,)) for name in ("n", "limit", "next", "square")}
+
+
+@pytest.fixture(scope="module")
+def enclave(
+    deployment: LocalDeployment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EnclaveSocket]:
+    """The deployment's enclave with some more versions of its model, none like the others."""
+    folder = tmp_path_factory.mktemp("models")
+    socket = genuine(deployment)
+    scalar = TensorSpec("x", "FP32", ()), TensorSpec("y", "FP32", ())
+    counting = ModelLoop((LoopState("next", "n"),), "done", steps=50, interval=20)
+    for version, onnx, facts in (
+        (ENDLESS, onnx_bytes.endless(), {"inputs": scalar[:1], "outputs": scalar[1:]}),
+        (
+            COUNTING,
+            onnx_bytes.counting(),
+            {
+                "inputs": (FLOATS["n"], FLOATS["limit"]),
+                "outputs": (FLOATS["square"],),
+                "loop": counting,
+                "answer_bucket": 4096,
+            },
+        ),
+        (
+            LARGEST,
+            onnx_bytes.largest(),
+            {"inputs": (TensorSpec("x", "FP32", (0,)),), "outputs": scalar[1:]},
+        ),
+        (
+            ZEROS,
+            onnx_bytes.zeros(),
+            {
+                "inputs": (TensorSpec("n", "INT64", (1,)),),
+                "outputs": (TensorSpec("y", "FP32", (0,)),),
+            },
+        ),
+    ):
+        socket.load(seal(deployment, folder, onnx, version=version, **facts))
+    yield socket
+    for version in (ENDLESS, COUNTING, LARGEST, ZEROS):
+        socket.unload(MODEL, version)
+
+
+@pytest.fixture
+def client(deployment: LocalDeployment, enclave: EnclaveSocket) -> Iterator[Client]:
+    with deployment.client() as connected:
+        yield connected
+
+
+def pid_of(world: LocalDeployment) -> int:
+    assert world.enclave is not None
+    return int(world.enclave.ready["pid"])
+
+
+def batches(count: int) -> list[dict[str, np.ndarray]]:
+    return [
+        {"features": np.ascontiguousarray(DATA.features[at % 500 : at % 500 + 1 + at % 3])}
+        for at in range(count)
+    ]
+
+
+def scalar(value: float = 1.0) -> dict[str, np.ndarray]:
+    return {"x": np.full((), value, np.float32)}
+
+
+def count_to(limit: int) -> dict[str, np.ndarray]:
+    return {"n": np.zeros(1, np.float32), "limit": np.full(1, limit, np.float32)}
+
+
+def test_answers_are_those_of_unary_calls_and_in_order(client: Client) -> None:
+    asked = batches(150)
+    with client.stream(MODEL, version=1) as stream:
+        answers = [*stream.map(asked)]
+    assert len(answers) == len(asked)
+    for batch, answer in zip(asked[:20], answers, strict=False):
+        alone = client.infer(MODEL, batch, version=1)
+        assert {name: array.tobytes() for name, array in answer.outputs.items()} == {
+            name: array.tobytes() for name, array in alone.outputs.items()
+        }
+        assert (answer.model, answer.version, answer.digest) == (MODEL, 1, alone.digest)
+    rows = [len(answer.outputs["label"]) for answer in answers]
+    assert rows == [len(batch["features"]) for batch in asked]
+
+
+def test_answers_as_they_finish_say_to_what(client: Client) -> None:
+    asked = batches(60)
+    with client.stream(MODEL, version=1, outputs=["label"]) as stream:
+        answers = dict(stream.as_finished(iter(asked)))
+    assert sorted(answers) == [*range(60)]
+    for index, answer in answers.items():
+        assert list(answer.outputs) == ["label"]
+        assert len(answer.outputs["label"]) == len(asked[index]["features"])
+
+
+def test_a_question_that_is_refused_does_not_end_the_stream(client: Client) -> None:
+    with client.stream(MODEL, version=1) as stream:
+        good = stream.submit({"features": ROWS})
+        bad = stream.submit({"features": ROWS[:, :3]})
+        strange = stream.submit({"pixels": ROWS})
+        after = stream.submit({"features": ROWS})
+        for future in (bad, strange):
+            with pytest.raises(RequestError) as caught:
+                future.result(20)
+            assert caught.value.code is Code.INVALID_INPUT
+        assert (
+            good.result(20).outputs["label"].tobytes()
+            == after.result(20).outputs["label"].tobytes()
+        )
+
+
+def test_an_empty_stream_and_a_closed_one(client: Client) -> None:
+    with client.stream(MODEL, version=1) as stream:
+        pass
+    assert refusal(lambda: stream.submit({"features": ROWS})) is Code.INVALID_ARGUMENT
+    stream.close()  # once more does nothing
+    with client.stream(MODEL, version=1) as stream:
+        assert [*stream.map([])] == []
+        assert refusal(lambda: stream.submit({})) is Code.INVALID_ARGUMENT
+    assert refusal(lambda: client.stream(MODEL, in_flight=0)) is Code.INVALID_ARGUMENT
+    assert refusal(lambda: client.stream(MODEL, in_flight=65)) is Code.INVALID_ARGUMENT
+    assert refusal(lambda: client.stream("nobody")) is Code.UNKNOWN_MODEL
+
+
+def test_streams_are_thread_safe(client: Client) -> None:
+    asked = batches(40)
+    labels: list[list[bytes]] = [[] for _ in range(4)]
+    with client.stream(MODEL, version=1) as stream:
+
+        def ask(number: int) -> None:
+            for batch in asked:
+                answer = stream.submit(batch).result(30)
+                labels[number].append(answer.outputs["label"].tobytes())
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(labels[0]) == 40
+    assert labels[1:] == labels[:1] * 3
+
+
+def test_a_slow_question_holds_up_no_other(client: Client) -> None:
+    """Two runs that never end are under way while others of the stream are answered."""
+    with client.stream(MODEL, version=ENDLESS, timeout_s=4) as stream:
+        slow = [stream.submit(scalar()) for _ in range(2)]
+        with client.stream(MODEL, version=1) as other:
+            assert len([*other.map(batches(20))]) == 20
+        refused = stream.submit({"x": np.ones(3, np.float32)})
+        with pytest.raises(RequestError):
+            refused.result(3)
+        assert not any(future.done() for future in slow)
+        stream.cancel()
+        for future in slow:
+            with pytest.raises(CasemateError):
+                future.result(1)
+        with pytest.raises(CasemateError):
+            stream.close()
+        assert refusal(lambda: stream.submit(scalar())) is Code.UNAVAILABLE
+        stream._failure = None  # so that leaving the block is quiet
+
+
+def busy(pid: int, seconds: float = 0.5) -> float:
+    """How many cores a process keeps busy."""
+
+    def ticks() -> int:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:  # noqa: PTH123 - no file of ours
+            fields = file.read().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / 100 / seconds
+
+
+def ended_early(enclave: EnclaveSocket) -> int:
+    """Streams that ended without their end: hung up on, or by gRPC's word closed without it."""
+    counters = enclave.counters()
+    return int(counters["streams_cut"] + counters["streams_refused"])
+
+
+def test_a_cancelled_stream_frees_its_workers_and_stops_the_model(
+    deployment: LocalDeployment, enclave: EnclaveSocket, client: Client
+) -> None:
+    pid = pid_of(deployment)
+    early = ended_early(enclave)
+    stream = client.stream(MODEL, version=ENDLESS, timeout_s=60)
+    futures = [stream.submit(scalar()) for _ in range(2)]
+    assert eventually(lambda: busy(pid, 0.2) > 0.5)
+    stream.cancel()
+    assert all(future.done() for future in futures)
+    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert eventually(lambda: busy(pid) < 0.3, 10)
+
+
+def test_a_caller_that_vanishes_is_a_cancellation_however_full_the_stream_is(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """The enclave no longer reads, so that it cannot find the end by reading."""
+    early = ended_early(enclave)
+    session = start_session(deployment)
+    with connect(enclave.address, TIMEOUT_S) as channel:
+        spoken = speak(channel, session.keys, version=ENDLESS, budget=60_000).begin()
+        message = to_request(scalar())
+        for _ in range(75):  # above what the enclave reads ahead
+            spoken.ask(message)
+        time.sleep(0.3)
+    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert session.ask(enclave).trailer.status is Code.OK
+
+
+def test_the_deadline_reaches_the_enclave(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    session = start_session(deployment)
+    begun = time.monotonic()
+    with connect(enclave.address, TIMEOUT_S) as channel:
+        spoken = speak(channel, session.keys, version=ENDLESS, budget=1200).begin()
+        for _ in range(3):
+            spoken.ask(to_request(scalar()))
+        units = spoken.receive_all()
+    assert 1 < time.monotonic() - begun < 5
+    assert spoken.complete
+    assert units[-1].last
+    assert {unit.trailer.status for unit in units} == {Code.DEADLINE_EXCEEDED}
+
+
+def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """Nobody reads the answers: the enclave stops reading questions, and forgets none."""
+    session = start_session(deployment)
+    count, answer = 400, 1 << 20
+    message = to_request({"n": np.array([answer // 4], np.int64)})
+    sent = 0
+    with connect(enclave.address, TIMEOUT_S) as channel:
+        channel.settimeout(60)
+        spoken = speak(channel, session.keys, version=ZEROS, budget=60_000).begin()
+
+        def ask() -> None:
+            nonlocal sent
+            for _ in range(count):
+                spoken.ask(message)
+                sent += 1
+            spoken.end()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(1.5)
+        stuck = sent
+        resident = resident_kib(pid_of(deployment))
+        time.sleep(0.5)
+        assert sent == stuck < count
+        assert resident_kib(pid_of(deployment)) - resident < 16 * 1024
+        units = spoken.receive_all()
+        thread.join()
+    assert spoken.complete
+    assert sorted(unit.trailer.unit for unit in units[:-1]) == [*range(count)]
+    assert {len(unit.message or b"") > answer for unit in units[:-1]} == {True}
+
+
+def test_too_many_streams_are_refused_and_the_others_go_on(
+    deployment: LocalDeployment, client: Client
+) -> None:
+    """The host has room for sixteen; unary calls have workers of their own."""
+    with client.stream(MODEL, version=1) as first:
+        open_streams = [client.stream(MODEL, version=1) for _ in range(20)]
+        codes = []
+        for stream in open_streams:
+            try:
+                stream.submit({"features": ROWS}).result(20)
+            except CasemateError as error:
+                codes.append(error.code)
+        assert codes == [Code.OVERLOADED] * 5
+        assert client.infer(MODEL, {"features": ROWS}, version=1).model == MODEL
+        assert first.submit({"features": ROWS}).result(20).model == MODEL
+        for stream in open_streams:
+            stream.cancel()
+    assert eventually(lambda: _opens(client))
+
+
+def _opens(client: Client) -> bool:
+    try:
+        with client.stream(MODEL, version=1) as stream:
+            return stream.submit({"features": ROWS}).result(20).model == MODEL
+    except CasemateError:
+        return False
+
+
+# Pieces
+
+
+def test_a_model_answers_piece_by_piece(client: Client) -> None:
+    with client.stream(MODEL, version=COUNTING) as stream:
+        begun = time.monotonic()
+        arrived = []
+        squares = []
+        for piece in stream.pieces(count_to(6)):
+            arrived.append(time.monotonic() - begun)
+            squares.append(float(piece.outputs["square"][0]))
+        assert squares == [1, 4, 9, 16, 25, 36]
+        # Paced: the n-th leaves no earlier than n intervals after the question was begun.
+        assert all(at >= 0.018 * number for number, at in enumerate(arrived, 1))
+        assert arrived[0] < arrived[-1] - 0.05
+        assert len([*stream.pieces(count_to(1))]) == 1
+        last = stream.submit(count_to(5)).result(20)
+        assert last.outputs["square"].tolist() == [25]
+        assert len([*stream.pieces(count_to(1000))]) == 50  # the most that the publisher allows
+
+
+def test_in_unary_the_answer_is_the_last_piece(client: Client) -> None:
+    answer = client.infer(MODEL, count_to(4), version=COUNTING)
+    assert answer.outputs["square"].tolist() == [16]
+
+
+def test_pieces_that_nobody_wants_any_more_hold_up_nothing(client: Client) -> None:
+    with client.stream(MODEL, version=COUNTING) as stream:
+        pieces = stream.pieces(count_to(40))
+        assert len([*itertools.islice(pieces, 2)]) == 2
+        pieces.close()  # type: ignore[attr-defined]
+        assert stream.submit(count_to(2)).result(20).outputs["square"].tolist() == [4]
+
+
+def test_pieces_wait_for_whoever_takes_them(client: Client) -> None:
+    with client.stream(MODEL, version=COUNTING) as stream:
+        squares = []
+        for piece in stream.pieces(count_to(45)):
+            squares.append(float(piece.outputs["square"][0]))
+            if len(squares) == 1:
+                time.sleep(1.5)  # while the model could have made all of them
+    assert squares == [float(n * n) for n in range(1, 46)]
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        ModelLoop((LoopState("nothing", "n"),), None, 5),
+        ModelLoop((LoopState("done", "n"),), None, 5),
+        ModelLoop((LoopState("next", "n"),), "square", 5),
+        ModelLoop((LoopState("next", "n"),), "nothing", 5),
+    ],
+    ids=["no such output", "another datatype", "stop is no BOOL", "no such stop"],
+)
+def test_a_loop_that_the_model_does_not_bear_out_is_rejected(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path, loop: ModelLoop
+) -> None:
+    facts = {"inputs": (FLOATS["n"], FLOATS["limit"]), "outputs": (FLOATS["square"],)}
+    sealed = seal(deployment, tmp_path, onnx_bytes.counting(), version=30, loop=loop, **facts)
+    assert refusal(lambda: enclave.load(sealed)) is Code.MODEL_REJECTED
+
+
+# Large tensors
+
+
+def test_a_message_far_above_the_unary_bound(
+    deployment: LocalDeployment, enclave: EnclaveSocket, client: Client
+) -> None:
+    """64 MiB each way, eight times what a unary request may have; the enclave holds it once."""
+    size = 64 * MIB
+    x = np.arange(size // 4, dtype=np.float32)
+    assert refusal(lambda: client.infer(MODEL, {"x": x}, version=LARGEST)) is Code.TOO_LARGE
+    with peak_of(pid_of(deployment)) as asked, client.stream(MODEL, version=LARGEST) as stream:
+        answer = stream.submit({"x": x}).result(60)
+    assert answer.outputs["y"] == x[-1]
+    assert asked.growth < size + 24 * MIB
+    with peak_of(pid_of(deployment)) as made, client.stream(MODEL, version=ZEROS) as stream:
+        answer = stream.submit({"n": np.array([size // 4], np.int64)}).result(60)
+    assert answer.outputs["y"].shape == (size // 4,)
+    assert made.growth < size + 24 * MIB
+
+
+def test_a_message_above_the_measured_bound_ends_the_stream_after_those_before_it(
+    client: Client,
+) -> None:
+    stream = client.stream(MODEL, version=LARGEST)
+    first = stream.submit({"x": np.ones(3, np.float32)})
+    large = stream.submit({"x": np.zeros(65 * MIB, np.float32)})  # 260 MiB; 256 are measured
+    assert first.result(60).outputs["y"] == 1
+    with pytest.raises(RequestError) as caught:
+        large.result(60)
+    assert caught.value.code is Code.TOO_LARGE
+    with pytest.raises(RequestError):
+        stream.close()
+
+
+class peak_of:  # noqa: N801 - used as a statement
+    """How far the resident memory of a process rises within the block."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._stop = threading.Event()
+        self._before = self._peak = resident_kib(pid)
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self._peak = max(self._peak, resident_kib(self._pid))
+
+    @property
+    def growth(self) -> int:
+        return (self._peak - self._before) * 1024
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_two_large_messages_share_the_measured_memory(client: Client) -> None:
+    """Each takes most of it: one waits for the other, and both are answered."""
+    x = np.ones(40 * MIB, np.float32)  # 160 MiB of 256
+    with client.stream(MODEL, version=LARGEST) as one, client.stream(MODEL, version=LARGEST) as two:
+        answers = [one.submit({"x": x}), two.submit({"x": x * 2})]
+        assert [float(future.result(100).outputs["y"]) for future in answers] == [1, 2]
+
+
+def test_an_unloaded_model_answers_no_further_question(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.linear(), version=31))
+    with deployment.client() as client:
+        stream = client.stream(MODEL, version=31)
+        x = {"x": np.ones((1, 3), np.float32)}
+        assert stream.submit(x).result(20).outputs["y"].tolist() == [[9, 12]]
+        enclave.unload(MODEL, 31)
+        with pytest.raises(RequestError) as caught:
+            stream.submit(x).result(20)
+        assert caught.value.code is Code.UNKNOWN_MODEL
+        stream.close()
+
+
+def test_what_is_no_stream_is_malformed(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    session = start_session(deployment)
+    for payload in (b"", b"x", GOOD):
+        with connect(enclave.address, TIMEOUT_S) as channel:
+            spoken = speak(channel, session.keys, version=1)
+            spoken.send_raw(payload)
+            assert refusal(spoken.receive_all) is Code.MALFORMED
+    with connect(enclave.address, TIMEOUT_S) as channel:  # a header and nothing more
+        spoken = speak(channel, session.keys, version=1)
+        spoken.send((), spoken.call.header)
+        assert refusal(spoken.receive_all) is Code.MALFORMED
