@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TREE = Path(__file__).resolve().parents[1] / ".stage/tree"
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
+PAUSE_S = float(os.environ.get("SOAK_PAUSE_MS", "10")) / 1000  # of each caller between two calls
 SAMPLES = 120
 CALLERS = 4
 CALLS_A_CLIENT = 50  # then a new client: new evidence, new session, new data key
@@ -90,7 +91,7 @@ class Callers:
         while not self._stop.is_set():
             with self._world.client(kms=number % 2 == 0) as client:
                 for at in range(CALLS_A_CLIENT):
-                    if self._stop.is_set():
+                    if self._stop.wait(PAUSE_S):
                         return
                     self._count(str(self._ask(client, at)))
 

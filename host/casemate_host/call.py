@@ -6,9 +6,14 @@ import contextlib
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import Code, FrameError
+from casemate_host.tracing import NO_TRACE
+
+if TYPE_CHECKING:
+    from casemate_host.tracing import Trace
 
 _CENTURY_S = 3.2e9
 
@@ -24,6 +29,7 @@ class Call:
         self,
         budget_s: float | None = None,
         default_s: float = limits.FRAME_BUDGET_DEFAULT / 1000,
+        trace: Trace = NO_TRACE,
     ) -> None:
         """``budget_s``: seconds until the deadline, at most CALL_BUDGET_MAX_S.
 
@@ -32,6 +38,7 @@ class Call:
         """
         if budget_s is None or budget_s > _CENTURY_S:
             budget_s = default_s
+        self.trace = trace
         self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None

@@ -84,6 +84,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracesConfig:
+    """Where traces go (OTLP over HTTP), under which name, and how many in a hundred."""
+
+    endpoint: str
+    service: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostConfig:
     """One host: a front, one enclave, and the enclave's way out, if it has one."""
 
@@ -93,6 +102,7 @@ class HostConfig:
     callers: CallersConfig
     metrics: MetricsConfig | None = None
     administration: Path | None = None  # the unix socket of that service
+    traces: TracesConfig | None = None
 
     @classmethod
     def load(cls, path: Path) -> HostConfig:
@@ -124,8 +134,9 @@ class HostConfig:
             table = top.table("administration")
             administration = table.path("socket")
             table.end()
+        traces = _traces(top.table("traces")) if top.has("traces") else None
         top.end()
-        return cls(front, enclave, egress, callers, metrics, administration)
+        return cls(front, enclave, egress, callers, metrics, administration, traces)
 
 
 def _front(table: Table) -> FrontConfig:
@@ -192,6 +203,18 @@ def _egress(table: Table) -> EgressConfig:
         idle_s=table.seconds("idle_seconds", 3600, limits.EGRESS_IDLE_S),
     )
     table.end()
+    return result
+
+
+def _traces(table: Table) -> TracesConfig:
+    result = TracesConfig(
+        endpoint=table.text("endpoint"),
+        service=table.text("service", "casemate-host"),
+        percent=table.integer("percent", 1, 100, 100),
+    )
+    table.end()
+    if not result.endpoint.startswith(("http://", "https://")):
+        raise refused("traces.endpoint: not a URL")
     return result
 
 

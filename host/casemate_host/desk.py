@@ -11,6 +11,7 @@ from casemate.errors import CasemateError, Code
 from casemate_host.call import Call
 from casemate_host.events import Traffic, describe, log
 from casemate_host.status import abort
+from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from casemate_host.callers import Caller, Callers
     from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
+    from casemate_host.tracing import Trace, Tracer
 
 Answer = Callable[[Call], tuple[bytes, int]]  # response, and the size of the request
 
@@ -31,12 +33,18 @@ class Desk:
     """Takes calls that a worker has; thread-safe."""
 
     def __init__(
-        self, relay: Relay, callers: Callers, metrics: Metrics, patience: Patience
+        self,
+        relay: Relay,
+        callers: Callers,
+        metrics: Metrics,
+        patience: Patience,
+        tracer: Tracer = NO_TRACE,
     ) -> None:
         self._relay = relay
         self._callers = callers
         self._metrics = metrics
         self._patience = patience
+        self._tracer = tracer
         self.traffic = Traffic()
 
     @contextlib.contextmanager
@@ -75,7 +83,9 @@ class Desk:
 
     def serve(self, method: str, context: grpc.ServicerContext, answer: Answer) -> bytes:
         """Return what ``answer`` makes of the call, or end the call with its error."""
-        result = self._outcome(method, context, answer)
+        trace = self._tracer.begin(method, context.invocation_metadata() or ())
+        result = self._outcome(method, context, answer, trace)
+        trace.end(result.code if isinstance(result, CasemateError) else Code.OK)
         if isinstance(result, CasemateError):
             self.refused(method, result.code)
             abort(context, result)
@@ -86,7 +96,8 @@ class Desk:
         self, method: str, context: grpc.ServicerContext, answers: Answers
     ) -> Iterator[bytes]:
         """Yield what ``answers`` makes of the call, or end the call with its error."""
-        call = Call(context.time_remaining(), limits.CALL_BUDGET_MAX_S)
+        trace = self._tracer.begin(method, context.invocation_metadata() or ())
+        call = Call(context.time_remaining(), limits.CALL_BUDGET_MAX_S, trace)
         refusal, size = None, 0
 
         def gone() -> None:
@@ -104,6 +115,7 @@ class Desk:
             refusal = _unexpected(error, method, context)
         finally:
             call.finish()
+            trace.end(refusal.code if refusal is not None else Code.OK)
         if refusal is not None:
             self.refused(method, refusal.code)
             abort(context, refusal)
@@ -111,9 +123,9 @@ class Desk:
         self.traffic.answered(method, size)
 
     def _outcome(
-        self, method: str, context: grpc.ServicerContext, answer: Answer
+        self, method: str, context: grpc.ServicerContext, answer: Answer, trace: Trace
     ) -> bytes | CasemateError:
-        call = Call(context.time_remaining())
+        call = Call(context.time_remaining(), trace=trace)
 
         def gone() -> None:
             if call.cancel():

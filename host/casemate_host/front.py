@@ -24,6 +24,7 @@ from casemate_host.metrics import ADMISSION, RELAY
 from casemate_host.reflection import reflection_handler
 from casemate_host.streams import StreamService
 from casemate_host.tls import server_credentials
+from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
     from casemate_host.standing import Board
+    from casemate_host.tracing import Tracer
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["ConfidentialInference"].full_name
 MESSAGE_MAX: Final = limits.FRAME_MAX - 5  # what a frame carries beside its type and budget
@@ -46,7 +48,14 @@ class Front:
     """Serves ``casemate.v1.ConfidentialInference`` by relaying to the enclave."""
 
     def __init__(
-        self, config: FrontConfig, relay: Relay, board: Board, callers: Callers, metrics: Metrics
+        self,
+        config: FrontConfig,
+        relay: Relay,
+        board: Board,
+        *,
+        callers: Callers,
+        metrics: Metrics,
+        tracer: Tracer = NO_TRACE,
     ) -> None:
         self._config = config
         self._relay = relay
@@ -55,7 +64,7 @@ class Front:
         streams = Slots(limits.STREAMS_MAX)
         self.health = health.Health(streams)
         self._patience = Patience(config.receive_s)
-        self._desk = Desk(relay, callers, metrics, self._patience)
+        self._desk = Desk(relay, callers, metrics, self._patience, tracer)
         self.unary = Workers(config.unary, "call")
         self._evidence = Workers(limits.EVIDENCE_CALLS_MAX + limits.SPARE_WORKERS, "call-evidence")
         self._others = Workers(limits.STREAMS_MAX + limits.SPARE_WORKERS, "call-other")
@@ -121,10 +130,13 @@ class Front:
             begun = time.monotonic()
             self._board.require()
             with self._desk.admitted(caller, context) as admitted:
-                request = self._desk.receive(messages, context, MESSAGE_MAX)
-                admitted.spend(len(request))
+                call.trace.caller(admitted.name)
+                with call.trace.step(ADMISSION):
+                    request = self._desk.receive(messages, context, MESSAGE_MAX)
+                    admitted.spend(len(request))
                 received = time.monotonic()
-                response = self._relay.exchange(FrameType.REQUEST, request, call)
+                with call.trace.step(RELAY):
+                    response = self._relay.exchange(FrameType.REQUEST, request, call)
             self._pace.ended()
             self._time(begun, received)
             return response, len(request)

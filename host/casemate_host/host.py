@@ -17,6 +17,7 @@ from casemate_host.metrics_page import MetricsPage
 from casemate_host.relay import Relay
 from casemate_host.standing import Board
 from casemate_host.supervisor import Supervisor
+from casemate_host.tracing import tracer_of
 
 if TYPE_CHECKING:
     from casemate_host.config import HostConfig
@@ -35,7 +36,15 @@ class Host:
         self.metrics = Metrics()
         self._relay = Relay(enclave.address, enclave.connections, self._lost)
         callers = Callers(config.callers.known, config.callers.anonymous)
-        self._front = Front(config.front, self._relay, self.board, callers, self.metrics)
+        self._tracer = tracer_of(config.traces)
+        self._front = Front(
+            config.front,
+            self._relay,
+            self.board,
+            callers=callers,
+            metrics=self.metrics,
+            tracer=self._tracer,
+        )
         # Its own control connection: a scrape waits for no load.
         self._probe = Control(enclave.address)
         self.metrics.watch(self.board, self._probe)
@@ -97,6 +106,7 @@ class Host:
         if self._egress is not None:
             self._egress.stop()
         self._reporter.join()
+        self._tracer.close()
         log.info("stopped")
 
     def _lost(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import frames, limits
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
+from casemate_host.metrics import ADMISSION, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,9 +48,14 @@ class StreamService:
         def answer(call: Call) -> Iterator[bytes]:
             self._board.require()
             with self._desk.admitted(caller, context) as admitted:
-                first = self._desk.receive(messages, context, limits.STREAM_MESSAGE_MAX)
-                admitted.spend(len(first))
-                with contextlib.closing(self._relay.dial(call)) as connection:
+                call.trace.caller(admitted.name)
+                with call.trace.step(ADMISSION):
+                    first = self._desk.receive(messages, context, limits.STREAM_MESSAGE_MAX)
+                    admitted.spend(len(first))
+                with (
+                    call.trace.step(RELAY),
+                    contextlib.closing(self._relay.dial(call)) as connection,
+                ):
                     rest = _counted(messages, admitted)
                     yield from self._exchange(connection, first, rest, call)
 
