@@ -6,6 +6,7 @@ everything else. It never allocates from a declared length before checking it ag
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +63,18 @@ def _encode(value: Value, out: bytearray) -> None:
             _encode(item, out)
     elif isinstance(value, dict):
         out += _head(_MAP, len(value))
-        for key, item in sorted((encode(k), v) for k, v in value.items()):
-            out += key
-            _encode(item, out)
+        for encoded, key in _sorted(tuple(value)):
+            out += encoded
+            _encode(value[key], out)
     else:
         msg = f"cannot encode {type(value).__name__}"
         raise TypeError(msg)
+
+
+@functools.lru_cache(maxsize=128)
+def _sorted(keys: tuple[Value, ...]) -> list[tuple[bytes, Value]]:
+    """Return the keys in the order of their encodings; those of most maps are always the same."""
+    return sorted((encode(key), key) for key in keys)
 
 
 def decode(data: bytes) -> Value:

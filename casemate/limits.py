@@ -95,7 +95,11 @@ DRAIN_MAX: Final = SESSION_SPAN_MAX  # nothing that is live when a drain begins 
 SEQUENCE_MAX: Final = 1 << 20  # far below AES-GCM's limits for one key hierarchy
 REPLAY_WINDOW: Final = 1024  # requests of one session that may overtake each other
 SESSIONS_MAX: Final = 1 << 20
-# Unwrapped data keys, some 0.6 KiB each; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
+STRANGERS_DIVISOR: Final = 2  # whoever has no name here leaves half of the sessions to those who do
+OWNER_DIVISOR: Final = (
+    8  # one process holds one or two sessions; no caller runs out by itself alone
+)
+# Unwrapped data keys, some 2 KiB each with who asked; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
 KEY_CACHE_MAX: Final = 16_384
 # New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
 # minutes need 33 a second.

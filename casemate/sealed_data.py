@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from casemate import cbor, limits, wire
-from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
-from casemate.envelope.units import pack_unit, split_single
+from casemate.envelope.chunks import BrokenSealError, open_content, seal_pieces
+from casemate.envelope.units import request_unit, split_single
 from casemate.errors import Code, KeyReleaseError, ObjectError
 from casemate.kms_context import parse_key_arn
 
@@ -161,7 +161,8 @@ def seal_data(
     _require(message, "no content")
     signed = MAGIC + wire.lp(header.encode())
     digest = wire.digest(signed)
-    return signed + seal_content(_content_key(prk, digest), digest, pack_unit([message]))
+    unit = request_unit([message])
+    return signed + seal_pieces(_content_key(prk, digest), digest, unit.chunks(), unit.length)
 
 
 def _content_key(prk: bytes, digest: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 
 HASH_BYTES = 48
+_LENGTH = struct.Struct(">I")
 KEY_BYTES = 32
 
 
 def lp(*parts: Buffer) -> bytes:
     """Return ``LP(part)`` for each part, concatenated (SPEC 1.1)."""
-    return b"".join(piece for part in parts for piece in (struct.pack(">I", len(part)), part))
+    return b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)])
 
 
 def lp_list(parts: Iterable[bytes]) -> bytes:
@@ -36,6 +38,7 @@ def digest(*parts: Buffer) -> bytes:
     return state.digest()
 
 
+@functools.cache
 def label(name: str) -> bytes:
     """Return ``D(name)`` (SPEC 1.3)."""
     return b"casemate/v1 " + name.encode("ascii") + b"\x00"

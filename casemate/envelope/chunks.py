@@ -12,11 +12,14 @@ from casemate import limits
 from casemate.envelope.guard import Guarded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from casemate.wire import Buffer
 
 TAG_BYTES: Final = 16
 SEALED_CHUNK: Final = limits.CHUNK + TAG_BYTES
-_COUNTER_BYTES: Final = 11
+_NONCE_BYTES: Final = 12
+_FLAG_BITS: Final = 8
 
 
 class Flag(IntEnum):
@@ -32,7 +35,7 @@ class BrokenSealError(ValueError):
 
 
 def _nonce(counter: int, flag: Flag) -> bytes:
-    return counter.to_bytes(_COUNTER_BYTES, "big") + flag.to_bytes(1, "big")
+    return (counter << _FLAG_BITS | flag).to_bytes(_NONCE_BYTES, "big")
 
 
 def _of_one_unit(*, last: bool) -> Flag:
@@ -83,14 +86,20 @@ class ChunkCipher(Guarded):
 def seal_content(key: bytes, aad: bytes, content: Buffer) -> memoryview:
     """Seal ``content`` (at least one byte) as consecutive chunks; nothing is copied but sealed."""
     plain = memoryview(content)
-    sealed = memoryview(bytearray(sealed_length(len(plain))))
+    starts = range(0, len(plain), limits.CHUNK)
+    pieces = (plain[start : start + limits.CHUNK] for start in starts)
+    return seal_pieces(key, aad, pieces, len(plain))
+
+
+def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -> memoryview:
+    """Seal ``pieces``, the chunks of a content of ``length`` >= 1 bytes, into one buffer."""
+    sealed = memoryview(bytearray(sealed_length(length)))
     cipher = ChunkCipher(key, aad)
-    chunks = _count(len(plain), limits.CHUNK)
-    for index in range(chunks):
-        piece = plain[index * limits.CHUNK : (index + 1) * limits.CHUNK]
-        at = index * SEALED_CHUNK
-        out = sealed[at : at + len(piece) + TAG_BYTES]
-        cipher.seal_into(piece, out, last=index == chunks - 1)
+    at = 0
+    for piece in pieces:
+        end = at + len(piece) + TAG_BYTES
+        cipher.seal_into(piece, sealed[at:end], last=end == len(sealed))
+        at = end
     return sealed.toreadonly()
 
 

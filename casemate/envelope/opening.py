@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from casemate import wire
-from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
+from casemate.envelope.chunks import BrokenSealError, open_content, seal_pieces
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.header import RequestHeader, ResponseHeader
 from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
-from casemate.envelope.units import pack_response, split_request
-from casemate.errors import Code
+from casemate.envelope.units import response_unit, split_request
+from casemate.errors import Code, EnvelopeError
 
 __all__ = [
+    "Asker",
     "OpenedRequest",
     "check_commitment",
     "encode_sealed",
+    "identify",
     "open_request",
     "parse_sealed",
     "seal_response",
     "verify_caller",
 ]
 
-_RESPONSE_NONCE_BYTES = 32
+_RESPONSE_NONCE_BYTES: Final = 32
+# The part of a request header that a session's requests share, up to the key commitment: all but
+# request_id and sequence (SPEC 5.1).
+_SESSION_MODE: Final = 2
+_SESSION_TIMES: Final = 22
+_SESSION_END: Final = 86
 
 
 class OpenedRequest(Guarded):
@@ -38,16 +46,18 @@ class OpenedRequest(Guarded):
     Whether it was seen before and who the caller is are separate checks (SPEC 6.4).
     """
 
+    __slots__ = ("_prk", "message", "preamble_bytes", "th")
+
     def __init__(self, preamble: memoryview, message: memoryview, *, prk: bytes, th: bytes) -> None:
         self.message = message
-        self._preamble = preamble
+        self.preamble_bytes = preamble
         self._prk = prk
         self.th = th
 
-    @cached_property
+    @property
     def preamble(self) -> Preamble:
         """The preamble; raises EnvelopeError (INVALID_REQUEST), which is a **sealed** status."""
-        return Preamble.parse(self._preamble)
+        return Preamble.parse(self.preamble_bytes)
 
     def response_key(self, rh: bytes) -> bytes:
         """Return the key of the answer whose header has the hash ``rh`` (SPEC 5.4)."""
@@ -83,6 +93,44 @@ def open_request(header: bytes, ciphertext: wire.Buffer, prk: bytes) -> OpenedRe
     return OpenedRequest(preamble, message, prk=prk, th=th)
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """What a request's preamble says, with the caller that was verified (SPEC 5.6, 7).
+
+    ``preamble`` is None for one that cannot be read, which is a sealed status (SPEC 11.2).
+    """
+
+    session: bytes = field(repr=False)
+    encoded: bytes = field(repr=False)
+    preamble: Preamble | None
+    caller: bytes | None
+
+
+def identify(
+    raw_header: bytes, header: RequestHeader, preamble: memoryview, known: Asker | None
+) -> Asker:
+    """Return who asks for what; a caller's signature is checked once for a session.
+
+    ``known`` is an earlier result for the same wrapped key and key commitment, or None. Raises
+    EnvelopeError (OPEN_FAILED) as ``verify_caller``.
+    """
+    session = raw_header[:_SESSION_MODE] + raw_header[_SESSION_TIMES:_SESSION_END]
+    if known is not None and known.session != session:
+        known = None  # the signature was over something else
+    if known is not None and known.encoded == preamble:
+        return known
+    encoded = bytes(preamble)
+    try:
+        parsed = Preamble.parse(encoded)
+    except EnvelopeError:
+        return Asker(session, encoded, None, None)
+    if known is not None and known.preamble is not None:
+        signed = known.preamble.caller, known.preamble.signature
+        if signed == (parsed.caller, parsed.signature):
+            return Asker(session, encoded, parsed, known.caller)
+    return Asker(session, encoded, parsed, verify_caller(header, parsed))
+
+
 def verify_caller(header: RequestHeader, preamble: Preamble) -> bytes | None:
     """Return the caller's public key, None for an anonymous one.
 
@@ -114,7 +162,7 @@ def seal_response(
     """
     if (message is not None) != (trailer.status == Code.OK):
         raise ValueError("a message goes with the status OK, and only with it")
-    unit = pack_response(message, trailer.encode(), floor)
+    unit = response_unit(message, trailer.encode(), floor)
     header = ResponseHeader(secrets.token_bytes(_RESPONSE_NONCE_BYTES), instance_digest).encode()
     rh = wire.digest(header)
-    return header, seal_content(opened.response_key(rh), rh, unit)
+    return header, seal_pieces(opened.response_key(rh), rh, unit.chunks(), unit.length)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, audience_hash, key_id
 from casemate.envelope import hpke
-from casemate.envelope.chunks import open_content, seal_content
+from casemate.envelope.chunks import open_content, seal_pieces
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.header import (
@@ -23,7 +23,7 @@ from casemate.envelope.header import (
 )
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
 from casemate.envelope.streaming import SealedStream
-from casemate.envelope.units import pack_unit, split_response
+from casemate.envelope.units import request_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
@@ -227,10 +227,11 @@ class DataKeySession(Guarded):
         )
         if not message:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
-        unit = pack_unit((preamble, message))
+        unit = request_unit((preamble, message))
         header = self._next_header()
         th = wire.digest(header)
-        ciphertext = seal_content(wire.expand(self._prk, "request", th), th, unit)
+        key = wire.expand(self._prk, "request", th)
+        ciphertext = seal_pieces(key, th, unit.chunks(), unit.length)
         return SealedCall(header, ciphertext, self._prk, self._instance_digest, receipt=receipt)
 
     def seal_stream(

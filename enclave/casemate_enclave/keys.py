@@ -17,6 +17,7 @@ from casemate.errors import Code, EnvelopeError
 from casemate_enclave.sandbox.memory import LockedSlots
 
 if TYPE_CHECKING:
+    from casemate.envelope.opening import Asker
     from casemate_enclave.clock import AttestedClock
 
 # Half the lifetime: clients that hold evidence always have hours left on the key that it names.
@@ -88,11 +89,12 @@ def _kept_until(key: RingKey) -> int:
     return key.config.not_after + limits.KEM_KEEP_AFTER
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Cached:
     slot: int
     commitment: bytes
     not_after: int
+    asker: Asker | None
 
 
 @final
@@ -130,15 +132,31 @@ class KeyCache(Guarded):
             self._entries.move_to_end(wrapped_digest)
             return self._secrets.get(entry.slot)
 
-    def put(self, wrapped_digest: bytes, commitment: bytes, prk: bytes, not_after: int) -> None:
-        """Keep ``prk`` (48 bytes) until ``not_after`` at the latest."""
+    def asker(self, wrapped_digest: bytes) -> Asker | None:
+        """Return who asked last under the key that ``get`` returned."""
+        with self._lock:
+            entry = self._entries.get(wrapped_digest)
+            return None if entry is None else entry.asker
+
+    def put(
+        self,
+        wrapped_digest: bytes,
+        commitment: bytes,
+        prk: bytes,
+        not_after: int,
+        asker: Asker | None = None,
+    ) -> None:
+        """Keep ``prk`` (48 bytes) and ``asker`` until ``not_after`` at the latest."""
         with self._lock:
             entry = self._entries.get(wrapped_digest)
             if entry is not None:
-                if entry.not_after == not_after:
-                    return  # the same session again
+                if entry.not_after == not_after:  # the same session again
+                    entry.asker = asker
+                    return
                 self._forget(wrapped_digest)
-            self._entries[wrapped_digest] = _Cached(self._secrets.put(prk), commitment, not_after)
+            self._entries[wrapped_digest] = _Cached(
+                self._secrets.put(prk), commitment, not_after, asker
+            )
             if len(self._entries) > self._capacity:
                 self._forget(next(iter(self._entries)))
 

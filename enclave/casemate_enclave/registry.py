@@ -63,6 +63,7 @@ class ModelRegistry:
         self._memory = MemoryBudget(bounds.memory_bytes)
         self._lock = threading.Lock()
         self._models: dict[str, dict[int, ServedModel]] = {}
+        self._listed: frozenset[bytes] = frozenset()
 
     def find(self, name: str, version: int | None) -> ServedModel:
         """Return that version, or the highest; raises RequestError(UNKNOWN_MODEL)."""
@@ -74,6 +75,10 @@ class ModelRegistry:
         if model is None:
             raise _unknown()
         return model
+
+    def lists(self, caller: bytes) -> bool:
+        """Whether a loaded model names ``caller`` among its callers (SPEC 6.8)."""
+        return caller in self._listed
 
     def versions(self, name: str) -> tuple[int, ...]:
         """Every loaded version of ``name``, ascending."""
@@ -147,6 +152,7 @@ class ModelRegistry:
                 self._drop(former)
             served = ServedModel(header, digest, scheduled)
             self._models.setdefault(header.name, {})[header.version] = served
+            self._list_callers()
         hold.keep(cost_of_serving(header.total_bytes), loaded)
 
     def _check(self, header: ModelHeader, replaces: int | None) -> ServedModel | None:
@@ -156,6 +162,10 @@ class ModelRegistry:
         if header.version != replaces and header.version in self._models.get(header.name, ()):
             raise ModelError(Code.MODEL_REJECTED, "this version is loaded: unload it first")
         return former
+
+    def _list_callers(self) -> None:
+        lists = (m.header.callers for versions in self._models.values() for m in versions.values())
+        self._listed = frozenset(key for keys in lists if keys != "any" for key in keys)
 
     def _check_capacity(self) -> None:
         most = self._bounds.models
@@ -173,6 +183,7 @@ class ModelRegistry:
         del versions[model.header.version]
         if not versions:
             del self._models[model.header.name]
+        self._list_callers()
 
     def _entry(self, op: str, header: ModelHeader, digest: bytes) -> LogEntry:
         callers = callers_digest(header.callers)

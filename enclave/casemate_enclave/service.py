@@ -21,13 +21,14 @@ from casemate.envelope.header import (
 )
 from casemate.envelope.messages import METADATA, SEALED_STATUSES, Preamble, Trailer
 from casemate.envelope.opening import (
+    Asker,
     OpenedRequest,
     check_commitment,
     encode_sealed,
+    identify,
     open_request,
     parse_sealed,
     seal_response,
-    verify_caller,
 )
 from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
@@ -132,15 +133,13 @@ class RequestService:
         header = parse_request_header(raw_header)
         self._check_header(header, len(ciphertext))
         wrapped = wire.digest(header.wrapped_key)
-        prk = self._session_key(header, wrapped, deadline)
+        prk, known = self._session_key(header, wrapped, deadline)
         with self._journal.timed(Step.OPEN):
             opened = open_request(raw_header, ciphertext, prk)
-            preamble = _preamble(opened)
-            caller = verify_caller(header, preamble) if preamble else None
-        self._accept(header)
-        self._cache.put(wrapped, header.key_commitment, prk, header.not_after)
+            asker = identify(raw_header, header, opened.preamble_bytes, known)
+        self._accept(header, wrapped, prk, asker)
         with self._journal.timed(Step.RUN):
-            outcome = self._outcome(opened, preamble, caller, deadline)
+            outcome = self._outcome(opened, asker, deadline)
         with self._journal.timed(Step.SEAL):
             return encode_sealed(*self._seal(opened, outcome))
 
@@ -155,13 +154,11 @@ class RequestService:
         header = parse_request_header(raw_header)
         self._check_header(header, len(chunk))
         wrapped = wire.digest(header.wrapped_key)
-        prk = self._session_key(header, wrapped, deadline)
+        prk, known = self._session_key(header, wrapped, deadline)
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead)
-        preamble = _parse_preamble(stream.open(chunk))
-        caller = verify_caller(header, preamble) if preamble else None
-        self._accept(header)
-        self._cache.put(wrapped, header.key_commitment, prk, header.not_after)
-        return OpenedHead(stream, preamble, caller)
+        asker = identify(raw_header, header, stream.open(chunk), known)
+        self._accept(header, wrapped, prk, asker)
+        return OpenedHead(stream, asker.preamble, asker.caller)
 
     def _check_header(self, header: RequestHeader, size: int) -> None:
         """Everything that costs no cryptography, in the order of SPEC 6.4."""
@@ -183,13 +180,18 @@ class RequestService:
         own = self._identity.instance_id
         return (own,) if key_mode == KEY_MODE_HPKE else (own, ANY_INSTANCE)
 
-    def _session_key(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
-        """Return prk(data key), whose commitment matched: from the cache, or unwrapped."""
+    def _session_key(
+        self, header: RequestHeader, wrapped: bytes, deadline: float
+    ) -> tuple[bytes, Asker | None]:
+        """Return prk(data key), whose commitment matched: from the cache, or unwrapped.
+
+        From the cache with who asked before in this session.
+        """
         cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
         if cached is not None:
-            return cached
+            return cached, self._cache.asker(wrapped)
         with self._journal.timed(Step.UNWRAP):
-            return self._unwrap(header, wrapped, deadline)
+            return self._unwrap(header, wrapped, deadline), None
 
     def _unwrap(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
         if header.key_mode == KEY_MODE_HPKE:
@@ -204,22 +206,26 @@ class RequestService:
         context = data_context(self._bounds.audience)
         return self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
 
-    def _accept(self, header: RequestHeader) -> None:
-        # By the present time: an unwrap may have taken longer than the session had left.
-        now = self._clock.now()
+    def _accept(self, header: RequestHeader, wrapped: bytes, prk: bytes, asker: Asker) -> None:
+        """Let an authenticated request run, once, and remember its session (SPEC 6.4, 6.6)."""
         self._replay.accept(
-            header.key_commitment, header.not_before, header.not_after, header.sequence, now
+            header.key_commitment,
+            header.not_before,
+            header.not_after,
+            header.sequence,
+            # The present time: an unwrap may have taken longer than the session had left.
+            self._clock.now(),
+            owner=self._owner(asker.caller),
         )
+        self._cache.put(wrapped, header.key_commitment, prk, header.not_after, asker)
 
-    def _outcome(
-        self,
-        opened: OpenedRequest,
-        preamble: Preamble | None,
-        caller: bytes | None,
-        deadline: float,
-    ) -> _Outcome:
+    def _owner(self, caller: bytes | None) -> bytes | None:
+        """Return a caller that a loaded model lists; all others share a pool (SPEC 6.8)."""
+        return caller if caller is not None and self._models.lists(caller) else None
+
+    def _outcome(self, opened: OpenedRequest, asker: Asker, deadline: float) -> _Outcome:
         """Run the request; never raises."""
-        model = None
+        model, preamble, caller = None, asker.preamble, asker.caller
         try:
             if preamble is None:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
@@ -279,22 +285,6 @@ class RequestService:
             trailer=outcome.trailer,
             floor=outcome.floor,
         )
-
-
-def _preamble(opened: OpenedRequest) -> Preamble | None:
-    """Return None for one that cannot be read, which is a sealed status (SPEC 11.2)."""
-    try:
-        return opened.preamble
-    except EnvelopeError:
-        return None
-
-
-def _parse_preamble(data: memoryview) -> Preamble | None:
-    """Return None for one that cannot be read, as above."""
-    try:
-        return Preamble.parse(data)
-    except EnvelopeError:
-        return None
 
 
 def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) -> None:

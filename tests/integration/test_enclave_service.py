@@ -313,7 +313,7 @@ def test_a_key_goes_on_opening_after_rotation() -> None:
 
 
 def test_new_sessions_are_refused_when_the_table_is_full() -> None:
-    with Bench(limits=replace(LIMITS, sessions=2)) as bench:
+    with Bench(limits=replace(LIMITS, sessions=4)) as bench:
         bench.serve()
         live = [bench.session() for _ in range(3)]
         for session in live[:2]:

@@ -11,6 +11,7 @@ HEADERS = ("tests/unit/envelope/test_header.py",)
 HPKE = ("tests/unit/envelope/test_hpke.py",)
 SEALED_MESSAGES = ("tests/unit/envelope/test_sealed_message.py",)
 MESSAGES = ("tests/unit/envelope/test_messages.py",)
+FORK = ("tests/unit/client/test_fork.py",)
 REPLAY = ("tests/unit/envelope/test_replay.py", "tests/property/test_replay.py")
 GUARD = ("tests/unit/envelope/test_guard.py",)
 STREAM_TESTS = ("tests/unit/envelope/test_streams.py", "tests/property/test_streams.py")
@@ -36,7 +37,7 @@ _MODEL = "sealed_model/header.py"
 
 # fmt: off
 WIRE = (
-    Mutant("length prefix", _WIRE, '(struct.pack(">I", len(part)), part)', "(part,)", VECTORS),
+    Mutant("length prefix", _WIRE, "(_LENGTH.pack(len(part)), part)", "(part,)", VECTORS),
     Mutant("length prefix of a list", _WIRE, "return lp(lp(*parts))", "return lp(*parts)", VECTORS),
     Mutant("label: version", _WIRE, 'b"casemate/v1 " + name', 'b"casemate/v2 " + name', VECTORS),
     Mutant("label: end", _WIRE, '.encode("ascii") + b"\\x00"', '.encode("ascii")', VECTORS),
@@ -48,7 +49,7 @@ WIRE = (
 )
 
 CHUNKS = (
-    Mutant("chunk: counter", _CHUNKS, 'counter.to_bytes(_COUNTER_BYTES, "big")', "bytes(_COUNTER_BYTES)", VECTORS + SEALING + PROPERTIES),
+    Mutant("chunk: counter", _CHUNKS, "(counter << _FLAG_BITS | flag)", "flag", VECTORS + SEALING + PROPERTIES),
     Mutant("chunk: last", _CHUNKS, "Flag.LAST if last else Flag.MORE", "Flag.MORE", VECTORS),
     Mutant("chunk: flag", _CHUNKS, "    LAST = 2", "    LAST = 3", VECTORS),
     Mutant("chunk: aad sealed", _CHUNKS, "chunk, self._aad, out", "chunk, None, out", VECTORS),
@@ -93,17 +94,22 @@ ENVELOPE = (
     Mutant("open: header in the key", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "request")', VECTORS + SEALING),
     Mutant("open: label", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "response", th)', VECTORS + SEALING),
     Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext)', '"request", th), b"", ciphertext)', VECTORS + SEALING),
+    Mutant("asker: session", _OPENING, "if known is not None and known.session != session:", "if False:", SEALING),
+    Mutant("asker: preamble", _OPENING, "if known is not None and known.encoded == preamble:", "if known is not None:", SEALING),
+    Mutant("asker: signed", _OPENING, "if signed == (parsed.caller, parsed.signature):", "if True:", SEALING),
     Mutant("open: caller", _OPENING, "        key.verify(preamble.signature, caller_statement(header))\n", "        pass\n", SEALING),
     Mutant("answer: request in the key", _OPENING, '"response", self.th, rh)', '"response", rh)', VECTORS + SEALING + PROPERTIES),
     Mutant("answer: header in the key", _OPENING, '"response", self.th, rh)', '"response", self.th)', VECTORS + SEALING + PROPERTIES),
     Mutant("answer: label", _OPENING, '"response", self.th, rh)', '"request", self.th, rh)', VECTORS + SEALING + PROPERTIES),
-    Mutant("answer: aad", _OPENING, "seal_content(opened.response_key(rh), rh, unit)", 'seal_content(opened.response_key(rh), b"", unit)', SEALING + PROPERTIES),
+    Mutant("answer: aad", _OPENING, "seal_pieces(opened.response_key(rh), rh, unit.chunks()", 'seal_pieces(opened.response_key(rh), b"", unit.chunks()', SEALING + PROPERTIES),
     Mutant("answer: nonce", _OPENING, "secrets.token_bytes(_RESPONSE_NONCE_BYTES)", "bytes(_RESPONSE_NONCE_BYTES)", SEALING + PROPERTIES),
     Mutant("answer: message and status", _OPENING, "if (message is not None) != (trailer.status == Code.OK):", "if False:", SEALING + PROPERTIES),
     Mutant("seal: commitment, hpke", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=key_id(', "key_commitment=bytes(32),\n            wrapped_key=key_id(", SEALING),
     Mutant("seal: commitment, kms", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=wire.lp(', "key_commitment=bytes(32),\n            wrapped_key=wire.lp(", SEALING),
-    Mutant("seal: key", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request"), th, unit)', SEALING),
-    Mutant("seal: aad", _SEALING, 'seal_content(wire.expand(self._prk, "request", th), th, unit)', 'seal_content(wire.expand(self._prk, "request", th), b"", unit)', SEALING),
+    Mutant("seal: key", _SEALING, 'key = wire.expand(self._prk, "request", th)', 'key = wire.expand(self._prk, "request")', VECTORS),
+    Mutant("seal: label", _SEALING, 'key = wire.expand(self._prk, "request", th)', 'key = wire.expand(self._prk, "response", th)', VECTORS),
+    Mutant("seal: aad", _SEALING, "seal_pieces(key, th, unit.chunks()", 'seal_pieces(key, b"", unit.chunks()', VECTORS),
+    Mutant("seal: another process", _SEALING, "if os.getpid() != self._process:", "if False:", FORK),
     Mutant("seal: sequence", _SEALING, "self._sequence += 1", "pass", SEALING),
     Mutant("seal: last sequence", _SEALING, "if sequence >= limits.SEQUENCE_MAX:", "if False:", SEALING),
     Mutant("seal: request id", _SEALING, "request_id=secrets.token_bytes(16)", "request_id=bytes(16)", SEALING),
@@ -146,9 +152,13 @@ PARTS = (
     Mutant("replay: too old", _REPLAY, "or -ahead > limits.REPLAY_WINDOW or", "or", REPLAY),
     Mutant("replay: marked", _REPLAY, "        self.below |= bit\n", "", REPLAY),
     Mutant("replay: slides", _REPLAY, "(seen << (ahead - 1)) & _WINDOW", "seen & _WINDOW", REPLAY),
-    Mutant("replay: capacity", _REPLAY, "if len(self._sessions) >= self._capacity:", "if False:", REPLAY),
+    Mutant("replay: capacity", _REPLAY, "if full or self._held[owner]", "if self._held[owner]", REPLAY),
+    Mutant("replay: share", _REPLAY, "if full or self._held[owner] >= self._share(owner):", "if full:", REPLAY),
+    Mutant("replay: strangers' share", _REPLAY, "limits.STRANGERS_DIVISOR if owner is None else limits.OWNER_DIVISOR", "limits.OWNER_DIVISOR", REPLAY),
+    Mutant("replay: owner's share", _REPLAY, "limits.STRANGERS_DIVISOR if owner is None else limits.OWNER_DIVISOR", "limits.STRANGERS_DIVISOR", REPLAY),
+    Mutant("replay: share given back", _REPLAY, "            self._held[owner] -= 1\n", "", REPLAY),
     Mutant("replay: other times", _REPLAY, "elif (session.not_before, session.not_after) != (not_before, not_after):", "elif False:", REPLAY),
-    Mutant("replay: held up", _REPLAY, "self._latest = now = max(self._latest, now)", "pass", REPLAY),
+    Mutant("replay: held up", _REPLAY, "must not bring back a session whose window is gone.\n            self._latest = now = max(self._latest, now)", "\n            pass", REPLAY),
     Mutant("replay: pruned early", _REPLAY, "while self._ends and self._ends[0][0] <= now:", "while self._ends:", REPLAY),
 )
 

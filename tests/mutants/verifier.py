@@ -144,7 +144,7 @@ STEPS = (
     Mutant("13 event", _CONFIGURATION, 'digest(label("config"), lp(configuration))', 'digest(label("config"), configuration)', VECTORS),
     Mutant("13 publishers", _CONFIGURATION, "require(ascending(self.publishers),", "require(True,", STRUCTURES),
     Mutant("13 audience", _CONFIGURATION, "require(KEY_POLICY_VARIABLE not in self.audience,", "require(True,", STRUCTURES),
-    Mutant("13 provider", _CONFIGURATION, "require(self.providers == PROVIDERS,", "require(True,", STRUCTURES),
+    Mutant("13 provider", _CONFIGURATION, 'require(known, _CODE, "unknown execution provider")', "", STRUCTURES),
     Mutant("13 partition", _CONFIGURATION, "require(self.partition in PARTITIONS,", "require(True,", STRUCTURES),
     Mutant("13 region", _CONFIGURATION, "matching(region, _REGION,", "matching('us-east-1', _REGION,", STRUCTURES),
     # 14 binding

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate import limits
+from casemate.envelope.messages import Preamble
+from casemate.envelope.opening import Asker
 from casemate.envelope.replay import ReplayTable
 from casemate.errors import CasemateError, Code, KeyReleaseError
 from casemate_enclave.keys import KeyCache
@@ -248,13 +250,19 @@ def test_a_flight_gives_nothing_away() -> None:
 
 
 def test_ten_thousand_live_data_keys_take_less_than_50_mb() -> None:
-    """Each with its unwrapped key and its replay window, the window full of gaps."""
+    """Each with its key, its replay window, the window full of gaps, and who asked for what."""
     tracemalloc.start()
     try:
-        cache, replay = KeyCache(), ReplayTable(0, 10_000)
+        cache, replay = KeyCache(), ReplayTable(0, 20_000)
         for number in range(10_000):
-            commitment = number.to_bytes(32, "big")
-            cache.put(number.to_bytes(48, "big"), commitment, number.to_bytes(48, "big"), 3_600_000)
+            commitment, name = number.to_bytes(32, "big"), number.to_bytes(48, "big")
+            preamble = Preamble(
+                "a model", 1, bytes(name), bytes(commitment), bytes(name) + b"s" * 16
+            )
+            encoded = preamble.encode()
+            parsed = Preamble.parse(encoded)
+            asker = Asker(commitment + name[:34], encoded, parsed, parsed.caller)
+            cache.put(name, commitment, name, 3_600_000, asker)
             for sequence in (0, 3, 1024):
                 replay.accept(commitment, 1, 3_600_000, sequence, 2)
         used, _ = tracemalloc.get_traced_memory()

@@ -13,9 +13,17 @@ HOUR = 3_600_000
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 
 
-def refused(table: ReplayTable, *args: object) -> Code:
+def refused(
+    table: ReplayTable,
+    commitment: bytes,
+    not_before: int,
+    not_after: int,
+    sequence: int,
+    now: int,
+    owner: bytes | None = None,
+) -> Code:
     with pytest.raises(EnvelopeError) as caught:
-        table.accept(*args)  # type: ignore[arg-type]
+        table.accept(commitment, not_before, not_after, sequence, now, owner=owner)
     return caught.value.code
 
 
@@ -95,7 +103,7 @@ def test_the_same_key_with_other_times_is_stale() -> None:
 
 
 def test_a_full_table_refuses_new_sessions_and_forgets_no_live_one() -> None:
-    table = ReplayTable(BOOT, 2)
+    table = ReplayTable(BOOT, 4)  # of which strangers may have two
     table.accept(A, BOOT, BOOT + 100, 0, BOOT)
     table.accept(B, BOOT, BOOT + 200, 0, BOOT)
     assert refused(table, C, BOOT, BOOT + 300, 0, BOOT) == Code.OVERLOADED
@@ -104,6 +112,44 @@ def test_a_full_table_refuses_new_sessions_and_forgets_no_live_one() -> None:
     table.accept(C, BOOT, BOOT + 300, 0, BOOT + 100)  # A has ended
     assert len(table) == 2
     assert refused(table, B, BOOT, BOOT + 200, 0, BOOT + 100) == Code.REPLAYED
+
+
+def test_strangers_share_half_and_each_owner_has_an_eighth() -> None:
+    table = ReplayTable(BOOT, 16)
+
+    def taken(name: str, owner: bytes | None, most: int = 99) -> int:
+        for number in range(most):
+            commitment = f"{name} {number}".encode()
+            try:
+                table.accept(commitment, BOOT, BOOT + HOUR, 0, BOOT, owner=owner)
+            except EnvelopeError as error:
+                assert error.code == Code.OVERLOADED  # noqa: PT017 - ends the loop
+                return number
+        return most
+
+    assert taken("stranger", None) == 8
+    assert taken("a", b"a") == 2
+    assert taken("b", b"b") == 2
+    assert [taken(name, name.encode()) for name in "cdefg"] == [2, 2, 0, 0, 0]
+    assert len(table) == 16
+    # Whoever has a session keeps it, whatever its share.
+    table.accept(b"stranger 7", BOOT, BOOT + HOUR, 1, BOOT)
+    table.accept(b"a 1", BOOT, BOOT + HOUR, 1, BOOT, owner=b"a")
+
+
+def test_a_session_is_charged_to_whoever_began_it_until_it_ends() -> None:
+    table = ReplayTable(BOOT, 8)
+    table.accept(A, BOOT, BOOT + 100, 0, BOOT, owner=b"o")
+    table.accept(A, BOOT, BOOT + 100, 1, BOOT, owner=None)
+    assert refused(table, B, BOOT, BOOT + 200, 0, BOOT, b"o") == Code.OVERLOADED
+    table.accept(B, BOOT, BOOT + 200, 0, BOOT + 100, owner=b"o")
+    assert refused(table, A, BOOT + 101, BOOT + 200, 0, BOOT + 101, b"o") == Code.OVERLOADED
+
+
+def test_the_smallest_table_serves_everybody() -> None:
+    table = ReplayTable(BOOT, 1)
+    table.accept(A, BOOT, BOOT + 100, 0, BOOT)
+    table.accept(B, BOOT, BOOT + 200, 0, BOOT + 100, owner=b"o")
 
 
 def test_a_request_held_up_cannot_outlive_its_window() -> None:

@@ -24,7 +24,9 @@ from tests.support import envelope as env
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casemate.envelope.sealing import DataKeySession
+    from casemate.envelope.header import RequestHeader
+    from casemate.envelope.messages import Preamble
+    from casemate.envelope.sealing import DataKeySession, SealedCall
 
 CALLER = Ed25519PrivateKey.from_private_bytes(bytes(32))
 RECEIPTED = replace(
@@ -300,3 +302,77 @@ def test_a_declared_length_takes_no_memory() -> None:
     struct.pack_into(">I", unit, 0, 0xFFFFFFFF)
     with pytest.raises(BrokenSealError):
         units.split_request(memoryview(unit))
+
+
+# Who asks: verified once for a session
+
+
+def asked(
+    call: SealedCall, known: opening.Asker | None, preamble: bytes | None = None
+) -> opening.Asker:
+    opened = env.open_sealed(call.header, call.ciphertext)
+    encoded = opened.preamble_bytes if preamble is None else memoryview(preamble)
+    return opening.identify(call.header, parse_request_header(call.header), encoded, known)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every verification of a caller's signature from now on."""
+    made: list[object] = []
+    verify = opening.verify_caller
+
+    def counted(header: RequestHeader, preamble: Preamble) -> bytes | None:
+        made.append(header)
+        return verify(header, preamble)
+
+    monkeypatch.setattr(opening, "verify_caller", counted)
+    return made
+
+
+@each_mode
+def test_a_caller_is_verified_once_for_a_session(start: Start, checks: list[object]) -> None:
+    session, mine = start(CALLER), CALLER.public_key().public_bytes_raw()
+    calls = [env.seal(session) for _ in range(3)]
+    calls.append(session.seal(model="another", version=1, digest=None, message=b"x"))
+    del checks[:]
+    known = None
+    for call in calls:
+        opened = opening.open_request(call.header, call.ciphertext, session._prk)
+        header = parse_request_header(call.header)
+        known = opening.identify(call.header, header, opened.preamble_bytes, known)
+        assert known.caller == mine
+        assert known.preamble == opened.preamble
+    assert len(checks) == 1
+
+
+def test_what_was_verified_for_one_session_says_nothing_of_another(checks: list[object]) -> None:
+    """The same preamble under a header with other times: its signature is over the first."""
+    call = env.seal(env.kms_session(CALLER))
+    known = asked(call, None)
+    header = parse_request_header(call.header)
+    for moved in (
+        replace(header, not_before=header.not_before - 1),
+        replace(header, not_after=header.not_after + 1),
+        replace(header, instance_id=b"i" * 16),
+    ):
+        with pytest.raises(EnvelopeError) as refused:
+            opening.identify(moved.encode(), moved, memoryview(known.encoded), known)
+        assert str(refused.value) == str(open_failed())
+
+
+def test_another_caller_in_a_known_session_is_verified_anew(checks: list[object]) -> None:
+    call = env.seal(env.kms_session(CALLER))
+    known = asked(call, None)
+    assert known.preamble
+    anonymous = replace(known.preamble, caller=None, signature=None).encode()
+    assert asked(call, known, anonymous).caller is None
+    for forged in (
+        replace(known.preamble, caller=b"c" * 32),
+        replace(known.preamble, signature=b"s" * 64),
+    ):
+        with pytest.raises(EnvelopeError):
+            asked(call, known, forged.encode())
+        with pytest.raises(EnvelopeError):
+            asked(call, asked(call, known, anonymous), forged.encode())
+    assert asked(call, known, b"no preamble").preamble is None
+    assert asked(call, known, b"no preamble").caller is None
