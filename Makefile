@@ -11,7 +11,7 @@ FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
 SOAK_MINUTES   ?= 30
-BENCHES        := verifier sandbox key_modes overload
+BENCHES        := verifier envelope sandbox key_modes overload
 ROUNDS         ?= 5
 PEERS          := client triton kserve mlserver
 PEERS_PYTHON   ?= /usr/bin/python3.11
