@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -128,7 +129,8 @@ class Spoken:
         self.send_raw(joined + b"".join(b"".join(encode_chunk(chunk)) for chunk in chunks))
 
     def send_raw(self, payload: bytes) -> None:
-        send_frame(self.channel, FrameType.STREAM, payload, self.budget)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer says why
+            send_frame(self.channel, FrameType.STREAM, payload, self.budget)
 
     def begin(self, chunks: Iterable[bytes | bytearray] = ()) -> Self:
         """Send the first message: the header, the opening and ``chunks``."""
