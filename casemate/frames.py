@@ -42,6 +42,7 @@ class FrameType(IntEnum):
     DRAIN = 11
     REPLACE = 12
     MODELS = 13
+    NUMBERED = 32
 
 
 class OversizedFrameError(FrameError):
@@ -65,14 +66,18 @@ def send_frame(
     length = COUNTED + sum(len(piece) for piece in pieces)
     if length > limits.FRAME_MAX:
         raise FrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {limits.FRAME_MAX}")
-    buffers = [memoryview(_HEAD.pack(length, kind, budget))]
-    buffers += [memoryview(piece) for piece in pieces]
+    buffers: list[Buffer] = [_HEAD.pack(length, kind, budget), *pieces]
     while buffers:
-        sent = channel.sendmsg(buffers)
-        while buffers and sent >= len(buffers[0]):
-            sent -= len(buffers.pop(0))
-        if sent:
-            buffers[0] = buffers[0][sent:]
+        buffers = unsent(buffers, channel.sendmsg(buffers))
+
+
+def unsent(buffers: list[Buffer], sent: int) -> list[Buffer]:
+    """Return what is left of ``buffers`` after ``sent`` of their bytes, as views."""
+    for index, piece in enumerate(buffers):
+        if sent < len(piece):
+            return [memoryview(piece)[sent:], *buffers[index + 1 :]]
+        sent -= len(piece)
+    return []
 
 
 def receive_frame(
@@ -156,8 +161,13 @@ def _fill(channel: socket.socket, view: memoryview, end: float | None) -> None:
 
 def send_error(channel: socket.socket, code: Code, detail: str) -> None:
     """Send the error answer of SPEC 9.2; ``detail`` is cut to its bound."""
+    send_frame(channel, ERROR, encode_error(code, detail))
+
+
+def encode_error(code: Code, detail: str) -> bytes:
+    """Return an error answer's payload; ``detail`` is cut to its bound."""
     text = detail.encode()[: limits.DETAIL_MAX].decode(errors="ignore")
-    send_frame(channel, ERROR, cbor.encode({"code": str(code), "detail": text}))
+    return cbor.encode({"code": str(code), "detail": text})
 
 
 def expect_answer(channel: socket.socket, kind: int) -> memoryview:

@@ -148,11 +148,14 @@ ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real model
 # Frames (SPEC 9)
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
 FRAME_BUDGET_DEFAULT: Final = 30_000
+NUMBERED_MAX: Final = 64 * KIB  # of a question: larger ones would keep others waiting
 CONTROL_FRAME_MAX: Final = 32 * KIB  # three credential fields of 8 KiB; decoding costs time
 CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, whatever a caller asks
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
+# Threads that answer numbered frames, for all connections: twice what a host has under way.
+NUMBERED_THREADS: Final = 64
 FINISH_TIMEOUT_S: Final = 30.0  # at a drain's end: for requests of sessions that are over
 # Enclave side: 32 relay connections, 32 streams, control, and room for a reconnect.
 CONNECTIONS_MAX: Final = 96

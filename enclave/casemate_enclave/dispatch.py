@@ -103,6 +103,15 @@ class Dispatcher:
             raise _refusal(state, frame_type)
         return handler(exchange)
 
+    def numbered(self, kind: int, payload: memoryview, deadline: float) -> tuple[Buffer, ...]:
+        """Answer a question that came in a numbered frame (SPEC 9.2.1); raises CasemateError."""
+        if kind != FrameType.REQUEST:
+            raise CasemateError(Code.MALFORMED, "no type that is numbered")
+        state = self._enclave.state
+        if FrameType.REQUEST not in self._table[state]:
+            raise _refusal(state, FrameType.REQUEST)
+        return self._sealed(payload, deadline)
+
     def _configure(self, exchange: Exchange) -> Answer:
         try:
             register = self._enclave.configure(bytes(exchange.payload))
@@ -126,9 +135,12 @@ class Dispatcher:
         return b""
 
     def _request(self, exchange: Exchange) -> Answer:
+        return self._sealed(exchange.payload, exchange.deadline)
+
+    def _sealed(self, payload: memoryview, deadline: float) -> tuple[Buffer, ...]:
         self._journal.count(Counter.REQUESTS)
         try:
-            return self._enclave.parts.service.answer(exchange.payload, exchange.deadline)
+            return self._enclave.parts.service.answer(payload, deadline)
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise

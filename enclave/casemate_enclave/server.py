@@ -9,13 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casemate import limits
+from casemate import limits, numbered
 from casemate.errors import CLEAR_CODES, CasemateError, Code, FrameError
 from casemate.frames import (
     ANSWER,
     COUNTED,
+    ERROR,
     FrameType,
     OversizedFrameError,
+    encode_error,
     receive_frame,
     send_error,
     send_frame,
@@ -23,11 +25,13 @@ from casemate.frames import (
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.stream_link import StreamLink
+from casemate_enclave.turns import Crew, TurnConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casemate.frames import Frame
+    from casemate.wire import Buffer
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
 
@@ -90,6 +94,7 @@ class Server:
         self._parent = parent
         self._dispatcher = dispatcher
         self._journal = journal
+        self._crew = Crew()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._stopping = False
@@ -185,15 +190,19 @@ class Server:
             return isinstance(error, OversizedFrameError)
         if frame is None:
             return False
+        if frame.type == FrameType.NUMBERED:
+            self._take_turns(channel, frame)
+            return False
+        return self._answer(frame, channel)
+
+    def _answer(self, frame: Frame, channel: socket.socket) -> bool:
         try:
             answer = self._dispatcher.answer(frame.type, _exchange_of(frame, channel))
         except CasemateError as error:
             self._send_error(channel, error)
             return not isinstance(error, ConnectionEndError)
         except Exception:  # noqa: BLE001 - a fault of this code must not end the enclave, nor be quoted
-            self._journal.count(Counter.INTERNAL_ERRORS)
-            self._journal.emit(Event.INTERNAL_ERROR)
-            self._send_error(channel, CasemateError(Code.INTERNAL, "internal error"))
+            self._send_error(channel, self._internal())
             return False
         if answer is None:
             return False
@@ -201,13 +210,39 @@ class Server:
         send_frame(channel, frame.type | ANSWER, answer)
         return True
 
+    def _take_turns(self, channel: socket.socket, first: Frame) -> None:
+        """Answer numbered frames until the connection ends (SPEC 9.2.1)."""
+        try:
+            TurnConnection(channel, self._numbered, self._crew).serve(numbered.first(first))
+        except FrameError as error:
+            self._send_error(channel, error)
+
+    def _numbered(
+        self, kind: int, payload: memoryview, deadline: float
+    ) -> tuple[int, tuple[Buffer, ...]]:
+        try:
+            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline)
+        except CasemateError as error:
+            return ERROR, (self._refusal(error),)
+        except Exception:  # noqa: BLE001 - as in _exchange
+            return ERROR, (self._refusal(self._internal()),)
+
+    def _internal(self) -> CasemateError:
+        self._journal.count(Counter.INTERNAL_ERRORS)
+        self._journal.emit(Event.INTERNAL_ERROR)
+        return CasemateError(Code.INTERNAL, "internal error")
+
     def _send_error(self, channel: socket.socket, error: CasemateError) -> None:
-        self._journal.count(Counter.FRAMES_REFUSED)
+        refusal = self._refusal(error)
         channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
+        send_frame(channel, ERROR, refusal)
+
+    def _refusal(self, error: CasemateError) -> bytes:
+        """Return an error answer's payload, which says no more than may be said in the clear."""
+        self._journal.count(Counter.FRAMES_REFUSED)
         if error.code in _OUTSIDE:
-            send_error(channel, error.code, error.detail)
-        else:
-            send_error(channel, Code.INTERNAL, "internal error")
+            return encode_error(error.code, error.detail)
+        return encode_error(Code.INTERNAL, "internal error")
 
 
 def _exchange_of(frame: Frame, channel: socket.socket) -> _Exchange:

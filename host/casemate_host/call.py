@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casemate import limits
 from casemate.errors import Code, FrameError
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from casemate_host.tracing import Trace
 
 _CENTURY_S = 3.2e9
+
+
+class Cuttable(Protocol):
+    """What a worker waits on: a socket, or what behaves as one."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Let the worker go on."""
+        ...
 
 
 class Call:
@@ -41,7 +49,7 @@ class Call:
         self.trace = trace
         self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
-        self._channel: socket.socket | None = None
+        self._channel: Cuttable | None = None
         self._cancelled = False
         self._finished = False
 
@@ -59,7 +67,7 @@ class Call:
             raise FrameError(Code.DEADLINE_EXCEEDED, "the deadline passed")
         return remaining
 
-    def attach(self, channel: socket.socket) -> None:
+    def attach(self, channel: Cuttable) -> None:
         """Let ``cancel`` shut ``channel`` from now on; raises if the caller has already gone."""
         with self._lock:
             self.remaining_s()

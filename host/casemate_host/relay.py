@@ -1,4 +1,4 @@
-"""Opaque relay: a pool of connections to the enclave, one exchange each at a time (SPEC 9.1).
+"""Opaque relay: small messages share a connection to the enclave, others have one each (SPEC 9.1).
 
 Promise: a frame that the enclave may have received whole is never sent again. What is sent a second
 time was refused by the kernel on a connection that had died while it was idle.
@@ -10,16 +10,19 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Final
 
-from casemate import frames
+from casemate import frames, limits
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
 from casemate_host.places import Places
+from casemate_host.shared import SharedConnection, UnsentError
 from casemate_host.transfer import Answer, Connection
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from casemate.channel import Address
+    from casemate.numbered import Numbered
     from casemate.wire import Buffer
     from casemate_host.call import Call
 
@@ -43,6 +46,8 @@ class Relay:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._closed = False
+        self._sharing = threading.Lock()
+        self._shared: SharedConnection | None = None
 
     @property
     def busy(self) -> int:
@@ -71,7 +76,7 @@ class Relay:
         """Return a connection of its own for a stream, beside the pool; raises FrameError."""
         if self._closed:
             raise FrameError(Code.UNAVAILABLE, "the host is stopping")
-        return self._dial(call)
+        return Connection(self._dial(call))
 
     def lost(self) -> None:
         """Note that a connection from ``dial`` turned out to be dead."""
@@ -85,6 +90,9 @@ class Relay:
         """Close the idle connections, as after the enclave went away."""
         with self._lock:
             idle, self._idle = self._idle, []
+            shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.retire()
         for connection in idle:
             connection.close()
 
@@ -99,13 +107,15 @@ class Relay:
         self._places.claim(call)
         kept: Connection | None = None
         try:
+            if kind is frames.FrameType.REQUEST and len(payload) <= limits.NUMBERED_MAX:
+                return self._exchange_shared(kind, payload, call)
             connection = self._pooled()
             if connection is not None:
                 with contextlib.suppress(_NotSentError):
                     answer = _attempt(connection, kind, payload, call)
                     kept = connection
                     return _payload(answer)
-            connection = self._dial(call)
+            connection = Connection(self._dial(call))
             try:
                 answer = _attempt(connection, kind, payload, call)
             except _NotSentError:
@@ -115,10 +125,37 @@ class Relay:
         finally:
             self._release(kept)
 
-    def _dial(self, call: Call) -> Connection:
+    def _exchange_shared(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
+        """Exchange a small message over the connection that all of them share."""
+        while True:
+            shared, fresh = self._share(call)
+            try:
+                return _payload(shared.exchange(kind, payload, call))
+            except UnsentError:
+                if fresh:
+                    detail = "the enclave closed the connection"
+                    raise FrameError(Code.UNAVAILABLE, detail) from None
+
+    def _share(self, call: Call) -> tuple[SharedConnection, bool]:
+        """Return the shared connection, and whether it was made for this call."""
+        shared = self._shared
+        if shared is not None and not shared.over:
+            return shared, False
+        if not self._sharing.acquire(timeout=call.remaining_s()):
+            raise FrameError(Code.DEADLINE_EXCEEDED, "no connection in time")
+        try:
+            shared = self._shared
+            if shared is not None and not shared.over:
+                return shared, False
+            self._shared = SharedConnection(self._dial(call))
+            return self._shared, True
+        finally:
+            self._sharing.release()
+
+    def _dial(self, call: Call) -> socket.socket:
         timeout_s = min(_CONNECT_S, call.remaining_s())
         try:
-            return Connection(connect(self._address, timeout_s))
+            return connect(self._address, timeout_s)
         except FrameError as error:
             # The address is the operator's business, not the caller's.
             raise FrameError(error.code, "the enclave does not answer") from None
@@ -203,7 +240,7 @@ def _receive(connection: Connection, kind: frames.FrameType, call: Call) -> Answ
     return answer
 
 
-def _payload(answer: Answer) -> bytes:
+def _payload(answer: Answer | Numbered) -> bytes:
     if answer.type == frames.ERROR:
         raise frames.remote_error(answer.payload)
     return answer.payload

@@ -18,9 +18,11 @@ import pytest
 
 from casemate import cbor
 from casemate.channel import connect
+from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import CasemateError, Code, FrameError
-from casemate.frames import ERROR, FrameType, exchange, receive_frame, send_frame
+from casemate.frames import ANSWER, ERROR, FrameType, exchange, receive_frame, send_frame
 from casemate.limits import CONNECTIONS_MAX, FRAME_MAX
+from casemate.numbered import FrameBuffer, question
 from tests.support.attacker import (
     EnclaveSocket,
     eventually,
@@ -123,7 +125,7 @@ def test_h11_garbage_is_answered_or_ignored_and_the_connection_ends(enclave: Enc
 
 
 def test_h11_types_that_do_not_exist_end_the_connection(enclave: EnclaveSocket) -> None:
-    for kind in (0, 4, 7, 11, 0x7F, 0x80, 0x83, 0xFE, 0xFF):
+    for kind in (0, 4, 7, 0x3F, 0x7F, 0x80, 0x83, 0xFE, 0xFF):
         with dial(enclave) as channel:
             send_frame(channel, kind, b"x")
             answer = receive_frame(channel)
@@ -145,6 +147,55 @@ def test_h11_frames_of_the_hosts_with_broken_payloads_change_nothing(
                 enclave.ask(kind, payload)
     assert refusal(lambda: enclave.ask(FrameType.CONFIGURE, b"c" * 100)) is Code.ALREADY_CONFIGURED
     assert enclave.health() == before
+
+
+def test_h11_what_is_wrong_on_a_shared_connection_harms_no_other_question(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """Broken, replayed and misdirected questions between honest ones (SPEC 9.2.1)."""
+    session = start_session(deployment)
+    calls = [session.seal() for _ in range(8)]
+    answers = FrameBuffer(FrameType.NUMBERED | ANSWER, FRAME_MAX)
+    pieces: list[bytes] = []
+    for number, call in enumerate(calls):
+        sealed = b"".join(encode_sealed(call.header, call.ciphertext))
+        bent = sealed[:-1] + bytes([sealed[-1] ^ 1])
+        for kind, payload in (
+            (3, bent),
+            (3, b""),
+            (3, sealed),
+            (3, sealed),
+            (8, b""),
+            (32, sealed),
+        ):
+            pieces += (bytes(piece) for piece in question(number, kind, payload, 0))  # type: ignore[arg-type]
+    codes: dict[int, list[str]] = {number: [] for number in range(len(calls))}
+    with dial(enclave) as channel:
+        channel.sendall(b"".join(pieces))
+        while sum(map(len, codes.values())) < 6 * len(calls):
+            while (answer := answers.take()) is None:
+                answers.add(channel.recv(1 << 16))
+            if answer.type == ERROR:
+                codes[answer.number].append(cbor.decode(answer.payload)["code"])
+            else:
+                opened = calls[answer.number].open(*parse_sealed(memoryview(answer.payload)))
+                codes[answer.number].append(str(opened.trailer.status))
+    expected = sorted(["OPEN_FAILED", "MALFORMED", "OK", "REPLAYED", "MALFORMED", "MALFORMED"])
+    assert all(sorted(told) == expected for told in codes.values())
+
+
+def test_h11_a_shared_connection_that_breaks_its_framing_ends_alone(enclave: EnclaveSocket) -> None:
+    start = b"".join(question(1, FrameType.REQUEST, b"x", 0))
+    for rest in (
+        HEAD.pack(5, FrameType.HEALTH, 0),  # a plain frame after a numbered one
+        HEAD.pack(9, FrameType.NUMBERED, 0) + bytes(5),
+        HEAD.pack(FRAME_MAX, FrameType.NUMBERED, 0) + bytes(5),
+        b"\xff" * 64,
+    ):
+        with dial(enclave) as channel, contextlib.suppress(ConnectionError):
+            channel.sendall(start + rest)
+            assert closes(channel)
+    assert enclave.health()["state"] == "ready"
 
 
 def test_h11_half_open_frames_and_slow_bytes_hold_only_their_own_connections(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from casemate import cbor, frames
+from casemate import cbor, frames, numbered
 from casemate.attestation import InstanceConfig, KeyConfig, LogEntry, callers_digest, encode_log
 from casemate.channel import UnixAddress, listen
 from casemate.errors import Code, FrameError
@@ -27,6 +27,7 @@ from casemate.tensors import TensorSpec
 from tests.support import evidence, nitro_pki
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from casemate.attestation import TrustPolicy
@@ -157,18 +158,34 @@ class FakeEnclave:
     def _serve(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, FrameError):
             while (frame := frames.receive_frame(channel)) is not None:
-                if frame.type == FrameType.REQUEST:
+                if frame.type in {FrameType.REQUEST, FrameType.NUMBERED}:
                     self.budgets.append(frame.budget)
-                self._answer(channel, frame)
+                if frame.type == FrameType.NUMBERED:
+                    asked = numbered.first(frame)
+                    threading.Thread(
+                        target=self._number, args=(channel, asked), daemon=True
+                    ).start()
+                else:
+                    self._answer(channel, frame)
         with self._lock:
             self._open.discard(channel)
+
+    def _number(self, channel: socket.socket, asked: numbered.Numbered) -> None:
+        def reply(kind: int, payload: bytes) -> None:
+            channel.sendall(b"".join(numbered.answer(asked.number, kind, (payload,))))
+
+        with contextlib.suppress(OSError):
+            if asked.type == FrameType.REQUEST and self.configuration:
+                self._request(channel, asked.payload, reply)
+            else:
+                reply(frames.ERROR, frames.encode_error(Code.NOT_CONFIGURED, "no configuration"))
 
     def _answer(self, channel: socket.socket, frame: frames.Frame) -> None:
         kind, payload = FrameType(frame.type), bytes(frame.payload)
         if not self.configuration and kind not in {FrameType.CONFIGURE, FrameType.HEALTH}:
             frames.send_error(channel, Code.NOT_CONFIGURED, "no configuration yet")
         elif kind is FrameType.REQUEST:
-            self._request(channel, payload)
+            self._request(channel, payload, lambda *answer: frames.send_frame(channel, *answer))
         elif kind is FrameType.LOAD:
             self._load(channel, cbor.decode(payload)["size"])
         elif kind is FrameType.EVIDENCE and self.evidence_failures:
@@ -194,7 +211,9 @@ class FakeEnclave:
         state = "ready" if self.configuration else "unconfigured"
         return cbor.encode({"state": state, "form": "process", "models": models})
 
-    def _request(self, channel: socket.socket, payload: bytes) -> None:
+    def _request(
+        self, channel: socket.socket, payload: bytes, reply: Callable[[int, bytes], None]
+    ) -> None:
         with self._lock:
             self.requests.append(payload[:64])
         verb, _, argument = payload[:64].split(b" ")[0].partition(b":")
@@ -207,13 +226,13 @@ class FakeEnclave:
             self.released.wait(30)
             return
         if verb == b"refuse":
-            frames.send_error(channel, Code(argument.decode()), "scripted")
+            reply(frames.ERROR, frames.encode_error(Code(argument.decode()), "scripted"))
         elif verb == b"cut":
             channel.sendall(b"\x00\x00\x10\x00\x83\x00\x00\x00\x00partial")
             channel.shutdown(socket.SHUT_RDWR)
         else:
             kind = FrameType.EVIDENCE if verb == b"odd" else FrameType.REQUEST
-            frames.send_frame(channel, kind | frames.ANSWER, payload)
+            reply(kind | frames.ANSWER, payload)
 
     def _load(self, channel: socket.socket, size: int) -> None:
         self.loads += 1

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
+from casemate import numbered
 from casemate.channel import UnixAddress, connect, listen
 from casemate.errors import FrameError
-from casemate.frames import receive_frame, send_frame
+from casemate.frames import Frame, FrameType, receive_frame, send_frame
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from casemate.frames import Frame
+    from casemate.numbered import Numbered
 
 _SERVICE = "casemate.v1.ConfidentialInference"
 _DIAL_S = 10.0
@@ -139,8 +140,26 @@ class LyingRelay:
             with self._lock:
                 self._open |= {near, far}
             while (frame := receive_frame(near)) is not None:
+                if frame.type == FrameType.NUMBERED:
+                    asked = numbered.first(frame)
+                    threading.Thread(target=self._number, args=(asked, near), daemon=True).start()
+                else:
+                    kind, payload = self._exchange(frame, far)
+                    send_frame(near, kind, payload)
+
+    def _number(self, asked: Numbered, near: socket.socket) -> None:
+        """Pass one of many exchanges on over a connection of its own, as a plain frame."""
+        with contextlib.suppress(OSError, FrameError), connect(self._back, _DIAL_S) as far:
+            far.settimeout(None)
+            with self._lock:
+                self._open.add(far)
+            frame = Frame(asked.type, asked.budget, memoryview(asked.payload))
+            try:
                 kind, payload = self._exchange(frame, far)
-                send_frame(near, kind, payload)
+            except OSError:
+                near.shutdown(socket.SHUT_RDWR)
+                raise
+            near.sendall(b"".join(numbered.answer(asked.number, kind, (payload,))))
 
     def _exchange(self, frame: Frame, far: socket.socket) -> Answer:
         def forward(payload: bytes) -> Answer:

@@ -819,6 +819,18 @@ def frames_vectors() -> Json:
         ("cut within the head", struct.pack(">IBI", 5, 3, 0)[:8], "MALFORMED"),
         ("cut within the payload", struct.pack(">IBI", 9, 3, 0) + b"abc", "MALFORMED"),
     ]
+    numbers = [
+        (0, 3, 0, b""),
+        (1, 3, 30_000, b"sealed"),
+        (0xFFFFFFFF, 3, 1, seeded("numbered", 300)),
+        (7, 5, 0, seeded("numbered", 16)),
+    ]
+    refused_numbers = [
+        ("another type", struct.pack(">IBIIB", 10, 3, 0, 1, 3), "MALFORMED"),
+        ("another type, short", struct.pack(">IBI", 5, 8, 0), "MALFORMED"),
+        ("length below ten", struct.pack(">IBIIB", 9, 32, 0, 1, 3), "MALFORMED"),
+        ("one byte above 65,536", struct.pack(">IBIIB", 65_547, 32, 0, 1, 3), "TOO_LARGE"),
+    ]
     one, two = b"\x0a\x03abc", b"\x12\x02de"
     long_one, long_two = b"\x0a\xac\x02" + bytes(300), b"\x12\x80\x01" + bytes(128)
     broken = {
@@ -849,6 +861,21 @@ def frames_vectors() -> Json:
             for frame in [struct.pack(">IBI", 5 + len(payload), kind, budget) + payload]
         ],
         "refused": [{"why": why, "bytes": data, "code": code} for why, data, code in refused],
+        "numbered": [
+            {
+                "number": number,
+                "type": kind,
+                "budget": budget,
+                "payload": payload,
+                "question": struct.pack(">IBIIB", size, 32, budget, number, kind) + payload,
+                "answer": struct.pack(">IBIIB", size, 0xA0, 0, number, kind | 0x80) + payload,
+            }
+            for number, kind, budget, payload in numbers
+            for size in [10 + len(payload)]
+        ],
+        "refused_numbered": [
+            {"why": why, "bytes": data, "code": code} for why, data, code in refused_numbers
+        ],
         "sealed_messages": [
             {"header": b"abc", "ciphertext": b"de", "bytes": one + two},
             {"header": bytes(300), "ciphertext": bytes(128), "bytes": long_one + long_two},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from casemate import frames
+from casemate import frames, limits
 from casemate.channel import UnixAddress, listen
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
@@ -42,6 +42,10 @@ def relay(enclave: FakeEnclave, lost: list[str]) -> Iterator[Relay]:
     made = Relay(UnixAddress(str(enclave.path)), 4, lambda: lost.append("lost"))
     yield made
     made.close()
+
+
+# More than may be numbered: it travels over a connection of its own.
+LARGE = b" " + bytes(limits.NUMBERED_MAX)
 
 
 def ask(relay: Relay, payload: bytes, budget_s: float = 5) -> bytes:
@@ -110,12 +114,18 @@ def test_an_answer_of_another_type_ends_the_connection(relay: Relay, enclave: Fa
     assert enclave.accepted == 2
 
 
-def test_no_answer_before_the_deadline(relay: Relay, enclave: FakeEnclave) -> None:
+@pytest.mark.parametrize(("rest", "connections"), [(b"", 1), (LARGE, 2)])
+def test_no_answer_before_the_deadline(
+    relay: Relay, enclave: FakeEnclave, rest: bytes, connections: int
+) -> None:
     started = time.monotonic()
-    assert refused(lambda: ask(relay, b"silent", budget_s=0.1)).code is Code.DEADLINE_EXCEEDED
+    error = refused(lambda: ask(relay, b"sleep:1" + rest, budget_s=0.1))
+    assert error.code is Code.DEADLINE_EXCEEDED
     assert time.monotonic() - started < 2
-    ask(relay, b"x")  # a late answer must not reach the next request
-    assert enclave.accepted == 2
+    enclave.released.set()
+    for number in range(3):  # a late answer must not reach the next request
+        assert ask(relay, b"%d" % number + rest) == b"%d" % number + rest
+    assert enclave.accepted == connections
 
 
 def test_waiting_for_a_connection_ends_at_the_deadline(relay: Relay, enclave: FakeEnclave) -> None:
@@ -216,13 +226,13 @@ def test_unasked_bytes_end_an_idle_connection(tmp_path: Path) -> None:
         thread.start()
         relay = Relay(address, 1, lambda: None)
         for _ in range(2):
-            assert ask(relay, b"x") == b"first"
+            assert ask(relay, LARGE) == b"first"
             time.sleep(0.1)
         thread.join()
         relay.close()
 
 
-@pytest.mark.parametrize("payload", [b"x", b"x" * 5_000_000])
+@pytest.mark.parametrize("payload", [LARGE, b"x" * 5_000_000])
 def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes) -> None:
     """The pooled connection dies between the look at it and the first byte."""
     address = UnixAddress(str(tmp_path / "s"))
@@ -242,7 +252,7 @@ def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         relay = Relay(address, 1, lambda: None)
-        assert ask(relay, b"warm") == b"done"
+        assert ask(relay, LARGE) == b"done"
 
         class Dies(socket.socket):
             def sendmsg(self, *buffers: Any) -> int:  # noqa: ANN401 - as the class it extends
@@ -252,7 +262,7 @@ def test_sent_again_only_where_the_kernel_refused(tmp_path: Path, payload: bytes
         idle = relay._idle[0].channel
         relay._idle[0].channel = Dies(fileno=idle.detach())
         assert ask(relay, payload) == b"done"
-        assert executed == [4, len(payload)]
+        assert executed == [len(LARGE), len(payload)]
         relay.close()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()

@@ -1,0 +1,198 @@
+"""A connection whose threads take turns: nobody waits long, nothing is lost (SPEC 9.2.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casemate import limits, numbered
+from casemate.errors import Code, FrameError
+from casemate.frames import ANSWER, FrameType
+from casemate_enclave.turns import Crew, TurnConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casemate.numbered import Numbered
+    from casemate.wire import Buffer
+
+
+class Side:
+    """The host's end of one connection; what a question does is written in it."""
+
+    def __init__(self, crew: Crew | None = None) -> None:
+        self.near, far = socket.socketpair()
+        self.near.settimeout(10)
+        self.gate = threading.Event()
+        self.begun: list[bytes] = []
+        self.deadlines: list[float] = []
+        self.error: Exception | None = None
+        self._answers = numbered.FrameBuffer(FrameType.NUMBERED | ANSWER, limits.FRAME_MAX)
+        self.connection = TurnConnection(far, self._answer, crew or Crew())
+        self._far = far
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self, first: bytes = b"first") -> None:
+        asked = numbered.Numbered(0, FrameType.REQUEST, first, 5000)
+        self._first = asked
+        self.thread.start()
+
+    def _serve(self) -> None:
+        with self._far:
+            try:
+                self.connection.serve(self._first)
+            except (FrameError, OSError) as error:
+                self.error = error
+
+    def _answer(
+        self, kind: int, payload: memoryview, deadline: float
+    ) -> tuple[int, tuple[Buffer, ...]]:
+        text = bytes(payload)
+        self.begun.append(text)
+        self.deadlines.append(deadline)
+        if text.startswith(b"wait"):
+            self.gate.wait(10)
+        if text.startswith(b"work"):
+            until = time.thread_time() + 0.002
+            while time.thread_time() < until:
+                pass
+        if text.startswith(b"large"):
+            return kind | ANSWER, (bytes(1 << 20), bytes(1 << 20))
+        return kind | ANSWER, (b"re:", payload)
+
+    def send(self, number: int, payload: bytes, budget: int = 5000) -> None:
+        self.near.sendall(b"".join(numbered.question(number, FrameType.REQUEST, payload, budget)))
+
+    def receive(self) -> Numbered:
+        while (frame := self._answers.take()) is None:
+            data = self.near.recv(1 << 16)
+            if not data:
+                raise ConnectionError
+            self._answers.add(data)
+        return frame
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    made = Side()
+    made.start()
+    assert made.receive()[:3] == (0, 0x83, b"re:first")
+    yield made
+    made.gate.set()
+    made.near.close()
+    made.thread.join(10)
+    assert not made.thread.is_alive()
+
+
+def test_answers_carry_the_numbers_of_their_questions(side: Side) -> None:
+    for number in range(1, 200):
+        side.send(number, b"%d" % number)
+    answers = {frame.number: frame.payload for frame in (side.receive() for _ in range(199))}
+    assert answers == {number: b"re:%d" % number for number in range(1, 200)}
+
+
+def test_nobody_waits_for_a_slow_one(side: Side) -> None:
+    """Not even those that arrived with it, behind it."""
+    questions = [(1, b"quick"), (2, b"wait"), (3, b"quick"), (4, b"wait"), (5, b"quick")]
+    side.near.sendall(
+        b"".join(
+            piece
+            for number, payload in questions
+            for piece in numbered.question(number, FrameType.REQUEST, payload, 5000)
+        )
+    )
+    assert {side.receive().number for _ in range(3)} == {1, 3, 5}
+    side.gate.set()
+    assert {side.receive().number for _ in range(2)} == {2, 4}
+
+
+def test_where_answers_are_slow_questions_run_side_by_side(side: Side) -> None:
+    for number in range(1, 20):
+        side.send(number, b"work")
+        assert side.receive().number == number
+    for number in range(20, 40):
+        side.send(number, b"wait")
+    end = time.monotonic() + 5
+    while side.begun.count(b"wait") < 20 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert side.begun.count(b"wait") == 20
+    side.gate.set()
+    assert {side.receive().number for _ in range(20)} == set(range(20, 40))
+
+
+def test_the_budget_becomes_a_deadline(side: Side) -> None:
+    side.send(1, b"x", budget=2000)
+    side.receive()
+    assert 1 < side.deadlines[-1] - time.monotonic() <= 2
+    side.send(2, b"x", budget=0)
+    side.receive()
+    assert 29 < side.deadlines[-1] - time.monotonic() <= 30
+
+
+def test_large_answers_come_whole_and_a_slow_reader_gets_them(side: Side) -> None:
+    side.send(1, b"large")
+    side.send(2, b"quick")
+    time.sleep(0.1)
+    answers = {frame.number: len(frame.payload) for frame in (side.receive(), side.receive())}
+    assert answers == {1: 2 << 20, 2: len(b"re:quick")}
+
+
+def test_questions_in_pieces(side: Side) -> None:
+    whole = b"".join(numbered.question(9, FrameType.REQUEST, b"pieces", 0))
+    for at in range(len(whole)):
+        side.near.sendall(whole[at : at + 1])
+        time.sleep(0.002)
+    assert side.receive().payload == b"re:pieces"
+
+
+def test_what_is_under_way_is_answered_after_the_host_has_said_all(side: Side) -> None:
+    side.send(1, b"wait")
+    while b"wait" not in side.begun:
+        time.sleep(0.005)
+    side.near.shutdown(socket.SHUT_WR)
+    side.gate.set()
+    assert side.receive()[:3] == (1, 0x83, b"re:wait")
+    side.thread.join(5)
+    assert not side.thread.is_alive()
+
+
+def test_anything_but_a_numbered_frame_ends_the_connection(side: Side) -> None:
+    side.near.sendall(b"\x00\x00\x00\x05\x08\x00\x00\x00\x00")
+    with contextlib.suppress(ConnectionError):
+        while True:
+            side.receive()
+    side.thread.join(5)
+    assert isinstance(side.error, FrameError | None)
+    assert not side.thread.is_alive()
+
+
+def test_the_first_question_may_be_the_wrong_length() -> None:
+    made = Side()
+    made.start()
+    made.receive()
+    made.near.sendall(b"\x00\x01\x00\x0b\x20" + bytes(9))  # one byte above the bound
+    made.thread.join(5)
+    assert isinstance(made.error, FrameError)
+    assert made.error.code is Code.TOO_LARGE
+    made.near.close()
+
+
+def test_without_threads_to_spare_the_questions_wait_their_turn() -> None:
+    crew = Crew(1)
+    side = Side(crew)
+    side.start()
+    side.receive()
+    for number in range(1, 5):
+        side.send(number, b"wait")
+    time.sleep(0.1)
+    assert side.begun.count(b"wait") == 2  # its own thread and the one place
+    side.gate.set()
+    assert {side.receive().number for _ in range(4)} == {1, 2, 3, 4}
+    side.near.close()
+    side.thread.join(10)
+    assert crew.join()  # the place was given back
