@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-# After these a caller may seal its question anew: it got no answer, and knows it.
+# After these a caller may seal its question anew: it got no answer, and knows it. REPLAYED is what
+# the client hears when it sent identical bytes again and the first ones had arrived (SPEC 11.5).
 RETRYABLE = {
+    Code.REPLAYED,
     *(Code.UNAVAILABLE, Code.HOST_UNREACHABLE, Code.UNKNOWN_KEY, Code.UNKNOWN_INSTANCE),
     *(Code.STALE_SESSION, Code.NOT_CONFIGURED, Code.OVERLOADED, Code.UNKNOWN_MODEL),
 }
