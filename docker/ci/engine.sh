@@ -36,7 +36,7 @@ packages() {
 wheels() {
     local lock
     for lock in build devkit enclave host client; do
-        "${python}" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+        "${python}" -m pip download -qq --disable-pip-version-check --no-deps --require-hashes \
             --only-binary :all: --python-version 3.11 --dest "${1}" --requirement "${root}/requirements/${lock}.txt"
     done
 }

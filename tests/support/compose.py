@@ -27,6 +27,13 @@ class Stack:
             port = str(free.getsockname()[1])
         self.environment = {**os.environ, "CASEMATE_PORT": port}
 
+    def changed(self, override: Path, services: dict[str, Any]) -> Stack:
+        """Return the same project with ``override`` as a further file, which is written here."""
+        override.write_text(json.dumps({"services": services}))
+        stack = Stack(override)
+        stack.environment = self.environment
+        return stack
+
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return _run(
             *("docker", "compose", "--project-name", PROJECT, *self._files, *arguments),
