@@ -118,6 +118,12 @@ NSM_REQUEST_MAX: Final = 0x1000
 NSM_RESPONSE_MAX: Final = 0x3000
 NSM_TIMEOUT_S: Final = 10.0  # a document takes some 10 ms; the driver itself would wait two minutes
 
+# Release log (SPEC 15)
+RELEASE_LOG_MAX: Final = 2 * MIB  # 1,024 entries of at most 1.6 KiB as JSON
+RELEASE_ENTRIES_MAX: Final = 1024  # a release a week for two decades
+RELEASE_REVISION_MAX: Final = 128  # a commit of any version control
+RELEASE_SIGNERS_MAX: Final = 16  # past and present keys of one project
+
 # Sealed models (SPEC 8)
 MODEL_HEADER_MAX: Final = 64 * KIB
 MODEL_ENTRIES_MAX: Final = 64

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from casemate.releases import ReleaseEntry
+
 DEFAULT_AGE_SECONDS: Final = 300
 
 
@@ -72,6 +74,24 @@ def extended_policy(policy: Path, measured: Measured) -> TrustPolicy:
     if last is not None:
         release = replace(release, number=last + 1)
     return replace(before, releases=(*before.releases, release))
+
+
+def policy_of_log(
+    policy: TrustPolicy, releases: Sequence[ReleaseEntry], configuration: bytes, *, minimum: int
+) -> TrustPolicy:
+    """Return ``policy`` with the releases of a log, which keep their numbers (SPEC 15.5).
+
+    ``configuration`` is the service's, encoded. Raises CasemateError where none or more than 16
+    releases are left.
+    """
+    found = []
+    for entry in releases:
+        image = Measurement(entry.pcr0, entry.pcr1, entry.pcr2)
+        measured = Measured(entry.name, image, configuration, entry.pcr8)
+        release = _release(measured, policy.audience, policy.models)
+        found.append(replace(release, number=entry.number))
+    _require(bool(found), "the log has no such release that is not withdrawn")
+    return replace(policy, releases=tuple(found), minimum_release=minimum)
 
 
 def _release(measured: Measured, audience: str, models: tuple[AllowedModel, ...]) -> Release:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from casemate.errors import CasemateError
 from tests.support import sandbox_attempts, sandbox_neighbour
-
 from tests.support.deployment import DATA
 from tests.support.sandbox_attempts import DONE
 
@@ -57,6 +57,21 @@ def status_of(stack: Stack, service: str) -> dict[str, str]:
     pid = pid_of(stack, service)
     text = as_root(stack, f"print(open('/proc/{pid}/status').read())")
     return {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+
+
+def await_answer(connect: Callable[[], Client]) -> None:
+    """Wait for a sealed answer: an enclave that was put in place has to be configured first."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with connect() as client:
+                assert client.infer("wdbc", {"features": DATA.features[:4]}).outputs
+        except CasemateError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 # -- the walls as the engine and the kernel state them ---------------------------------------------
@@ -225,8 +240,9 @@ class Place:
             path = context / "files" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        (context / "Dockerfile").write_text(f"FROM {base}\nCOPY files /\n")
-        build = {"context": str(context), "dockerfile": "Dockerfile", "target": None}
+        target = base.removeprefix("casemate-")
+        (context / "Dockerfile").write_text(f"FROM {base} AS {target}\nCOPY files /\n")
+        build = {"context": str(context), "dockerfile": "Dockerfile"}
         return {"image": f"{base}-changed", "build": build}
 
 
@@ -318,9 +334,7 @@ pathlib.Path("{RUN}/evil.so").write_bytes(smallest.read_bytes())
     }
     changed = place.take(enclave={"environment": hostile})
     changed.wait_healthy("enclave")
-    stack.wait_healthy("host")
-    with connect() as client:
-        assert client.infer("wdbc", {"features": DATA.features[:4]}).outputs
+    await_answer(connect)
     pid = pid_of(changed, "enclave")
     maps = as_root(changed, f"print(open('/proc/{pid}/maps').read())", "--cap-add=SYS_PTRACE")
     assert "libonnx" in maps or "onnxruntime" in maps

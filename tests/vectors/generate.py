@@ -27,7 +27,8 @@ Json = dict[str, Any]
 
 LABELS = frozenset(
     {"answer", "audience", "caller", "callers", "commit", "config", "data", "data-key", "digest"}
-    | {"evidence", "kms", "manifest", "model", "question", "receipt", "request", "response"}
+    | {"evidence", "kms", "manifest", "model", "question", "receipt", "release", "request"}
+    | {"response"}
 )
 AUDIENCE = "clinic.example/screening"
 NOT_BEFORE = 1_790_000_000_000
@@ -953,6 +954,51 @@ def tagged(value: object) -> object:
             raise TypeError(type(value))
 
 
+# SPEC 15: the release log
+
+
+def releases_vectors() -> Json:
+    signers = [Ed25519PrivateKey.from_private_bytes(seeded(f"signer {n}", 32)) for n in range(2)]
+    time = NOT_BEFORE
+    first: Json = {"op": "release", "number": 1, "name": "0.1.0", "form": "nitro-enclave"}
+    first |= {f"pcr{n}": h(seeded(f"release 1 {n}", 8)) for n in range(3)}
+    first |= {"pcr8": None, "revision": "0" * 40, "time": time}
+    second = first | {"number": 7, "name": "0.2.0+signed", "form": "container", "time": time + 1}
+    second |= {"pcr0": h(b"2"), "pcr8": h(seeded("certificate", 8))}
+    gone: Json = {"op": "withdraw", "number": 1, "reason": "leaks \u00fc", "time": time + 1}
+    entries, heads, head = [], [], bytes(48)
+    for entry, signer in ((first, signers[0]), (second, signers[1]), (gone, signers[0])):
+        chained = entry | {"previous": head, "key": signer.public_key().public_bytes_raw()}
+        signed = cbor(chained | {"v": 1})
+        signature = signer.sign(d("release") + signed)
+        head = h(d("release") + lp(signed, signature))
+        entries.append(chained | {"signature": signature})
+        heads.append(head)
+    keys = [signer.public_key().public_bytes_raw() for signer in signers]
+    log = {"format": 1, "entries": entries}
+    swapped = [entries[1], entries[0], entries[2]]
+    flipped = entries[0] | {"pcr0": bytes([entries[0]["pcr0"][0] ^ 1]) + entries[0]["pcr0"][1:]}
+    refused: Json = {
+        "an entry is missing": {"format": 1, "entries": entries[1:]},
+        "two entries changed places": {"format": 1, "entries": swapped},
+        "an entry occurs twice": {"format": 1, "entries": [*entries, entries[2]]},
+        "a register was changed": {"format": 1, "entries": [flipped, *entries[1:]]},
+        "an unknown key": {"format": 1, "entries": [entries[0] | {"note": ""}]},
+        "another format": {"format": 2, "entries": entries},
+        "another signature": {
+            "format": 1,
+            "entries": [entries[0] | {"signature": entries[1]["signature"]}],
+        },
+    }
+    return {
+        "signers": keys,
+        "log": log,
+        "heads": heads,
+        "accepted": [7],
+        "refused": [{"why": why, "log": value} for why, value in refused.items()],
+    }
+
+
 FILES = {
     "kdf": kdf_vectors,
     "padding": padding_vectors,
@@ -963,6 +1009,7 @@ FILES = {
     "evidence": evidence_vectors,
     "measurement": measurement_vectors,
     "receipt": receipt_vectors,
+    "releases": releases_vectors,
     "frames": frames_vectors,
     "cbor": cbor_vectors,
 }

@@ -104,7 +104,6 @@ def measure(
     """
     terms = _Terms(release, configuration, extend, audience, roots, models, pin_signer)
     terms.check(wanted=policy_out is not None)
-    measure_path = _measure_tree if path.is_dir() else _measure_image
     facts, measured, pcr8 = measure_path(path, form)
     if policy_out is not None:
         policy = terms.policy(measured, pcr8)
@@ -116,6 +115,11 @@ def measure(
         return
     click.secho(f"{facts.pop('kind')}: {printable(str(path))}", bold=True)
     click.echo("\n".join(tree(facts)))
+
+
+def measure_path(path: Path, form: str | None) -> _Result:
+    """Measure an image or a staged tree: what to show, its registers, PCR8 if it is signed."""
+    return _measure_tree(path, form) if path.is_dir() else _measure_image(path, form)
 
 
 def _measure_tree(root: Path, form: str | None) -> _Result:

@@ -26,6 +26,7 @@ LEFT_OUT: Final = {
     "casemate/kms_policy_check": "checks them",
     "casemate/kms_policy_lint": "names their weaknesses",
     "casemate/onnx": "reads a model's signature for the publisher who seals it",
+    "casemate/releases": "reads and writes release logs",
 }
 
 
