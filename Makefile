@@ -75,6 +75,12 @@ fuzz: $(FUZZ)/.installed ## Throw RUNS (1,000,000) damaged documents at the pars
 bench: stage ## Measure against the targets of docs/performance.md (JSON=1 for machines)
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench $(if $(filter 1,$(JSON)),--json) || exit 1; done
 
+sbom: stage ## Write bills of materials (CycloneDX) to dist/sbom
+	@mkdir -p dist/sbom && cp $(STAGE)/app/sbom.cdx.json dist/sbom/enclave.cdx.json
+	@for lock in host client devkit; do $(BIN)/python -m casemate_devkit.sbom --subject casemate-$$lock \
+	    --lock requirements/$$lock.txt --output dist/sbom/$$lock.cdx.json || exit 1; done
+	@ls dist/sbom
+
 compose: venv ## Build the images and try the whole compose stack (starts an engine if there is none)
 	@docker/ci/try.sh
 

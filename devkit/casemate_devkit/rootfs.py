@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from casemate_devkit import sbom
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.staging import packages, runtime
 from casemate_devkit.staging.files import normalise
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKAGES: Final = "packages"
+SBOM: Final = f"usr/share/doc/casemate/{sbom.FILE}"
 
 
 def build(output: Path, lock: Path, wheels: Sequence[Path]) -> None:
@@ -33,6 +35,9 @@ def build(output: Path, lock: Path, wheels: Sequence[Path]) -> None:
     for folder in ("run", "dev"):  # mount points of enclaves
         shutil.rmtree(output / folder)
     _compile(output)
+    bill = output / SBOM
+    bill.parent.mkdir(parents=True)
+    bill.write_bytes(sbom.of_tree(f"casemate-{output.name}", output))
     normalise(output)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate.attestation.measurement import measure_tree
 from casemate.errors import CasemateError
-from casemate_devkit import cmdline
+from casemate_devkit import cmdline, sbom
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.staging import application, packages, runtime
 from casemate_devkit.staging.files import fingerprint, link_tree, normalise
@@ -48,7 +48,8 @@ def current_inputs() -> Stamp:
     lock = application.checkout() / "requirements" / "enclave.txt"
     rules = [Path(__file__), *sorted(Path(packages.__file__).parent.glob("*.py"))]
     dependencies = [lock.read_text(), *runtime.identity(), *(rule.read_text() for rule in rules)]
-    return Stamp(_hash(dependencies), _hash(fingerprint(application.sources())))
+    files = [*application.sources(), *application.notes(), Path(sbom.__file__)]
+    return Stamp(_hash(dependencies), _hash(fingerprint(files)))
 
 
 def _hash(value: object) -> str:
@@ -133,6 +134,7 @@ def _build(tree: Path, before: Path | None) -> None:
             if part.name != _APPLICATION:
                 link_tree(part, tree / part.name)
     application.stage(tree / _APPLICATION)
+    (tree / _APPLICATION / sbom.FILE).write_bytes(sbom.of_tree("casemate-enclave", tree))
     normalise(tree)
 
 

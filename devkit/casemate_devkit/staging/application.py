@@ -56,6 +56,11 @@ def init_module() -> Path:
     return boot_module().with_name("init.py")
 
 
+def notes() -> list[Path]:
+    """What is staged beside the code, to be read and measured: the list of all that runs inside."""
+    return [boot_module().with_name("TCB.md")]
+
+
 def sources() -> list[Path]:
     """Every file of the application part, for seeing whether one changed."""
     found = [source(package).parent / path for package in PACKAGES for path in _modules(package)]
@@ -74,8 +79,8 @@ def stage(folder: Path) -> None:
     for package in PACKAGES:
         for path in _modules(package):
             copy_file(source(package).parent / path, folder / path)
-    for first in (boot_module(), init_module()):
-        copy_file(first, folder / first.name)
+    for path in (boot_module(), init_module(), *notes()):
+        copy_file(path, folder / path.name)
 
 
 def belongs(path: Path) -> bool:
