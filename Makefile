@@ -11,7 +11,7 @@ FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
 SOAK_MINUTES   ?= 30
-BENCHES        := verifier envelope sandbox key_modes overload
+BENCHES        := verifier envelope sandbox key_modes overload stream
 ROUNDS         ?= 5
 PEERS          := client triton kserve mlserver
 PEERS_PYTHON   ?= /usr/bin/python3.11
@@ -95,6 +95,9 @@ bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure
 	@test -x .bench/$*/bin/python || $(PEERS_PYTHON) -m venv .bench/$*
 	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $<
 	@touch $@
+
+large: stage ## A tensor of 1 GiB through a stream: what each side holds beside it (needs 4 GiB of memory)
+	@$(BIN)/python -m bench.large $(if $(filter 1,$(JSON)),--json)
 
 # Apart from the other tools: instrumented, and for Linux alone.
 $(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt

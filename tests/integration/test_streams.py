@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from tests.support.attacker import (
     start_session,
 )
 from tests.support.deployment import DATA
+from tests.support.resident import Peak
 from tests.support.streams import speak
 from tests.support.vendor_models import seal
 
@@ -404,11 +405,11 @@ def test_a_message_far_above_the_unary_bound(
     size = 64 * MIB
     x = np.arange(size // 4, dtype=np.float32)
     assert refusal(lambda: client.infer(MODEL, {"x": x}, version=LARGEST)) is Code.TOO_LARGE
-    with peak_of(pid_of(deployment)) as asked, client.stream(MODEL, version=LARGEST) as stream:
+    with Peak(pid_of(deployment)) as asked, client.stream(MODEL, version=LARGEST) as stream:
         answer = stream.submit({"x": x}).result(60)
     assert answer.outputs["y"] == x[-1]
     assert asked.growth < size + 24 * MIB
-    with peak_of(pid_of(deployment)) as made, client.stream(MODEL, version=ZEROS) as stream:
+    with Peak(pid_of(deployment)) as made, client.stream(MODEL, version=ZEROS) as stream:
         answer = stream.submit({"n": np.array([size // 4], np.int64)}).result(60)
     assert answer.outputs["y"].shape == (size // 4,)
     assert made.growth < size + 24 * MIB
@@ -426,32 +427,6 @@ def test_a_message_above_the_measured_bound_ends_the_stream_after_those_before_i
     assert caught.value.code is Code.TOO_LARGE
     with pytest.raises(RequestError):
         stream.close()
-
-
-class peak_of:  # noqa: N801 - used as a statement
-    """How far the resident memory of a process rises within the block."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._stop = threading.Event()
-        self._before = self._peak = resident_kib(pid)
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self._peak = max(self._peak, resident_kib(self._pid))
-
-    @property
-    def growth(self) -> int:
-        return (self._peak - self._before) * 1024
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def test_two_large_messages_share_the_measured_memory(client: Client) -> None:
