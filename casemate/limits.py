@@ -196,6 +196,10 @@ STREAMS_MAX: Final = 16
 SPARE_WORKERS: Final = 8  # answer health checks and refusals while all others are busy
 # HTTP/2 streams of one connection: what exceeds the workers must arrive to be refused.
 STREAMS_PER_CONNECTION: Final = 1024
+HANDSHAKE_S: Final = 20.0  # a connection that has not said what it wants by then is closed
+CONNECTION_IDLE_S: Final = 600.0  # one without calls for so long is closed; clients come again
+KEEPALIVE_S: Final = 60.0  # how often a silent peer is asked whether it is still there
+DESCRIPTORS: Final = 65_536  # what the host asks the kernel for: 14 KiB a connection
 RETRY_S: Final = 0.1  # hint to whoever is refused for want of room, where nothing better is known
 RETRY_MAX_S: Final = 5.0  # and its end: load changes faster than an estimate
 CALLERS_MAX: Final = 1024  # known to one host; each is a label of metrics

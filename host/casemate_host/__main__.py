@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate import limits
 from casemate.errors import CasemateError
 from casemate_host.config import HostConfig
 from casemate_host.control import Control
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
+    _ask_for_descriptors()
     try:
         config = HostConfig.load(path)
         host = Host(config)
@@ -61,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop.wait()
     host.stop()
     return 0
+
+
+def _ask_for_descriptors() -> None:
+    """Raise the soft limit: each connection of a caller is a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, limits.DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _drain(path: Path, within_s: float) -> int:

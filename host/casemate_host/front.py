@@ -157,6 +157,9 @@ def _server(workers: Workers, gate: Gate) -> grpc.Server:
         ("grpc.max_send_message_length", limits.FRAME_MAX),
         ("grpc.max_concurrent_streams", limits.STREAMS_PER_CONNECTION),
         ("grpc.max_metadata_size", 16 * limits.KIB),
+        ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_S * 1000)),
+        ("grpc.max_connection_idle_ms", int(limits.CONNECTION_IDLE_S * 1000)),
+        ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_S * 1000)),
     ]
     return grpc.server(
         workers,

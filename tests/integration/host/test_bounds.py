@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -139,3 +140,33 @@ def test_held_open_streams_cannot_keep_the_workers(bench: Bench) -> None:
     for call in open_ones:
         call.cancel()
     eventually(lambda: reason(lambda: next(watch(b"", timeout=5))) is None)
+
+
+def closed_by_the_host(bench: Bench, said: bytes, within_s: float = 8) -> bool:
+    host, _, port = bench.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 5) as channel:
+        channel.sendall(said)
+        channel.settimeout(within_s)
+        with contextlib.suppress(ConnectionError):
+            while channel.recv(4096):
+                pass
+        return True
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:9], PREFACE + SETTINGS])
+def test_h11_connections_without_calls_are_closed_after_a_while(
+    short_path: Path,
+    chain: Chain,
+    enclave: FakeEnclave,
+    monkeypatch: pytest.MonkeyPatch,
+    said: bytes,
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_S", 1.0)
+    monkeypatch.setattr(limits, "CONNECTION_IDLE_S", 1.0)
+    with serving(short_path, chain) as bench:
+        assert closed_by_the_host(bench, said)
+        assert bench.infer(b"x") == b"x"
