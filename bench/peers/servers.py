@@ -63,10 +63,11 @@ def _oip(folder: Path) -> list[str]:
     return [str(python), str(script), "{target}", str(folder / "models.json"), "{model}", *numbers]
 
 
-class _World(LocalDeployment):
+class World(LocalDeployment):
     """The demonstration's deployment with the bench's models in place of its own."""
 
     def trust_policy(self, **changes: Any) -> TrustPolicy:  # noqa: ANN401 - as its base
+        """As its base, for the bench's models."""
         key = self.vendor.public_key
         models = tuple(AllowedModel(name, key, None) for name in sorted(MODELS))
         return super().trust_policy(**{"models": models, **changes})
@@ -99,19 +100,27 @@ class _World(LocalDeployment):
 
 
 @contextlib.contextmanager
-def sealed(folder: Path) -> Iterator[Running]:
-    """(a) Casemate: enclave in its walls, host, sealed models, verified and sealed requests."""
-    with tempfile.TemporaryDirectory(prefix="cm-") as base, _World(Path(base), TREE) as world:
+def sealed_world(folder: Path) -> Iterator[World]:
+    """A deployment that serves the bench's models."""
+    with tempfile.TemporaryDirectory(prefix="cm-") as base, World(Path(base), TREE) as world:
         world.start_kms()
         world.agree(measure(TREE, "process"))
         models = [world.seal(name, folder) for name in MODELS]
-        enclave = world.start_enclave()
-        host = world.start_host(models, tapped=False)
-        policy = world.write_trust_policy(Path(base) / "client.toml")
+        world.start_enclave()
+        world.start_host(models, tapped=False)
         with world.client() as client:
             _until(lambda: len(client.verify(timeout_s=5).log) == len(MODELS))
+        yield world
+
+
+@contextlib.contextmanager
+def sealed(folder: Path) -> Iterator[Running]:
+    """(a) Casemate: enclave in its walls, host, sealed models, verified and sealed requests."""
+    with sealed_world(folder) as world:
+        policy = world.write_trust_policy(world.base / "client.toml")
         more = ("--policy", str(policy), "--caller-key", str(world.clinic.directory / "key.pem"))
-        yield Running(world.target, [enclave.pid, host.pid], _ours("sealed", *more))
+        roots = [service.pid for service in (world.enclave, world.host) if service is not None]
+        yield Running(world.target, roots, _ours("sealed", *more))
 
 
 @contextlib.contextmanager
