@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
@@ -12,7 +13,7 @@ from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from casemate.sealed_model.header import ModelEntry
 
@@ -40,10 +41,19 @@ class _Slot:
     def missing(self) -> int:
         return self.entry.length - self._at
 
-    def fill(self, piece: memoryview) -> None:
-        self._view[self._at : self._at + len(piece)] = piece
-        self._hash.update(piece)
-        self._at += len(piece)
+    def next(self, size: int) -> memoryview:
+        return self._view[self._at : self._at + size]
+
+    def advance(self, size: int) -> Callable[[], None]:
+        """Note that ``next(size)`` is filled; what is returned takes it into the digest."""
+        piece = self.next(size)
+        self._at += size
+
+        def digest() -> None:
+            with piece:
+                self._hash.update(piece)
+
+        return digest
 
     def release(self) -> bytes:
         self._view.release()
@@ -53,23 +63,53 @@ class _Slot:
 
 
 class Contents(Guarded):
-    """Takes memory for all entries at once; the caller has checked their sum against its limit."""
+    """Takes memory for all entries at once; the caller has checked their sum against its limit.
+
+    Digests are computed on a thread of its own, while the next chunk arrives and is opened: they
+    are most of what opening costs.
+    """
 
     def __init__(self, entries: Iterable[ModelEntry]) -> None:
         self._slots = [_Slot(entry) for entry in entries]
         self._current = 0
+        self._across = memoryview(b"")
+        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
-    def write(self, plain: memoryview) -> None:
-        """Append the next opened bytes, which may span entries."""
-        while plain:
-            slot = self._slots[self._current]
-            if not slot.missing:
-                self._current += 1
-                continue
-            piece = plain[: slot.missing]
-            slot.fill(piece)
-            plain = plain[len(piece) :]
+    def place(self, size: int) -> memoryview:
+        """Return where to put the next ``size`` opened bytes, before ``filled`` says they are."""
+        slot = self._slots[self._skip_full()]
+        if slot.missing >= size:
+            return slot.next(size)
+        if len(self._across) < size:
+            self._across = memoryview(bytearray(size))
+        return self._across[:size]
+
+    def filled(self, place: memoryview) -> None:
+        """Take what ``place`` returned and its caller has filled."""
+        slot = self._slots[self._current]
+        if slot.missing >= len(place):
+            self._digest(slot, len(place))
+            return
+        while place:  # it spans entries
+            slot = self._slots[self._skip_full()]
+            size = min(slot.missing, len(place))
+            slot.next(size)[:] = place[:size]
+            self._digest(slot, size)
+            place = place[size:]
 
     def release(self) -> dict[str, bytes]:
         """Return path -> content; raises ModelError (MODEL_OPEN_FAILED) if a digest differs."""
+        self._digests.shutdown(wait=True)
         return {slot.entry.path: slot.release() for slot in self._slots}
+
+    def drop(self) -> None:
+        """Give up what has not been released."""
+        self._digests.shutdown(wait=False, cancel_futures=True)
+
+    def _digest(self, slot: _Slot, size: int) -> None:
+        self._digests.submit(slot.advance(size))  # one thread: in order
+
+    def _skip_full(self) -> int:
+        while not self._slots[self._current].missing and self._current + 1 < len(self._slots):
+            self._current += 1
+        return self._current

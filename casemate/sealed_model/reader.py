@@ -50,7 +50,6 @@ class ModelReader(Guarded):
         self._header: ModelHeader | None = None
         self._contents: Contents | None = None
         self._cipher: ChunkCipher | None = None
-        self._scratch = memoryview(b"")
         self._remaining = 0
 
     @property
@@ -160,7 +159,6 @@ class ModelReader(Guarded):
             self._cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
             self._remaining = header.total_bytes
             self._contents = Contents(header.entries)
-            self._scratch = memoryview(bytearray(min(limits.CHUNK, self._remaining)))
             self._state = _State.OPEN
             early, self._buffer = self._buffer, bytearray()
             self._take(memoryview(early))
@@ -181,14 +179,14 @@ class ModelReader(Guarded):
     def _open_chunk(self) -> None:
         if self._cipher is None or self._contents is None:
             raise RuntimeError("locked")
-        plain = self._scratch[: len(self._buffer) - TAG_BYTES]
+        plain = self._contents.place(len(self._buffer) - TAG_BYTES)
         last = self._remaining == len(plain)
         try:
             self._cipher.open_into(self._buffer, plain, last=last)
         except BrokenSealError:
             raise open_failed() from None
-        self._contents.write(plain)
         self._remaining -= len(plain)
+        self._contents.filled(plain)
         self._buffer.clear()
 
     def finish(self) -> dict[str, bytes]:
@@ -200,6 +198,8 @@ class ModelReader(Guarded):
         self._expect(_State.HEAD, _State.OPEN)
         contents, remaining = self._contents, self._remaining
         head = self._state is _State.HEAD
+        if not remaining:
+            self._contents = None  # what is whole is released and not given up
         self._end()
         if head:
             raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
@@ -209,9 +209,10 @@ class ModelReader(Guarded):
 
     def _end(self) -> None:
         self._state = _State.ENDED
+        if self._contents is not None:
+            self._contents.drop()
         self._contents = self._cipher = None
         self._buffer = bytearray()
-        self._scratch = memoryview(b"")
 
 
 def _committed(header: ModelHeader, data_key: bytes) -> bytes:
