@@ -47,11 +47,17 @@ class Call:
         if budget_s is None or budget_s > _CENTURY_S:
             budget_s = default_s
         self.trace = trace
+        self.caller: str | None = None
         self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
         self._channel: Cuttable | None = None
         self._cancelled = False
         self._finished = False
+
+    def of(self, caller: str) -> None:
+        """Note who calls, by the name that the host's configuration gives it."""
+        self.caller = caller
+        self.trace.caller(caller)
 
     @property
     def cancelled(self) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casemate_host.callers import Caller, Callers
     from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
-    from casemate_host.tracing import Trace, Tracer
+    from casemate_host.tracing import Tracer
 
 Answer = Callable[[Call], tuple[bytes, int]]  # response, and the size of the request
 
@@ -76,20 +76,21 @@ class Desk:
             raise CasemateError(Code.TOO_LARGE, f"{len(request)} bytes, limit {limit}")
         return request
 
-    def refused(self, method: str, code: Code) -> None:
-        """Count a call that ended with ``code``."""
+    def refused(self, method: str, code: Code, caller: str | None = None) -> None:
+        """Count a call that ended with ``code``; ``caller``: whose, where known."""
         self.traffic.refused(method, code)
-        self._metrics.ended(method, code)
+        self._metrics.ended(method, code, caller)
 
     def serve(self, method: str, context: grpc.ServicerContext, answer: Answer) -> bytes:
         """Return what ``answer`` makes of the call, or end the call with its error."""
         trace = self._tracer.begin(method, context.invocation_metadata() or ())
-        result = self._outcome(method, context, answer, trace)
+        call = Call(context.time_remaining(), trace=trace)
+        result = self._outcome(method, context, answer, call)
         trace.end(result.code if isinstance(result, CasemateError) else Code.OK)
         if isinstance(result, CasemateError):
-            self.refused(method, result.code)
+            self.refused(method, result.code, call.caller)
             abort(context, result)
-        self._metrics.ended(method, Code.OK)
+        self._metrics.ended(method, Code.OK, call.caller)
         return result
 
     def serve_stream(
@@ -117,16 +118,14 @@ class Desk:
             call.finish()
             trace.end(refusal.code if refusal is not None else Code.OK)
         if refusal is not None:
-            self.refused(method, refusal.code)
+            self.refused(method, refusal.code, call.caller)
             abort(context, refusal)
-        self._metrics.ended(method, Code.OK)
+        self._metrics.ended(method, Code.OK, call.caller)
         self.traffic.answered(method, size)
 
     def _outcome(
-        self, method: str, context: grpc.ServicerContext, answer: Answer, trace: Trace
+        self, method: str, context: grpc.ServicerContext, answer: Answer, call: Call
     ) -> bytes | CasemateError:
-        call = Call(context.time_remaining(), trace=trace)
-
         def gone() -> None:
             if call.cancel():
                 self._relay.wake()

@@ -43,6 +43,7 @@ class EvidenceService:
 
         def answer(call: Call) -> tuple[bytes, int]:
             known = self._desk.known(caller, context)
+            call.of(known.name)
             data = self._desk.receive(messages, context, _REQUEST_MAX)
             nonce, wanted = _read(data)
             self._board.invite(wanted)

@@ -130,7 +130,7 @@ class Front:
             begun = time.monotonic()
             self._board.require()
             with self._desk.admitted(caller, context) as admitted:
-                call.trace.caller(admitted.name)
+                call.of(admitted.name)
                 with call.trace.step(ADMISSION):
                     request = self._desk.receive(messages, context, MESSAGE_MAX)
                     admitted.spend(len(request))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     # (caller, or None if its certificate is still to be looked at; messages; context)
     Behavior = Callable[[Caller | None, Iterator[bytes], grpc.ServicerContext], Any]
-    Counted = Callable[[str, Code], None]
+    Counted = Callable[[str, Code, str | None], None]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -124,20 +124,23 @@ class Gate(grpc.ServerInterceptor):
             return self._refusal(route.name, self._full(self._paces[route.workers].wait_s()))
         try:
             caller = self._callers.claimed(details.invocation_metadata)
+        except CasemateError as error:
+            return self._refusal(route.name, error)
+        try:
             if caller is not None and route.metered:
                 caller.enter()
         except CasemateError as error:
-            return self._refusal(route.name, error)
+            return self._refusal(route.name, error, caller)
         return route.handler(caller)
 
     def _refusal(
-        self, name: str, error: CasemateError | grpc.Status
+        self, name: str, error: CasemateError | grpc.Status, caller: Caller | None = None
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def refuse(_messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             if isinstance(error, CasemateError):
-                self._counted(name, error.code)
+                self._counted(name, error.code, caller.name if caller else None)
                 abort(context, error)
-            self._counted(name, Code.OVERLOADED)
+            self._counted(name, Code.OVERLOADED, None)
             context.abort_with_status(error)
             raise AssertionError  # it never returns
 

@@ -43,14 +43,17 @@ class Metrics:
         self.calls = Histogram()
         self._lock = threading.Lock()
         self._ended: Counter[tuple[str, str]] = Counter()
+        self._callers: Counter[tuple[str, str]] = Counter()
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def ended(self, method: str, code: Code) -> None:
-        """Count a call that ended with ``code``, OK included."""
+    def ended(self, method: str, code: Code, caller: str | None = None) -> None:
+        """Count a call that ended with ``code``, OK included; ``caller``: whose, where known."""
         with self._lock:
             self._ended[method, str(code)] += 1
+            if caller is not None:
+                self._callers[caller, str(code)] += 1
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show what ``read`` returns at the time, as ``casemate_<name>``."""
@@ -63,13 +66,19 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield what the front counted."""
         with self._lock:
-            ended = dict(self._ended)
+            ended, callers = dict(self._ended), dict(self._callers)
         calls = CounterMetricFamily(
             "casemate_calls", "Calls that ended, by reason code", labels=["method", "code"]
         )
         for (method, code), count in sorted(ended.items()):
             calls.add_metric([method, code], count)
         yield calls
+        shares = CounterMetricFamily(
+            "casemate_caller_calls", "Calls of each known caller", labels=["caller", "code"]
+        )
+        for (caller, code), count in sorted(callers.items()):
+            shares.add_metric([caller, code], count)
+        yield shares
         whole = HistogramMetricFamily("casemate_call_duration_seconds", "Answered calls, whole")
         _add(whole, [], self.calls.read())
         yield whole

@@ -48,7 +48,7 @@ class StreamService:
         def answer(call: Call) -> Iterator[bytes]:
             self._board.require()
             with self._desk.admitted(caller, context) as admitted:
-                call.trace.caller(admitted.name)
+                call.of(admitted.name)
                 with call.trace.step(ADMISSION):
                     first = self._desk.receive(messages, context, limits.STREAM_MESSAGE_MAX)
                     admitted.spend(len(first))

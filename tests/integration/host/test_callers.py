@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -237,3 +238,34 @@ def test_a_full_house_refuses_at_once_and_says_when_to_come_back(
         assert not enclave.requests.count(b"x")
         enclave.released.set()
         assert [future.result() for future in busy] == [b"sleep:20"] * 4
+
+
+def test_each_callers_calls_are_counted_under_its_name(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    callers = known("clinic", CLINIC, "rate = 1\nburst = 2")
+    metrics = '[metrics]\nlisten = "127.0.0.1:0"\n'
+    with serving(short_path, chain, enclave=callers + metrics) as bench:
+        for token in (CLINIC, CLINIC, CLINIC, LAB):
+            reason(partial(infer, bench, b"x", token))
+        with urllib.request.urlopen(f"http://{bench.host.metrics_address}/metrics") as page:
+            text = page.read().decode()
+    assert 'casemate_caller_calls_total{caller="clinic",code="OK"} 2.0' in text
+    assert 'casemate_caller_calls_total{caller="clinic",code="OVERLOADED"} 1.0' in text
+    assert 'casemate_calls_total{code="UNAUTHENTICATED",method="Infer"} 1.0' in text
+    assert CLINIC not in text
+    assert LAB not in text
+
+
+def test_a_callers_deadline_reaches_the_enclave(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    with serving(short_path, chain) as bench:
+        infer(bench, b"x", timeout=3)
+        begun = time.monotonic()
+        outcome = refused(lambda: infer(bench, b"silent", timeout=0.4))
+        assert outcome[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - begun < 2
+    first, second = enclave.budgets
+    assert 2000 < first <= 3100  # gRPC rounds up
+    assert 100 < second <= 500

@@ -68,6 +68,9 @@ def test_calls_are_counted_by_method_and_code(bench: Bench) -> None:
         bench.infer(b"refuse:REPLAYED")
     assert value(bench, "casemate_calls_total", method="Infer", code="OK") == 3
     assert value(bench, "casemate_calls_total", method="Infer", code="REPLAYED") == 1
+    who = {"caller": "anonymous"}
+    assert value(bench, "casemate_caller_calls_total", code="OK", **who) == 3
+    assert value(bench, "casemate_caller_calls_total", code="REPLAYED", **who) == 1
     assert value(bench, "casemate_call_duration_seconds_count") == 3
     for step in ("admission", "relay"):
         assert value(bench, "casemate_step_duration_seconds_count", step=step) == 3
@@ -128,7 +131,7 @@ def test_h16_the_page_quotes_no_request(bench: Bench) -> None:
     assert "planted" not in text
     labels = set(re.findall(r'(\w+)="', text))
     assert labels <= {
-        *("method", "code", "step", "le", "event", "model", "version"),
+        *("method", "code", "caller", "step", "le", "event", "model", "version"),
         *("implementation", "major", "minor", "patchlevel"),  # of the interpreter
     }
     codes = set(re.findall(r'code="(\w+)"', text))
