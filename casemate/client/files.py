@@ -33,12 +33,17 @@ def write_private_key(path: Path, key: Ed25519PrivateKey) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+    write_private(path, pem)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that its owner alone can read; never overwrites."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise CasemateError(Code.INVALID_ARGUMENT, f"{path}: {error.strerror}") from None
     with os.fdopen(descriptor, "wb") as stream:
-        stream.write(pem)
+        stream.write(content)
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:

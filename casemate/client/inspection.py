@@ -14,6 +14,7 @@ from casemate.attestation.details import moment
 from casemate.attestation.eif import measure_eif
 from casemate.attestation.tpm_policy import TpmPolicy, parse_any_policy
 from casemate.client.inspection_evidence import configuration, document, evidence, hex_or_none
+from casemate.client.inspection_receipt import receipt
 from casemate.client.recognise import Kind, recognise
 from casemate.errors import CasemateError, Code
 from casemate.sealed_data import SealedData
@@ -37,6 +38,7 @@ _NOTES: Final = {
     Kind.EVIDENCE: _UNVERIFIED,
     Kind.MODEL: "UNVERIFIED: the signature is not checked. The enclave checks it.",
     Kind.DATA: "UNVERIFIED: only the data key proves who sealed it. The enclave checks it.",
+    Kind.RECEIPT: "UNVERIFIED: anyone can write this. `casemate receipt verify` judges it.",
     Kind.IMAGE: "Measured from the file. Its metadata is neither measured nor signed: not shown.",
     Kind.CONFIGURATION: "UNVERIFIED: PCR16 in evidence says which configuration is in force.",
     Kind.POLICY: "What whoever uses this file accepts.",
@@ -53,6 +55,8 @@ def inspect_file(path: Path) -> Facts:
         if kind is Kind.IMAGE:
             file.seek(0)
             facts = image(measure_eif(file, now=time.time_ns() // 1_000_000))
+        elif kind is Kind.RECEIPT:
+            facts = receipt(head + file.read(limits.RECEIPT_FILE_MAX))
         else:
             facts = _PARSERS[kind](head)
     return {"kind": str(kind), "note": _NOTES[kind], **facts}

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from casemate.attestation.eif import MAGIC as EIF_MAGIC
+from casemate.receipts.stored import MAGIC as RECEIPT_MAGIC
 from casemate.sealed_data import MAGIC as DATA_MAGIC
 from casemate.sealed_model.header import MAGIC as MODEL_MAGIC
 
@@ -22,6 +23,7 @@ class Kind(StrEnum):
     MODEL = "sealed model"
     DATA = "sealed data"
     IMAGE = "enclave image"
+    RECEIPT = "receipt"
     CONFIGURATION = "configuration"
     POLICY = "trust policy"
 
@@ -30,6 +32,7 @@ _MAGICS: Final = {
     EIF_MAGIC: Kind.IMAGE,
     MODEL_MAGIC: Kind.MODEL,
     DATA_MAGIC: Kind.DATA,
+    RECEIPT_MAGIC: Kind.RECEIPT,
 }
 
 

@@ -470,7 +470,53 @@ def test_c11_a_second_encoding_of_the_same_request_is_malformed(
     assert answer.trailer.status is Code.OK
 
 
-# C3, C10: a full session table
+def both_arms() -> bytes:
+    """Raw contents, and typed contents of the same tensor that say something else."""
+    request = oip.ModelInferRequest.FromString(GOOD)
+    request.inputs[0].contents.fp32_contents.extend([9.0] * ROWS.size)
+    return request.SerializeToString()
+
+
+def repeated_field() -> bytes:
+    """A tensor's datatype twice: the last one wins with most readers, the first with some."""
+    tensor = oip.ModelInferRequest.FromString(GOOD).inputs[0].SerializeToString()
+    tensor += b"\x12\x04FP32"  # field 2, datatype, once more
+    raw = bytes_head(7, len(RAW)) + RAW
+    return bytes_head(5, len(tensor)) + tensor + raw
+
+
+@pytest.mark.parametrize(
+    "content", [both_arms(), repeated_field()], ids=["both arms of a choice", "a field twice"]
+)
+def test_c11_a_message_with_two_readings_is_refused_inside_the_seal(
+    enclave: EnclaveSocket, session: Session, content: bytes
+) -> None:
+    answer = session.ask(enclave, content)
+    assert answer.trailer.status in {Code.INVALID_REQUEST, Code.INVALID_INPUT}
+    assert answer.message is None
+
+
+def test_c11_a_preamble_has_one_encoding(enclave: EnclaveSocket, session: Session) -> None:
+    keys = cbor.decode(ANONYMOUS)
+    pairs = [(cbor.encode(key), cbor.encode(value)) for key, value in keys.items()]
+    assert bytes([0xA0 | len(pairs)]) + b"".join(k + v for k, v in sorted(pairs)) == ANONYMOUS
+    head, ordered = bytes([0xA0 | len(pairs)]), sorted(pairs)
+    (version,) = (pair for pair in ordered if pair[0] == cbor.encode("v"))
+    variants = {
+        "unsorted": head + b"".join(k + v for k, v in reversed(ordered)),
+        "a key twice": bytes([head[0] + 1]) + ANONYMOUS[1:] + version[0] + version[1],
+        "indefinite": b"\xbf" + ANONYMOUS[1:] + b"\xff",
+        "long head": b"\xb8" + bytes([len(pairs)]) + ANONYMOUS[1:],
+        "long integer": ANONYMOUS.replace(b"".join(version), version[0] + b"\x18\x01"),
+        "unknown key": bytes([head[0] + 1]) + ANONYMOUS[1:] + cbor.encode("zzzzzzzzzzzz") + b"\x00",
+    }
+    for name, variant in variants.items():
+        assert variant != ANONYMOUS
+        status = ask_raw(session, enclave, variant, GOOD).trailer.status
+        assert status is Code.INVALID_REQUEST, name
+
+
+# C3: a full session table
 
 
 def test_c3_a_full_session_table_refuses_new_sessions_and_keeps_the_live_ones(
@@ -478,7 +524,7 @@ def test_c3_a_full_session_table_refuses_new_sessions_and_keeps_the_live_ones(
 ) -> None:
     configuration = Configuration.parse(deployment.configuration)
     small = dataclasses.replace(
-        configuration, limits=dataclasses.replace(configuration.limits, sessions=4)
+        configuration, limits=dataclasses.replace(configuration.limits, sessions=8)
     ).encode()
     release = dataclasses.replace(deployment.release, pcr16=pcr16(small))
     with side_enclave(deployment, configuration=small) as enclave:

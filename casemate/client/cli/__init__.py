@@ -11,6 +11,7 @@ from casemate.client.cli.inspecting import inspect
 from casemate.client.cli.measuring import measure
 from casemate.client.cli.objects import infer_sealed, seal_data_command
 from casemate.client.cli.policies import policy
+from casemate.client.cli.receipts import receipt
 from casemate.client.cli.releasing import releases
 from casemate.client.cli.verifying import verify
 from casemate.client.cli.watching import top
@@ -19,6 +20,6 @@ __all__ = ["main"]
 
 for _command in (
     *(verify, infer, infer_sealed, inspect, measure, keygen, seal_model_command),
-    *(seal_data_command, conformance, policy, releases, doctor, bench, top),
+    *(seal_data_command, receipt, conformance, policy, releases, doctor, bench, top),
 ):
     main.add_command(_command)

@@ -19,6 +19,7 @@ from casemate.client.files import (
     parse_public_key,
     read_private_key,
     read_tensor,
+    write_private,
     write_private_key,
 )
 from casemate.client.kms import KmsDataKeys
@@ -55,6 +56,7 @@ def keygen(output: Path) -> None:
 @click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
 @click.option("--caller-key", type=existing, help="Your Ed25519 key, for models that list callers.")
 @click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
+@click.option("--receipt", type=new, help="Ask for a receipt and keep it in this new file.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
 def infer(
     target: str,
@@ -65,9 +67,15 @@ def infer(
     version: int | None,
     caller_key: Path | None,
     kms_key: str | None,
+    receipt: Path | None,
     timeout: float,
 ) -> None:
-    """Run MODEL on sealed tensors at TARGET (host:port); print the answer as JSON."""
+    """Run MODEL on sealed tensors at TARGET (host:port); print the answer as JSON.
+
+    The file of a receipt has question and answer in the clear, and is readable by you alone.
+    """
+    if receipt is not None and receipt.exists():
+        raise CasemateError(Code.INVALID_ARGUMENT, f"{receipt} exists: it is not overwritten")
     with Client(
         target,
         TrustPolicy.load(policy),
@@ -76,7 +84,11 @@ def infer(
         access=access,
     ) as client:
         tensors = dict(named_tensor(item) for item in inputs)
-        result = client.infer(model, tensors, version=version, timeout_s=timeout)
+        result = client.infer(
+            model, tensors, version=version, receipt=receipt is not None, timeout_s=timeout
+        )
+    if receipt is not None and result.receipt is not None:
+        write_private(receipt, result.receipt.encode())
     click.echo(json.dumps(answer_as_json(result)))
 
 

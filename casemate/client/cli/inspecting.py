@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=existing)
 @json_option
 def inspect(file: Path, as_json: bool) -> None:
-    """Show what FILE says: evidence, document, sealed model, enclave image, configuration, policy.
+    """Show what FILE says: evidence, model, data, receipt, enclave image, configuration, policy.
 
     What FILE is, its content decides. Nothing that is shown has been verified.
     """

@@ -29,14 +29,23 @@ class Report:
         """Print text as it comes, or one JSON object at the end."""
         self._as_json = as_json
         self._steps: list[Step] = []
+        self._inner: list[Step] = []
         self._marks = _MARKS if _shows(_MARKS) else _ASCII_MARKS
 
     def step(self, step: Step) -> None:
         """Take the report of one step."""
         self._steps.append(step)
+        self._show(step, "  ")
+
+    def inner(self, step: Step) -> None:
+        """Take the report of a step within the next step."""
+        self._inner.append(step)
+        self._show(step, "       ")
+
+    def _show(self, step: Step, indent: str) -> None:
         if not self._as_json:
             mark = click.style(self._marks[step.outcome], fg=_COLOURS[step.outcome])
-            click.echo(f"  {mark} {step.number:>2} {step.name:<14} {printable(step.detail)}")
+            click.echo(f"{indent}{mark} {step.number:>2} {step.name:<14} {printable(step.detail)}")
 
     def refused(self, error: CasemateError) -> None:
         """End with a refusal; the caller goes on to print it on standard error."""
@@ -64,18 +73,31 @@ class Report:
         click.secho(f"  {summary['scope']} verified{how}", fg="yellow" if archive else "green")
         click.echo("\n".join(table(_rows(summary), 2)))
 
+    def judged(self, summary: dict[str, Any], headline: str) -> None:
+        """End with what else was verified; ``summary`` has JSON values."""
+        if self._as_json:
+            self._print({"verified": True, **summary})
+            return
+        click.secho(f"  {headline}", fg="green")
+        rows = [(name.replace("_", " "), str(value)) for name, value in summary.items()]
+        click.echo("\n".join(table(rows, 2)))
+
     def _print(self, verdict: dict[str, Any]) -> None:
-        steps = [
-            {
-                "number": step.number,
-                "step": step.name,
-                "code": str(step.code),
-                "outcome": step.outcome,
-                "detail": step.detail,
-            }
-            for step in self._steps
-        ]
-        click.echo(json.dumps({**verdict, "steps": steps}, indent=2))
+        inner = {"evidence_steps": _as_json(self._inner)} if self._inner else {}
+        click.echo(json.dumps({**verdict, **inner, "steps": _as_json(self._steps)}, indent=2))
+
+
+def _as_json(steps: list[Step]) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": step.number,
+            "step": step.name,
+            "code": str(step.code),
+            "outcome": step.outcome,
+            "detail": step.detail,
+        }
+        for step in steps
+    ]
 
 
 def _shows(marks: dict[str, str]) -> bool:

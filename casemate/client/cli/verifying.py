@@ -123,13 +123,16 @@ def _parse_nonce(text: str | None) -> bytes | None:
 
 def _parse_time(text: str | None) -> int | str | None:
     """Return milliseconds, or ``doc`` for the document's own time, or None for the present."""
-    if text is None or text == _OWN_TIME:
-        return text
+    return text if text is None or text == _OWN_TIME else parse_time(text)
+
+
+def parse_time(text: str) -> int:
+    """Return an RFC 3339 time in milliseconds; raises click.BadParameter."""
     try:
         parsed = datetime.fromisoformat(text)
         at = int(parsed.timestamp() * 1000)
     except (ValueError, OverflowError):
-        raise click.BadParameter("neither RFC 3339 nor `doc`", param_hint="--at") from None
+        raise click.BadParameter("no time as RFC 3339 writes it", param_hint="--at") from None
     if parsed.tzinfo is None or at < 0:
         raise click.BadParameter("needs a time zone, and a time after 1970", param_hint="--at")
     return at
