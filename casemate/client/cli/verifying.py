@@ -132,7 +132,7 @@ def parse_time(text: str) -> int:
         parsed = datetime.fromisoformat(text)
         at = int(parsed.timestamp() * 1000)
     except (ValueError, OverflowError):
-        raise click.BadParameter("no time as RFC 3339 writes it", param_hint="--at") from None
+        raise click.BadParameter("not a time in RFC 3339", param_hint="--at") from None
     if parsed.tzinfo is None or at < 0:
         raise click.BadParameter("needs a time zone, and a time after 1970", param_hint="--at")
     return at

@@ -208,7 +208,7 @@ def test_nitrotpm_documents_have_a_policy_of_their_own(files: Path) -> None:
         (("127.0.0.1:1", "--nonce", "00" * 16), "are for files"),
         (("127.0.0.1:1", "--at", "doc"), "are for files"),
         (("document.cbor", "--nonce", "xy"), "not hex digits"),
-        (("document.cbor", "--at", "yesterday"), "neither RFC 3339"),
+        (("document.cbor", "--at", "yesterday"), "not a time in RFC 3339"),
         (("document.cbor", "--at", "2027-01-15T08:00:00"), "time zone"),
         (("document.cbor", "--at", "1960-01-01T00:00:00Z"), "after 1970"),
         (("document.cbor", "--save", "x"), "is a file already"),
