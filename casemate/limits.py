@@ -144,6 +144,7 @@ MODEL_SERVE_FACTOR: Final = 1.25
 MODEL_OVERHEAD: Final = 2 * MIB  # of a session, however small the model
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
+DESCRIPTIONS_KEPT: Final = 256  # descriptions of tensors that are known by sight, half a KiB each
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
 DATA_HEADER_MAX: Final = 64 * KIB  # all readers and models that are allowed fit
 DATA_READERS_MAX: Final = 1024  # as callers of a model

@@ -15,6 +15,7 @@ VARINT: Final = 0
 BYTES: Final = 2
 _VARINT_BYTES_MAX: Final = 10  # 64 bits, seven in a byte
 _CONTINUES: Final = 0x80
+_ONE_BYTE: Final = [bytes([value]) for value in range(_CONTINUES)]
 
 
 class WireError(ValueError):
@@ -23,6 +24,8 @@ class WireError(ValueError):
 
 def encode_varint(value: int) -> bytes:
     """Return the shortest varint of an unsigned ``value``."""
+    if value < _CONTINUES:
+        return _ONE_BYTE[value]
     out = bytearray()
     while value >= _CONTINUES:
         out.append(value & 0x7F | _CONTINUES)
@@ -37,6 +40,8 @@ def bytes_head(number: int, length: int) -> bytes:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    if at < len(data) and (short := data[at]) < _CONTINUES:
+        return short, at + 1
     value = 0
     for index, byte in enumerate(data[at : at + _VARINT_BYTES_MAX]):
         value |= (byte & 0x7F) << 7 * index

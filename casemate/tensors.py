@@ -6,6 +6,7 @@ Errors name tensors, datatypes and shapes, never values.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,6 +19,7 @@ from casemate.oip import strings
 from casemate.oip.messages import (
     REQUEST_RAW,
     RESPONSE_RAW,
+    Description,
     Message,
     invalid_request,
     read_request_message,
@@ -78,8 +80,7 @@ class InferRequest(NamedTuple):
     timeout_us: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """A tensor of a message whose raw contents are known to fit its datatype and shape."""
 
     name: str
@@ -107,11 +108,9 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
 
 def request_pieces(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Buffer]:
     """Return what ``to_request`` does in pieces, tensors as views of ``inputs``."""
-    message = pb.ModelInferRequest()
-    raws = [_describe(message.inputs.add(), name, array) for name, array in inputs.items()]
-    for name in outputs:
-        message.outputs.add(name=name)
-    return _pieces(message.SerializeToString(), REQUEST_RAW, raws)
+    contents = [_content(name, array) for name, array in inputs.items()]
+    described = _described_request(tuple([described for described, _ in contents]), tuple(outputs))
+    return _pieces(described, REQUEST_RAW, [raw for _, raw in contents])
 
 
 def to_response(
@@ -125,9 +124,34 @@ def response_pieces(
     outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
 ) -> list[Buffer]:
     """Return what ``to_response`` does in pieces, tensors as views of ``outputs``."""
+    contents = [_content(name, array) for name, array in outputs.items()]
+    tensors = tuple([described for described, _ in contents])
+    describe = _described_response.__wrapped__ if request_id else _described_response
+    described = describe(tensors, model, version, request_id)
+    return _pieces(described, RESPONSE_RAW, [raw for _, raw in contents])
+
+
+# Nearly all messages describe the same few tensors, and a description has no value of any.
+
+
+@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
+def _described_request(tensors: tuple[Description, ...], outputs: tuple[str, ...]) -> bytes:
+    message = pb.ModelInferRequest()
+    for name, datatype, shape in tensors:
+        message.inputs.add(name=name, datatype=datatype, shape=shape)
+    for name in outputs:
+        message.outputs.add(name=name)
+    return message.SerializeToString()
+
+
+@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
+def _described_response(
+    tensors: tuple[Description, ...], model: str, version: int, request_id: str
+) -> bytes:
     message = pb.ModelInferResponse(model_name=model, model_version=str(version), id=request_id)
-    raws = [_describe(message.outputs.add(), name, array) for name, array in outputs.items()]
-    return _pieces(message.SerializeToString(), RESPONSE_RAW, raws)
+    for name, datatype, shape in tensors:
+        message.outputs.add(name=name, datatype=datatype, shape=shape)
+    return message.SerializeToString()
 
 
 def _pieces(described: bytes, number: int, raws: Iterable[Buffer]) -> list[Buffer]:
@@ -151,28 +175,32 @@ def response_lead(head: memoryview) -> int:
     return protowire.locate(head, RESPONSE_RAW, limits.STREAM_LONG)
 
 
-def _describe(
-    tensor: pb.ModelInferRequest.InferInputTensor | pb.ModelInferResponse.InferOutputTensor,
-    name: str,
-    array: Array,
-) -> Buffer:
-    tensor.name = name
-    tensor.shape.extend(array.shape)
+def _content(name: str, array: Array) -> tuple[Description, Buffer]:
+    """Return how a message describes ``array``, and its raw contents, a view where it can be."""
     if array.dtype.kind in "OSU":
-        tensor.datatype = BYTES
         try:
-            return strings.pack(array.reshape(-1).tolist())
+            packed = strings.pack(array.reshape(-1).tolist())
         except TypeError:
             raise _invalid_input(name, "an element is neither text nor bytes") from None
+        return Description(name, BYTES, array.shape), packed
+    datatype = _NAMES.get(array.dtype)
+    if datatype is None:
+        array, datatype = _converted(name, array)
+    if not array.size:
+        return Description(name, datatype, array.shape), b""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return Description(name, datatype, array.shape), flat.data
+
+
+def _converted(name: str, array: Array) -> tuple[Array, str]:
+    """Return ``array`` as the protocol has it, little-endian; raises RequestError."""
     if array.dtype.name == "bfloat16":
-        array = array.view(BFLOAT16)
+        return array.view(BFLOAT16), _NAMES[BFLOAT16]
     dtype = array.dtype.newbyteorder("<")
     datatype = _NAMES.get(dtype)
     if datatype is None:
         raise _invalid_input(name, f"dtype {array.dtype} is not one of the protocol's")
-    tensor.datatype = datatype
-    flat = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else b""
+    return array.astype(dtype), datatype
 
 
 # Reading
@@ -252,7 +280,7 @@ def _fitting(parsed: Message) -> list[_Tensor]:
     tensors = []
     texts = 0
     for described, raw in zip(parsed.tensors, parsed.raws, strict=True):
-        tensor = _Tensor(described.name, described.datatype, tuple(described.shape), raw)
+        tensor = _Tensor(*described, raw)
         texts += _check_fit(tensor)
         tensors.append(tensor)
         if texts > limits.STRINGS_MAX:

@@ -7,8 +7,9 @@ Only raw contents are supported: `contents`, repeated and unknown fields and eve
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -25,6 +26,14 @@ _TIMEOUT: Final = "timeout"
 _TENSOR_NAME, _TENSOR_DATATYPE, _TENSOR_SHAPE, _TENSOR_CONTENTS = 1, 2, 3, 5
 
 
+class Description(NamedTuple):
+    """A tensor as a message describes it; nothing of it was checked against anything."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Message:
     """The tensors of a message as described, their raw contents, and the outputs asked for.
@@ -32,11 +41,16 @@ class Message:
     ``id`` is the sender's own name for the request, ``timeout_us`` the time it allows.
     """
 
-    tensors: list[pb.ModelInferRequest.InferInputTensor]
+    tensors: list[Description]
     raws: list[memoryview]
     requested: list[str]
     id: str = ""
     timeout_us: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest of its lists."""
+        return max(len(self.tensors), len(self.raws), len(self.requested))
 
 
 def invalid_request(detail: str) -> RequestError:
@@ -57,6 +71,7 @@ def read_response_message(message: memoryview) -> Message:
 def _read(message: memoryview, raw_number: int) -> Message:
     parsed = Message([], [], [])
     single: set[int] = set()
+    fields = 0
     try:
         for number, kind, content in protowire.read_fields(message.toreadonly()):
             if kind != protowire.BYTES or number in single:
@@ -64,16 +79,14 @@ def _read(message: memoryview, raw_number: int) -> Message:
             if number == raw_number:
                 parsed.raws.append(content)
             elif number == _TENSORS:
-                parsed.tensors.append(_read_tensor(content))
+                parsed.tensors.append(_describe(content))
             elif number == _REQUESTED:
                 parsed.requested.append(_read_requested(content))
             else:
                 single.add(number)
                 _read_single(parsed, number, content, raw_number)
-            if (
-                max(len(parsed.tensors), len(parsed.raws), len(parsed.requested))
-                > limits.TENSORS_MAX
-            ):
+            fields += 1
+            if fields > limits.TENSORS_MAX and parsed.longest > limits.TENSORS_MAX:
                 raise invalid_request(f"more than {limits.TENSORS_MAX} tensors")
     except (protowire.WireError, DecodeError):
         raise invalid_request("not a protobuf message of the Open Inference Protocol") from None
@@ -90,7 +103,19 @@ def _read_single(parsed: Message, number: int, content: memoryview, raw_number: 
         raise invalid_request(f"field {number} of the message is unknown or not supported")
 
 
-def _read_tensor(content: memoryview) -> pb.ModelInferRequest.InferInputTensor:
+def _describe(content: memoryview) -> Description:
+    if len(content) > limits.TENSOR_DESCRIPTION_MAX:
+        return _read_tensor(content)  # which will refuse it: nothing as long is kept
+    return _known_tensor(bytes(content))
+
+
+@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
+def _known_tensor(content: bytes) -> Description:
+    """Read a description once: nearly all messages have the same few, and none has a value."""
+    return _read_tensor(memoryview(content))
+
+
+def _read_tensor(content: memoryview) -> Description:
     seen: set[int] = set()
     for number, _, _ in protowire.read_fields(content):
         if number == _TENSOR_CONTENTS:
@@ -105,7 +130,7 @@ def _read_tensor(content: memoryview) -> pb.ModelInferRequest.InferInputTensor:
     tensor = pb.ModelInferRequest.InferInputTensor.FromString(bytes(content))
     if not 1 <= len(tensor.name.encode()) <= limits.NAME_MAX:
         raise invalid_request(f"the name of a tensor does not have 1 to {limits.NAME_MAX} bytes")
-    return tensor
+    return Description(tensor.name, tensor.datatype, tuple(tensor.shape))
 
 
 def _read_id(content: memoryview) -> str:
