@@ -44,12 +44,16 @@ class RequestHeader:
 
     def encode(self) -> bytes:
         """Return the layout of SPEC 5.1."""
+        return self.encode_as(self.request_id, self.sequence)
+
+    def encode_as(self, request_id: bytes, sequence: int) -> bytes:
+        """Return the layout of the same session's header for another request."""
         return (
             _FIXED.pack(
                 VERSION,
                 self.key_mode,
-                self.request_id,
-                self.sequence,
+                request_id,
+                sequence,
                 self.not_before,
                 self.not_after,
                 self.audience,

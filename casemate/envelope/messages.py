@@ -42,6 +42,7 @@ SEALED_STATUSES: Final = frozenset(
     }
 )  # SPEC 11.2
 
+_PLAIN_MAX: Final = 384  # below any trailer with a receipt, whose blinders are nobody else's
 _U32_MAX: Final = (1 << 32) - 1
 _NONE: Final = type(None)
 _CALLER: Final = struct.Struct(">BBQQ32s16s32s48s")
@@ -196,6 +197,11 @@ class Trailer:
     @classmethod
     def parse(cls, data: wire.Buffer) -> Trailer:
         """Parse the CBOR map; raises EnvelopeError (ANSWER_OPEN_FAILED)."""
+        encoded = bytes(data)
+        return _parse_plain(encoded) if len(encoded) <= _PLAIN_MAX else cls._parse(encoded)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Trailer:
         kinds: dict[str, type | tuple[type, ...]] = {
             "v": int,
             "status": str,
@@ -211,7 +217,7 @@ class Trailer:
         }
         try:
             _require(len(data) <= limits.TRAILER_MAX, "too long")
-            fields = cbor.decode_map(bytes(data), kinds)
+            fields = cbor.decode_map(data, kinds)
             _require(fields.pop("v") == VERSION, "unknown version")
             trailer = cls(Code(fields.pop("status")), **fields)
             _require(len(trailer.detail.encode()) <= limits.DETAIL_MAX, "detail out of bounds")
@@ -225,6 +231,12 @@ class Trailer:
 def _encode_plain(trailer: Trailer) -> bytes:
     """A model's good answers nearly all end alike, and nothing in this is a secret."""
     return trailer._encode()  # noqa: SLF001 - of this module
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_plain(data: bytes) -> Trailer:
+    """As ``_encode_plain``."""
+    return Trailer._parse(data)  # noqa: SLF001 - of this module
 
 
 def caller_statement(header: RequestHeader) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import secrets
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, audience_hash, key_id
@@ -63,11 +63,12 @@ class SealedCall(Guarded):
         instance_digest: bytes | None,
         *,
         receipt: bool = False,
+        th: bytes | None = None,
     ) -> None:
         self.header = header
         self.ciphertext = ciphertext
         self._prk = prk
-        self._th = wire.digest(header)
+        self._th = th or wire.digest(header)
         self._instance_digest = instance_digest
         self._receipt = receipt
 
@@ -198,9 +199,7 @@ class DataKeySession(Guarded):
             if sequence >= limits.SEQUENCE_MAX:
                 raise EnvelopeError(Code.EXPIRED, "the session has sealed all it may seal")
             self._sequence += 1
-        return dataclasses.replace(
-            self._template, request_id=secrets.token_bytes(16), sequence=sequence
-        ).encode()
+        return self._template.encode_as(secrets.token_bytes(16), sequence)
 
     def seal(
         self,
@@ -232,7 +231,9 @@ class DataKeySession(Guarded):
         th = wire.digest(header)
         key = wire.expand(self._prk, "request", th)
         ciphertext = seal_pieces(key, th, unit.chunks(), unit.length)
-        return SealedCall(header, ciphertext, self._prk, self._instance_digest, receipt=receipt)
+        return SealedCall(
+            header, ciphertext, self._prk, self._instance_digest, receipt=receipt, th=th
+        )
 
     def seal_stream(
         self,
@@ -263,6 +264,12 @@ class DataKeySession(Guarded):
         operation: str = INFER,
     ) -> bytes:
         caller, signature = self._caller or (None, None)
-        return Preamble(
+        return _encoded_preamble(
             model, version, digest, caller, signature, sealed_data, receipt, operation
-        ).encode()
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _encoded_preamble(*fields: Any) -> bytes:  # noqa: ANN401 - those of Preamble, in its order
+    """A session's preambles are nearly all alike; none is a secret to who sends it."""
+    return Preamble(*fields).encode()

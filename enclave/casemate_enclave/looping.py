@@ -53,6 +53,8 @@ def last_piece(
     deadline: float,
 ) -> Tensors:
     """Return the last step's outputs: the whole answer outside of a stream."""
+    if loop is None:
+        return model.run(inputs, outputs, deadline)
     steps = pieces(model, loop, inputs, outputs, deadline=deadline, cancellation=Cancellation())
     [(values, _)] = deque(steps, maxlen=1)
     return values

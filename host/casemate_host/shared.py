@@ -59,8 +59,10 @@ class _Question:
 
     def rouse(self) -> None:
         """Wake the call, or keep it from going to sleep once."""
-        with contextlib.suppress(RuntimeError):  # it was roused before
+        try:
             self._wake.release()
+        except RuntimeError:
+            return  # it was roused before
 
     def sleep(self, timeout_s: float) -> None:
         """Wait until roused."""
