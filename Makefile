@@ -75,6 +75,11 @@ fuzz: $(FUZZ)/.installed ## Throw RUNS (1,000,000) damaged documents at the pars
 bench: stage ## Measure against the targets of docs/performance.md (JSON=1 for machines)
 	@for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench $(if $(filter 1,$(JSON)),--json) || exit 1; done
 
+wheels: venv ## Build the wheels into dist/: the same bytes wherever they are built
+	@SOURCE_DATE_EPOCH=1580601600 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	    --no-index --wheel-dir dist $(foreach manifest,$(MANIFESTS),./$(dir $(manifest)))
+	@sha256sum dist/*.whl
+
 sbom: stage ## Write bills of materials (CycloneDX) to dist/sbom
 	@mkdir -p dist/sbom && cp $(STAGE)/app/sbom.cdx.json dist/sbom/enclave.cdx.json
 	@for lock in host client devkit; do $(BIN)/python -m casemate_devkit.sbom --subject casemate-$$lock \

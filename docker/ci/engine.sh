@@ -41,6 +41,15 @@ wheels() {
     done
 }
 
+# Debian's Prometheus with the libraries it needs, for the profile `observe`.
+prometheus() {
+    mkdir -p "${1}/prometheus/package" "${1}/prometheus/root"
+    (cd "${1}/prometheus/package" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
+    dpkg-deb --fsys-tarfile "${1}"/prometheus/package/*.deb | tar -x -C "${1}/prometheus/root" ./usr/bin/prometheus
+    ldd "${1}/prometheus/root/usr/bin/prometheus" | grep -o '/[^ ]*' | xargs cp --dereference --parents \
+        --target-directory "${1}/prometheus/root"
+}
+
 daemon() {
     # Networks and mounts of its own: nothing of it is seen outside, and nothing stays when it ends.
     unshare --mount --net sh -c "mount --make-rprivate / && ip link set lo up && exec dockerd \
@@ -71,9 +80,12 @@ start() {
     mv "${1}/wheels" "${1}/base/wheels"
     printf '[global]\nno-index = true\nfind-links = /wheels\n' >"${1}/base/etc/pip.conf"
     wait "${plugin}"
+    prometheus "${1}"
     daemon "${1}"
+    tar -C "${1}/prometheus/root" -c . |
+        docker import --change 'ENTRYPOINT ["/usr/bin/prometheus"]' - casemate-prometheus:local >/dev/null
     tar -C "${1}/base" -c . | docker import - casemate-base:local >/dev/null
-    rm -rf "${1}/base" "${1}/apt"
+    rm -rf "${1}/base" "${1}/apt" "${1}/prometheus"
 }
 
 stop() {

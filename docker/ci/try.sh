@@ -12,6 +12,7 @@ if [[ ${CASEMATE_ENGINE:-} == own ]] || ! docker compose version >/dev/null 2>&1
     echo "starting an engine of its own in ${engine}"
     docker/ci/engine.sh start "${engine}"
     export DOCKER_HOST=unix://${engine}/docker.sock DOCKER_CONFIG=${engine}/config CASEMATE_BASE=casemate-base:local
+    export CASEMATE_PROMETHEUS_IMAGE=casemate-prometheus:local
     inside=(nsenter "--net=/proc/$(<"${engine}/pid")/ns/net")  # where the published port is
 fi
 

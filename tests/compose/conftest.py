@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     found = Stack()
-    found.compose("down", "--volumes", "--remove-orphans")
-    found.up()
-    yield found
-    found.compose("--profile", "client", "down", "--volumes", "--remove-orphans")
+    remove = ("--profile", "*", "down", "--volumes", "--remove-orphans")
+    found.compose(*remove)
+    try:
+        found.up()
+        found.compose("--profile", "observe", "up", "--detach", "--no-deps", "prometheus")
+        yield found
+    finally:
+        found.compose(*remove)
     for kind in ("container", "volume", "network"):
         left = found.docker(kind, "ls", "--quiet", "--filter", f"name={PROJECT}").stdout
         assert not left, f"{kind}s are left behind"
@@ -34,7 +38,7 @@ def clinic(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stack.copy("seal", "/clinic", tmp_path_factory.mktemp("compose"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect(stack: Stack, clinic: Path) -> Callable[[], Client]:
     """Makes clients of the clinic's on this machine, outside of every container."""
     key = read_private_key(clinic / "key.pem")

@@ -23,9 +23,11 @@ class Stack:
     def __init__(self, *more: Path) -> None:
         """Add ``more`` compose files to the first."""
         self._files = [item for path in (FILE, *more) for item in ("--file", str(path))]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = str(free.getsockname()[1])
-        self.environment = {**os.environ, "CASEMATE_PORT": port}
+        self.environment = {
+            **os.environ,
+            "CASEMATE_PORT": _free_port(),
+            "CASEMATE_PROMETHEUS_PORT": _free_port(),
+        }
 
     def changed(self, override: Path, services: dict[str, Any]) -> Stack:
         """Return the same project with ``override`` as a further file, which is written here."""
@@ -70,6 +72,10 @@ class Stack:
         """Where the host is published on this machine."""
         return self.compose("port", "host", "8443").stdout.strip()
 
+    def prometheus(self) -> str:
+        """Where Prometheus is published."""
+        return self.compose("--profile", "observe", "port", "prometheus", "9090").stdout.strip()
+
     def copy(self, service: str, path: str, target: Path) -> Path:
         """Copy out of a service's container, as ``docker cp`` does."""
         self.docker("cp", f"{self.container(service)}:{path}", str(target))
@@ -108,6 +114,11 @@ class Stack:
         finally:
             self.docker("rm", made)
         return [line.removeprefix("./") for line in listing.stdout.splitlines()]
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
 
 
 def _run(
