@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import IO
 
@@ -36,15 +37,17 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(server: Running, model: str, in_flight: int, options: argparse.Namespace) -> Figures:
+def _measure(
+    server: Running, mode: str, model: str, in_flight: int, options: argparse.Namespace
+) -> Figures:
     """Drive one load and return its figures."""
-    command = server.command(model, in_flight, options.seconds, options.warm_up)
+    command = server.command(mode, model, in_flight, options.seconds, options.warm_up)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as driver:
         pids = processor.family(*server.roots)
         marks = [_clocks(driver, word, pids) for word in ("begin", "end")]
         found = json.loads(driver.communicate()[0])
     if driver.returncode != 0 or not found["latencies"] or found.get("refused"):
-        raise SystemExit(f"{model}, {in_flight} in flight: {found.get('refused')}")
+        raise SystemExit(f"{mode}, {model}, {in_flight} in flight: {found.get('refused')}")
     server_s, client_s, joules = (after - before for before, after in zip(*marks, strict=True))
     return Figures.of(found["latencies"], found["seconds"], server_s, client_s, joules)
 
@@ -70,21 +73,20 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
         for name in options.servers[turn:] + options.servers[:turn]:
             print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
             with SERVERS[name](folder) as server:
-                for model in options.models:
-                    for in_flight in options.in_flight:
-                        figures = _measure(server, model, in_flight, options)
-                        sample = Sample(number, name, model, "unary", in_flight, figures)
-                        samples.append(sample)
+                for mode, model, load in product(server.modes, options.models, options.in_flight):
+                    figures = _measure(server, mode, model, load, options)
+                    samples.append(Sample(number, name, model, mode, load, figures))
     return samples
 
 
 def _print(found: dict[str, object], samples: list[Sample]) -> None:
     rows = findings.medians(samples)
-    head = f"{'model':7}{'in flight':>10}  {'server':10}{'answers/s':>10}{'spread':>8}"
+    head = f"{'model':7}{'mode':7}{'in flight':>10}  {'server':10}{'answers/s':>10}{'spread':>8}"
     print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}")
     for row in rows:
         print(
-            f"{row['model']:7}{row['in_flight']:>10}  {row['server']:10}{row['throughput']:>10.0f}"
+            f"{row['model']:7}{row['mode']:7}{row['in_flight']:>10}  {row['server']:10}"
+            f"{row['throughput']:>10.0f}"
             f"{row['spread_percent']:>7.0f}%{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
             f"{row['server_cpu_s_per_1000']:>12.3f}{row['client_cpu_s_per_1000']:>8.3f}"
         )
@@ -107,7 +109,7 @@ def _plot(folder: Path, samples: list[Sample]) -> None:
         for figure, unit in (("throughput", "answers a second"), ("p50_ms", "p50, milliseconds")):
             groups: dict[str, dict[str, float]] = {}
             for row in rows:
-                if row["model"] == model:
+                if (row["model"], row["mode"]) == (model, "unary"):
                     group = groups.setdefault(f"{row['in_flight']} in flight", {})
                     group[row["server"]] = row[figure]
             title = f"{model}: {MODELS[model].about}"

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import json
 import sys
+import time
+from collections import Counter, deque
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ from casemate import tensors
 from casemate.attestation import TrustPolicy
 from casemate.client import Client
 from casemate.client.files import read_private_key
-from casemate.client.load import run_load
+from casemate.client.load import Load, run_load
+from casemate.client.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,14 +32,50 @@ if TYPE_CHECKING:
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-@contextlib.contextmanager
-def sealed(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable[[], object]]:
-    """One verified session, used by all threads."""
-    with Client(
+def stream(options: argparse.Namespace, row: dict[str, Any], tell: Callable[[], None]) -> Load:
+    """One stream with so many questions unanswered; latency from question to answer, in order."""
+    asked: deque[int] = deque()
+    took: list[float] = []
+    begin = time.perf_counter_ns() + int(options.warm_up * 1e9)
+    end = begin + int(options.seconds * 1e9)
+
+    def questions() -> Iterator[dict[str, Any]]:
+        while (now := time.perf_counter_ns()) < end:
+            asked.append(now)
+            yield row
+
+    moments = [begin, end]
+    with (
+        client_of(options) as client,
+        client.stream(options.model, in_flight=options.in_flight) as running,
+    ):
+        for _ in running.map(questions()):
+            now = time.perf_counter_ns()
+            if moments and now >= moments[0]:
+                moments.pop(0)
+                tell()
+            since = now - asked.popleft()
+            if begin <= now < end:
+                took.append(since / 1e6)
+    for _ in moments:
+        tell()
+    return Load(options.in_flight, options.seconds, sorted(took), Counter())
+
+
+def client_of(options: argparse.Namespace) -> Client:
+    """A client that verifies what the bench started, and repeats nothing."""
+    return Client(
         options.target,
         TrustPolicy.load(options.policy),
         caller_key=read_private_key(options.caller_key),
-    ) as client:
+        retry=RetryPolicy(attempts=0),
+    )
+
+
+@contextlib.contextmanager
+def sealed(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable[[], object]]:
+    """One verified session, used by all threads."""
+    with client_of(options) as client:
         yield partial(client.infer, options.model, row)
 
 
@@ -57,7 +96,7 @@ def plain(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable
 def main() -> int:
     """Drive and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["sealed", "plain"])
+    parser.add_argument("kind", choices=["sealed", "plain", "stream"])
     parser.add_argument("target")
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--in-flight", type=int, default=1)
@@ -67,16 +106,22 @@ def main() -> int:
     parser.add_argument("--caller-key", type=Path)
     options = parser.parse_args()
     words = iter(["begin", "end"])
-    with {"sealed": sealed, "plain": plain}[options.kind](
-        options, MODELS[options.model].row()
-    ) as call:
-        call()
-        load = run_load(
-            [call] * options.in_flight,
-            seconds=options.seconds,
-            warm_up_s=options.warm_up,
-            measuring=lambda: print(next(words), flush=True),
-        )
+    row = MODELS[options.model].row()
+
+    def tell() -> None:
+        print(next(words), flush=True)
+
+    if options.kind == "stream":
+        load = stream(options, row, tell)
+    else:
+        with {"sealed": sealed, "plain": plain}[options.kind](options, row) as call:
+            call()
+            load = run_load(
+                [call] * options.in_flight,
+                seconds=options.seconds,
+                warm_up_s=options.warm_up,
+                measuring=tell,
+            )
     found = {"seconds": load.seconds, "latencies": list(load.latencies)}
     print(json.dumps({**found, "refused": dict(load.refused)}), flush=True)
     return 0

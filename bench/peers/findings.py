@@ -169,13 +169,13 @@ def _ratio(
 def _stream_ratio(samples: Sequence[Sample]) -> Target | None:
     ratios = []
     for stream in samples:
-        if (stream.server, stream.model, stream.mode) != ("sealed", "small", "stream"):
+        if (stream.server, *stream.case) != ("sealed", "small", "stream", 32):
             continue
         for unary in samples:
             case = (unary.round, unary.server, *unary.case)
             if case == (stream.round, "sealed", "small", "unary", stream.in_flight):
                 ratios.append(stream.figures.throughput / unary.figures.throughput)
-    name = "small: throughput stream / unary"
+    name = "small, 32 in flight: throughput stream / unary"
     return Target(name, statistics.median(ratios), 2.0, at_least=True) if ratios else None
 
 

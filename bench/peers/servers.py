@@ -22,7 +22,7 @@ from casemate_devkit.enclave_process import measure
 from casemate_devkit.local import LocalDeployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TREE: Final = ROOT / ".stage/tree"
@@ -32,17 +32,31 @@ _STOP_S: Final = 30.0
 _PORT_MAX: Final = 65_533
 
 
+UNARY: Final = {"unary": ""}
+
+
 class Running:
     """A server that serves; ``roots`` are the processes whose time counts, with their children."""
 
-    def __init__(self, target: str, roots: Sequence[int], driver: Sequence[str]) -> None:
+    def __init__(
+        self,
+        target: str,
+        roots: Sequence[int],
+        driver: Sequence[str],
+        modes: Mapping[str, str] = UNARY,
+    ) -> None:
+        """``modes``: what the driver calls unary calls and, where there are any, streams."""
         self.target = target
+        self.modes = modes
         self.roots = tuple(roots)
         self._driver = tuple(driver)
 
-    def command(self, model: str, in_flight: int, seconds: float, warm_up: float) -> list[str]:
+    def command(
+        self, mode: str, model: str, in_flight: int, seconds: float, warm_up: float
+    ) -> list[str]:
         """Return the command line of the load generator that suits this server."""
         values = {"target": self.target, "model": model, "in_flight": str(in_flight)}
+        values["kind"] = self.modes[mode]
         values |= {"seconds": str(seconds), "warm_up": str(warm_up)}
         return [word.format(**values) for word in self._driver]
 
@@ -51,10 +65,6 @@ _OURS: Final = (
     *(sys.executable, "-m", "bench.peers.drive", "{kind}", "{target}", "{model}"),
     *("--in-flight", "{in_flight}", "--seconds", "{seconds}", "--warm-up", "{warm_up}"),
 )
-
-
-def _ours(kind: str, *more: str) -> list[str]:
-    return [word.replace("{kind}", kind) for word in (*_OURS, *more)]
 
 
 def _oip(folder: Path) -> list[str]:
@@ -120,7 +130,7 @@ def sealed(folder: Path) -> Iterator[Running]:
         policy = world.write_trust_policy(world.base / "client.toml")
         more = ("--policy", str(policy), "--caller-key", str(world.clinic.directory / "key.pem"))
         roots = [service.pid for service in (world.enclave, world.host) if service is not None]
-        yield Running(world.target, roots, _ours("sealed", *more))
+        yield Running(world.target, roots, (*_OURS, *more), {"unary": "sealed", "stream": "stream"})
 
 
 @contextlib.contextmanager
@@ -129,7 +139,7 @@ def plain(folder: Path) -> Iterator[Running]:
     command = [sys.executable, "-m", "bench.peers.plain_server", str(folder)]
     with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         target = json.loads(_line(process))["target"]
-        yield Running(target, [process.pid], _ours("plain"))
+        yield Running(target, [process.pid], _OURS, {"unary": "plain"})
 
 
 @contextlib.contextmanager
