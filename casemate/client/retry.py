@@ -19,11 +19,12 @@ class Again(Enum):
 
 
 # The host says that nothing became of the request for now. Whether that is true does not matter:
-# the identical bytes run at most once at the instance that they are sealed for (SPEC 6.4).
+# the identical bytes run at most once at the instance that they are sealed for (SPEC 6.4). A silent
+# KMS is not among them: the enclave has asked it several times before it says so.
 TRANSIENT: Final = frozenset(
     {
         *(Code.OVERLOADED, Code.UNAVAILABLE, Code.HOST_UNREACHABLE, Code.NOT_CONFIGURED),
-        *(Code.CLOCK_UNAVAILABLE, Code.KEY_RELEASE_UNAVAILABLE),
+        Code.CLOCK_UNAVAILABLE,
     }
 )
 # The host says that the session is gone: only another header can succeed. If the host lies, the
@@ -38,7 +39,7 @@ TARGET_GONE: Final = frozenset(
 # The enclave itself says, inside the seal, that no model ran: sealing anew repeats nothing.
 NOTHING_RAN: Final = frozenset(
     {
-        *(Code.OVERLOADED, Code.KEY_RELEASE_UNAVAILABLE),
+        Code.OVERLOADED,
         *(Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH),  # models changed: the evidence names them
     }
 )
