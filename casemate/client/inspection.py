@@ -79,6 +79,7 @@ def model(data: bytes) -> Facts:
         "kms_key": header.kms_key,
         "answer_bucket": header.answer_bucket,
         "runtime": header.runtime,
+        "serving": header.serving.as_map(),
         "inputs": [_tensor(spec) for spec in header.inputs],
         "outputs": [_tensor(spec) for spec in header.outputs],
         "files": [

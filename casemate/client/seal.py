@@ -11,7 +11,7 @@ from casemate.client.kms import generate_data_key, kms_client
 from casemate.client.onnx_signature import read_signature
 from casemate.errors import CasemateError, Code
 from casemate.kms_context import model_context
-from casemate.sealed_model import ModelHeader, seal_model
+from casemate.sealed_model import ModelHeader, Serving, seal_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ def seal_onnx(
     callers: Callers,
     answer_bucket: int = limits.UNIT_MIN,
     external: Sequence[Path] = (),
+    serving: Serving | None = None,
     kms: Any = None,  # noqa: ANN401 - a boto3 KMS client
     progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
@@ -42,7 +43,7 @@ def seal_onnx(
     the key's policy accepts can open the file. ``output`` appears only when it is complete;
     ``progress`` gets the number of bytes after each chunk. Memory does not grow with the model.
     ``external`` are the files in which the model keeps its weights, in the model's folder or below
-    it, as ONNX refers to them.
+    it, as ONNX refers to them; ``serving`` is how the enclave is to serve it (SPEC 8.2.1).
     """
     files = {model.name: model, **{_location(path, model): path for path in external}}
     try:
@@ -70,6 +71,7 @@ def seal_onnx(
                 outputs=outputs,
                 answer_bucket=answer_bucket,
                 callers=callers,
+                serving=serving,
                 progress=progress,
             )
         partial.replace(output)

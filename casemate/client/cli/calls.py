@@ -1,4 +1,4 @@
-"""`casemate keygen`, `infer`, `seal-model`."""
+"""`casemate keygen`, `infer`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.group import existing, host_options, new, policy_option
-from casemate.client.cli.progress import progress_bar
 from casemate.client.client import Client
 from casemate.client.files import (
     answer_as_json,
-    parse_public_key,
     read_private_key,
     read_tensor,
     write_private,
     write_private_key,
 )
 from casemate.client.kms import KmsDataKeys
-from casemate.client.seal import seal_onnx
 from casemate.errors import CasemateError, Code
-from casemate.sealed_model import model_digest
 
 if TYPE_CHECKING:
     from casemate.client.access import HostAccess
@@ -70,9 +66,10 @@ def infer(
     receipt: Path | None,
     timeout: float,
 ) -> None:
-    """Run MODEL on sealed tensors at TARGET (host:port); print the answer as JSON.
+    """Run MODEL (NAME or NAME:VERSION) on sealed tensors at TARGET (host:port).
 
-    The file of a receipt has question and answer in the clear, and is readable by you alone.
+    Prints the answer as JSON. The file of a receipt has question and answer in the clear, and is
+    readable by you alone.
     """
     if receipt is not None and receipt.exists():
         raise CasemateError(Code.INVALID_ARGUMENT, f"{receipt} exists: it is not overwritten")
@@ -98,67 +95,3 @@ def named_tensor(item: str) -> tuple[str, Any]:
     if not (name and separator and path):
         raise CasemateError(Code.INVALID_ARGUMENT, f"not NAME=FILE: {item!r}")
     return name, read_tensor(Path(path))
-
-
-@click.command("seal-model", short_help="Seal an ONNX model under your own KMS key.")
-@click.argument("model", type=existing)
-@click.argument("output", type=new)
-@click.option("--name", required=True, help="Model name, as callers will ask for it.")
-@click.option("--version", required=True, type=click.IntRange(1), help="Model version.")
-@click.option("--publisher-key", required=True, type=existing, help="Your Ed25519 signing key.")
-@click.option("--kms-key", required=True, help="ARN of your KMS key.")
-@click.option(
-    "--caller",
-    "callers",
-    multiple=True,
-    help="Public key (hex) of one who may call the model; repeat, or write `any`.",
-)
-@click.option(
-    "--external",
-    multiple=True,
-    type=existing,
-    help="A file that holds weights of the model (ONNX external data). May be repeated.",
-)
-@click.option("--answer-bucket", default=1024, show_default=True, help="Floor of answers, bytes.")
-def seal_model_command(
-    model: Path,
-    output: Path,
-    name: str,
-    version: int,
-    publisher_key: Path,
-    kms_key: str,
-    callers: tuple[str, ...],
-    external: tuple[Path, ...],
-    answer_bucket: int,
-) -> None:
-    """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
-    total = sum(path.stat().st_size for path in (model, *external))
-    with progress_bar(total, "sealing") as progress:
-        header = seal_onnx(
-            model,
-            output,
-            name=name,
-            version=version,
-            publisher=read_private_key(publisher_key),
-            kms_key=kms_key,
-            callers=_callers(callers),
-            answer_bucket=answer_bucket,
-            external=external,
-            progress=progress,
-        )
-    summary = {
-        "name": header.name,
-        "version": header.version,
-        "digest": model_digest(header.entries).hex(),
-        "publisher": header.publisher.hex(),
-        "bytes": output.stat().st_size,
-    }
-    click.echo(json.dumps(summary, indent=2))
-
-
-def _callers(texts: tuple[str, ...]) -> Any:  # noqa: ANN401 - Literal["any"] or a tuple
-    if not texts:
-        raise CasemateError(Code.INVALID_ARGUMENT, "name the callers, or write --caller any")
-    if texts == ("any",):
-        return "any"
-    return tuple(sorted({parse_public_key(text) for text in texts}))
