@@ -46,8 +46,8 @@ class Bounds:
     def of(cls, serving: Serving, configured: ServiceLimits) -> Bounds:
         """Combine the publisher's wish with the operator's measured bounds."""
         most = configured.model_requests
-        places = serving.concurrency or (most if serving.batch_rows is None else _processors())
-        places = min(places, most)
+        joined = serving.batch_rows is not None
+        places = min(serving.concurrency or _places(configured.threads, joined=joined), most)
         queue = most - places
         return cls(
             places=places,
@@ -59,9 +59,14 @@ class Bounds:
         )
 
 
-def _processors() -> int:
-    """How many runs at a time use the machine: more of them would only be smaller."""
-    return len(os.sched_getaffinity(0))
+def _places(threads: int, *, joined: bool) -> int:
+    """How many runs at a time make the most of the processors.
+
+    More single runs than twice as many only take turns. Joined runs leave half of the processors to
+    open, seal and relay: so more requests wait together, and the runs grow.
+    """
+    processors = len(os.sched_getaffinity(0))
+    return max(1, (processors // 2 if joined else 2 * processors) // threads)
 
 
 class ScheduledModel:

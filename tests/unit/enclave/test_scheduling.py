@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -280,16 +281,19 @@ def test_a_deadline_that_passes_in_a_joined_run_is_nobody_elses(
     assert gate.runs == [1, 2]
 
 
-def test_bounds_narrow_and_never_widen() -> None:
+def test_bounds_narrow_and_never_widen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
     configured = ServiceLimits(1, 1, 1, 1, run_ms=2000, model_requests=8)
     free = Bounds.of(Serving(), configured)
     assert (free.places, free.queue, free.run_s) == (8, 0, 2.0)
+    assert Bounds.of(Serving(), replace(configured, threads=4)).places == 2
+    assert Bounds.of(Serving(), replace(configured, threads=64)).places == 1
     wide = Bounds.of(Serving(concurrency=64, queue=64, run_ms=600_000), configured)
     assert (wide.places, wide.queue, wide.run_s) == (8, 0, 2.0)
     narrow = Bounds.of(Serving(concurrency=2, queue=3, run_ms=500), configured)
     assert (narrow.places, narrow.queue, narrow.run_s) == (2, 3, 0.5)
     joined = Bounds.of(Serving(0, batch_rows=8), configured)
-    assert joined.places + joined.queue == 8
+    assert (joined.places, joined.queue) == (2, 6)
 
 
 def test_a_run_ends_after_its_models_time(gate: Gate) -> None:
