@@ -51,7 +51,7 @@ class Places:
         """
         with self._lock:
             self._check(call)
-            if self._busy < self._count and not self._queue:
+            if self._busy < self._count:  # then nobody waits
                 self._busy += 1
                 return
             turn = _Turn(self._lock)

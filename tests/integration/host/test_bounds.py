@@ -157,16 +157,24 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
-@pytest.mark.parametrize("said", [b"", PREFACE[:9], PREFACE + SETTINGS])
+@pytest.mark.parametrize(
+    ("said", "bound"),
+    [
+        (b"", "HANDSHAKE_S"),
+        (PREFACE[:9], "HANDSHAKE_S"),
+        (PREFACE, "HANDSHAKE_S"),
+        (PREFACE + SETTINGS, "CONNECTION_IDLE_S"),
+    ],
+)
 def test_h11_connections_without_calls_are_closed_after_a_while(
     short_path: Path,
     chain: Chain,
     enclave: FakeEnclave,
     monkeypatch: pytest.MonkeyPatch,
     said: bytes,
+    bound: str,
 ) -> None:
-    monkeypatch.setattr(limits, "HANDSHAKE_S", 1.0)
-    monkeypatch.setattr(limits, "CONNECTION_IDLE_S", 1.0)
+    monkeypatch.setattr(limits, bound, 1.0)
     with serving(short_path, chain) as bench:
         assert closed_by_the_host(bench, said)
         assert bench.infer(b"x") == b"x"
