@@ -24,7 +24,7 @@ LOCKS     := requirements/dev.txt requirements/protoc.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check coverage mutants fuzz bench bench-peers soak compose protos lock clean
+.PHONY: help venv stage demo test check coverage mutants fuzz bench bench-peers soak compose docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,7 @@ check: venv ## Lint, format, types, import contracts, drift of generated files
 	@$(BIN)/mypy --no-error-summary
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
 	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python docs/reference/generate.py --check
 	@$(BIN)/python tests/vectors/generate.py --check
 	@$(BIN)/python tests/vectors/generate_attestation.py --check
 
@@ -110,6 +111,9 @@ $(FUZZ)/.installed: requirements/client.txt requirements/fuzz.txt
 	@$(FUZZ)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes \
 	    -r requirements/client.txt -r requirements/fuzz.txt
 	@touch $@
+
+docs: venv ## Write the API reference from the docstrings
+	@$(BIN)/python docs/reference/generate.py
 
 protos: venv ## Regenerate the committed code from protos/
 	@$(BIN)/python protos/generate.py
