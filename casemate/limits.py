@@ -76,7 +76,8 @@ STREAM_MESSAGE: Final = 256 * KIB
 STREAM_MESSAGE_MAX: Final = STREAM_MESSAGE + 2 * MIB
 # Questions of one stream that are read and not answered: some milliseconds of a small model.
 STREAM_UNITS_MAX: Final = 64
-STREAM_WORKERS: Final = 8  # of one stream: more runs side by side than most machines have cores
+STREAM_WORKERS: Final = 4  # runs of one stream side by side; more helped no model
+STREAM_RUNS_MAX: Final = 32  # of all streams: half of what one model takes on at most
 # Answers of one stream that wait for a slow client; while there are more, no run begins.
 STREAM_READY_MAX: Final = 16 * MIB
 # While more questions wait, an answer may wait this long for others to share its message.

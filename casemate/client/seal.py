@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from casemate.sealed_model import ModelLoop
+
 Callers = Literal["any"] | tuple[bytes, ...]
 
 
@@ -34,6 +36,7 @@ def seal_onnx(
     answer_bucket: int = limits.UNIT_MIN,
     external: Sequence[Path] = (),
     serving: Serving | None = None,
+    loop: ModelLoop | None = None,
     kms: Any = None,  # noqa: ANN401 - a boto3 KMS client
     progress: Callable[[int], None] = lambda _sealed: None,
 ) -> ModelHeader:
@@ -43,7 +46,9 @@ def seal_onnx(
     the key's policy accepts can open the file. ``output`` appears only when it is complete;
     ``progress`` gets the number of bytes after each chunk. Memory does not grow with the model.
     ``external`` are the files in which the model keeps its weights, in the model's folder or below
-    it, as ONNX refers to them; ``serving`` is how the enclave is to serve it (SPEC 8.2.1).
+    it, as ONNX refers to them; ``serving`` is how the enclave is to serve it (SPEC 8.2.1). With
+    ``loop`` the model is one step of a computation (SPEC 8.9); the outputs that only the loop needs
+    are then not among the answers.
     """
     files = {model.name: model, **{_location(path, model): path for path in external}}
     try:
@@ -51,6 +56,9 @@ def seal_onnx(
             inputs, outputs = read_signature(file)
     except OSError as error:
         raise CasemateError(Code.INVALID_ARGUMENT, f"{model}: {error.strerror}") from None
+    if loop is not None:
+        answers = tuple(spec for spec in outputs if spec.name not in loop.outputs)
+        outputs = answers or outputs
     public_key = publisher.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     data_key = generate_data_key(
         kms if kms is not None else kms_client(kms_key), kms_key, model_context(public_key, name)
@@ -72,6 +80,7 @@ def seal_onnx(
                 answer_bucket=answer_bucket,
                 callers=callers,
                 serving=serving,
+                loop=loop,
                 progress=progress,
             )
         partial.replace(output)

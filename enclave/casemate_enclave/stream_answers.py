@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
     from casemate_enclave.receipts import ReceiptDraft, ReceiptIssuer
     from casemate_enclave.registry import ServedModel
+    from casemate_enclave.stream_places import StreamPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Answering:
         self,
         model: ServedModel,
         *,
+        places: StreamPlaces,
         served: Callable[[], bool],
         th: bytes,
         receipts: ReceiptIssuer | None,
@@ -58,6 +60,7 @@ class Answering:
     ) -> None:
         """``served`` says whether the model still is; with ``receipts`` each answer has one."""
         self._model = model
+        self._running = places.waiting(model.loaded)
         self._served = served
         self._th = th
         self._receipts = receipts
@@ -85,7 +88,7 @@ class Answering:
     def _run(
         self, question: StreamQuestion, deadline: float, cancellation: Cancellation
     ) -> Iterator[Answered]:
-        header, loaded = self._model.header, self._model.loaded
+        header = self._model.header
         if not self._served():
             raise RequestError(Code.UNKNOWN_MODEL, "the model was unloaded")
         if time.monotonic() >= deadline:
@@ -95,7 +98,7 @@ class Answering:
             deadline = min(deadline, time.monotonic() + asked.timeout_us / 1_000_000)
         draft = self._receipts.draft(question.message) if self._receipts else None
         steps = pieces(
-            *(loaded, header.loop, asked.inputs, asked.outputs),
+            *(self._running, header.loop, asked.inputs, asked.outputs),
             deadline=deadline,
             cancellation=cancellation,
         )

@@ -13,6 +13,7 @@ from casemate.errors import CasemateError, Code, RequestError
 from casemate_enclave.service import check_asker
 from casemate_enclave.stream_answers import Answering
 from casemate_enclave.stream_memory import StreamMemory
+from casemate_enclave.stream_places import StreamPlaces
 from casemate_enclave.streams import Stream
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class StreamService:
     ) -> None:
         """``memory_bytes``: what the questions of all streams may hold at a time."""
         self._memory = StreamMemory(memory_bytes)
+        self._places = StreamPlaces()
         self._requests = requests
         self._models = models
         self._identity = identity
@@ -84,6 +86,7 @@ class StreamService:
             return Trailer(refusal.code, refusal.detail, *named), header.answer_bucket
         return Answering(
             model,
+            places=self._places,
             served=lambda: self._models.serves(model),
             th=head.stream.th,
             receipts=self._receipts if preamble.receipt else None,

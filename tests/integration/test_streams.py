@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from casemate.limits import MIB
 from casemate.sealed_model import LoopState, ModelLoop
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.local import MODEL
-from tests.support import onnx_bytes
+from tests.support import cli, onnx_bytes
 from tests.support.attacker import (
     GOOD,
     ROWS,
@@ -465,3 +466,31 @@ def test_what_is_no_stream_is_malformed(
         spoken = speak(channel, session.keys, version=1)
         spoken.send((), spoken.call.header)
         assert refusal(spoken.receive_all) is Code.MALFORMED
+
+
+def test_the_command_line_asks_in_one_stream(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "rows.npy", np.ascontiguousarray(DATA.features[:7]))
+    for name, value in count_to(3).items():
+        np.save(tmp_path / f"{name}.npy", value)
+    policy = deployment.write_trust_policy(tmp_path / "trust.toml")
+    key = deployment.clinic.directory / "key.pem"
+    common = (deployment.target, f"{MODEL}:1", "--policy", str(policy), "--caller-key", str(key))
+    features = ("--input", f"features={tmp_path / 'rows.npy'}")
+    whole = json.loads(cli.run("infer", *common, *features).stdout)
+    lines = cli.run("infer", *common, *features, "--rows", "3").stdout.splitlines()
+    answers = [json.loads(line)["outputs"]["label"]["data"] for line in lines]
+    assert [len(labels) for labels in answers] == [3, 3, 1]
+    assert [label for labels in answers for label in labels] == whole["outputs"]["label"]["data"]
+    inputs = [f"{name}={tmp_path / name}.npy" for name in ("n", "limit")]
+    pieces = cli.run(
+        *("infer", deployment.target, f"{MODEL}:{COUNTING}", "--pieces", *common[2:]),
+        *(argument for one in inputs for argument in ("--input", one)),
+    ).stdout.splitlines()
+    assert [json.loads(line)["outputs"]["square"]["data"] for line in pieces] == [[1], [4], [9]]
+    both = cli.refusal("infer", *common, *features, "--rows", "3", "--pieces", code=2)
+    assert "choose one" in both
+    uneven = ("--input", f"other={tmp_path / 'n.npy'}", "--rows", "3")
+    said = cli.refusal("infer", *common, *features, *uneven)
+    assert "INVALID_ARGUMENT" in said

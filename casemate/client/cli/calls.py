@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.group import existing, host_options, new, policy_option
+from casemate.client.cli.streaming import in_one_stream
 from casemate.client.client import Client
 from casemate.client.files import (
     answer_as_json,
@@ -54,6 +55,12 @@ def keygen(output: Path) -> None:
 @click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
 @click.option("--receipt", type=new, help="Ask for a receipt and keep it in this new file.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="Ask in one stream, so many rows of the inputs at a time; an answer a line.",
+)
+@click.option("--pieces", is_flag=True, help="A line for each piece that the model gives.")
 def infer(
     target: str,
     model: str,
@@ -65,12 +72,16 @@ def infer(
     kms_key: str | None,
     receipt: Path | None,
     timeout: float,
+    rows: int | None,
+    pieces: bool,
 ) -> None:
     """Run MODEL (NAME or NAME:VERSION) on sealed tensors at TARGET (host:port).
 
     Prints the answer as JSON. The file of a receipt has question and answer in the clear, and is
     readable by you alone.
     """
+    if [rows is not None, pieces, receipt is not None].count(True) > 1:
+        raise click.UsageError("choose one of --rows, --pieces, --receipt")
     if receipt is not None and receipt.exists():
         raise CasemateError(Code.INVALID_ARGUMENT, f"{receipt} exists: it is not overwritten")
     with Client(
@@ -81,6 +92,11 @@ def infer(
         access=access,
     ) as client:
         tensors = dict(named_tensor(item) for item in inputs)
+        if rows is not None or pieces:
+            asked = client, model, version, tensors
+            for result in in_one_stream(*asked, rows=rows, timeout_s=timeout):
+                click.echo(json.dumps(answer_as_json(result)))
+            return
         result = client.infer(
             model, tensors, version=version, receipt=receipt is not None, timeout_s=timeout
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casemate.client.cli.group import existing, new
+from casemate.client.cli.loops import loop_options
 from casemate.client.cli.progress import progress_bar
 from casemate.client.files import parse_public_key, read_private_key
 from casemate.client.optimising import optimised
@@ -20,6 +21,8 @@ from casemate.sealed_model import Serving, model_digest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from casemate.sealed_model import ModelLoop
 
 
 def _serving_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,6 +88,7 @@ def _serving_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Fold constants and drop what has no effect first; needs onnxruntime.",
 )
 @_serving_options
+@loop_options
 def seal_model_command(
     model: Path,
     output: Path,
@@ -97,6 +101,7 @@ def seal_model_command(
     answer_bucket: int,
     optimise: bool,
     serving: Serving,
+    loop: ModelLoop | None,
 ) -> None:
     """Seal the ONNX file MODEL into OUTPUT under your own KMS key."""
     if optimise and external:
@@ -116,6 +121,7 @@ def seal_model_command(
             answer_bucket=answer_bucket,
             external=external,
             serving=serving,
+            loop=loop,
             progress=progress,
         )
     summary = {

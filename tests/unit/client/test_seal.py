@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.client.cli import progress as bar
+from casemate.client.cli.loops import loop_of
 from casemate.client.seal import seal_onnx
 from casemate.errors import CasemateError, Code
-from casemate.sealed_model import ModelReader
-
-if TYPE_CHECKING:
-    from casemate.sealed_model import ModelHeader
+from casemate.sealed_model import LoopState, ModelHeader, ModelLoop, ModelReader
+from tests.support import onnx_bytes
 
 ONNX = Path(__file__).resolve().parents[3] / "examples/wdbc/wdbc.onnx"
 OLD = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
@@ -100,3 +98,32 @@ def test_the_bar_is_for_terminals(
     assert out == ""
     assert "sealing" in err
     assert "100%" in err
+
+
+def test_a_step_is_sealed_with_its_loop(tmp_path: Path) -> None:
+    model = tmp_path / "step.onnx"
+    model.write_bytes(onnx_bytes.counting())
+    loop = loop_of(("next=n",), "done", 12, 40)
+    facts = {"name": "m", "version": 1, "publisher": PUBLISHER, "kms_key": OLD, "callers": "any"}
+    header = seal_onnx(model, tmp_path / "sealed", loop=loop, kms=Kms(), **facts)  # type: ignore[arg-type]
+    assert header.loop == ModelLoop((LoopState("next", "n"),), "done", 12, 40)
+    assert ModelHeader.parse(header.encode()) == header
+    assert [spec.name for spec in header.outputs] == ["square"]  # what the loop needs is no answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ((), "done", None, 0),
+        ((), None, 5, 0),
+        ((), None, None, 40),
+        (("next=n",), "done", None, 0),
+        (("next",), None, 5, 0),
+        (("=n",), None, 5, 0),
+    ],
+)
+def test_loops_that_are_none(options: tuple[tuple[str, ...], str | None, int | None, int]) -> None:
+    with pytest.raises(CasemateError) as refused:
+        loop_of(*options)
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert loop_of((), None, None, 0) is None

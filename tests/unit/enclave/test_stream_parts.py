@@ -1,0 +1,320 @@
+"""What lies between the threads of a stream (SPEC 5.9.6), and models in steps (SPEC 8.9)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from casemate import limits
+from casemate.envelope.messages import Trailer
+from casemate.errors import Code, FrameError, RequestError
+from casemate.frames import FrameType, send_frame
+from casemate.sealed_model import LoopState, ModelLoop
+from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.looping import last_piece, pieces
+from casemate_enclave.stream_answers import Answered, StreamQuestion
+from casemate_enclave.stream_desk import ClosedError, Desk
+from casemate_enclave.stream_link import HungUpError, StreamLink
+from casemate_enclave.stream_memory import StreamMemory
+from casemate_enclave.stream_places import StreamPlaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SOON = 5.0
+
+
+def later(act: Callable[[], object], after_s: float = 0.1) -> threading.Timer:
+    timer = threading.Timer(after_s, act)
+    timer.start()
+    return timer
+
+
+class Run:
+    terminate = False
+
+
+# Cancellation
+
+
+def test_a_cancellation_ends_what_runs_and_what_will() -> None:
+    cancellation = Cancellation()
+    before, during, after = Run(), Run(), Run()
+    with cancellation.ending(before):
+        pass
+    with cancellation.ending(during):
+        cancellation.cancel()
+        cancellation.cancel()
+    with cancellation.ending(after):
+        pass
+    assert (before.terminate, during.terminate, after.terminate) == (False, True, True)
+    assert cancellation.cancelled
+    assert cancellation.wait(0)
+
+
+# Memory
+
+
+def test_memory_is_shared_and_waited_for() -> None:
+    memory = StreamMemory(100)
+    memory.take(60, _never)
+    with pytest.raises(RequestError) as caught:
+        memory.take(101, _never)
+    assert caught.value.code is Code.TOO_LARGE
+    timer = later(lambda: memory.free(60))
+    memory.take(100, lambda: None)
+    timer.join()
+    assert memory.used == 100
+
+
+def test_whoever_waits_for_memory_can_give_up() -> None:
+    memory = StreamMemory(10)
+    memory.take(10, _never)
+
+    def give_up() -> None:
+        raise HungUpError
+
+    with pytest.raises(HungUpError):
+        memory.take(1, give_up)
+    assert memory.used == 10
+
+
+def _never() -> None:
+    raise AssertionError("nothing to wait for")
+
+
+# The desk
+
+
+def question(unit: int = 0) -> StreamQuestion:
+    return StreamQuestion(unit, memoryview(b"message"), 1024)
+
+
+def answered(unit: int = 0, *, final: bool = True, size: int = 10) -> Answered:
+    return Answered((bytes(size),), Trailer(Code.OK, unit=unit, final=final))
+
+
+def test_questions_and_answers_pass_in_order() -> None:
+    desk = Desk()
+    assert not desk.ask(question(0))  # nobody is idle
+    desk.ask(question(1))
+    assert [desk.next_question().unit for _ in range(2)] == [0, 1]
+    desk.answer(answered(1))
+    desk.answer(answered(0))
+    answers = desk.next_answers()
+    assert [one.trailer.unit for one in answers] == [1, 0]
+    desk.sent(answers)
+    desk.await_room(_never, below=1)
+
+
+def test_a_question_counts_until_its_final_answer_is_sent() -> None:
+    desk = Desk()
+    desk.ask(question())
+    desk.answer(answered(final=False))
+    desk.sent(desk.next_answers())
+    with pytest.raises(AssertionError):
+        desk.await_room(_never, below=1)
+    desk.answer(answered())
+    timer = later(lambda: desk.sent(desk.next_answers()))
+    desk.await_room(lambda: None, below=1)
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(limits.STREAM_UNITS_MAX, 1), (1, limits.STREAM_READY_MAX)]
+)
+def test_answers_wait_while_too_many_are_ready(count: int, size: int) -> None:
+    desk = Desk()
+    for unit in range(count):
+        desk.answer(answered(unit, size=size))
+    late = threading.Thread(target=desk.answer, args=(answered(99),))
+    late.start()
+    late.join(0.2)
+    assert late.is_alive()
+    desk.sent(desk.next_answers())
+    late.join(SOON)
+    assert [one.trailer.unit for one in desk.next_answers()] == [99]
+
+
+def test_finishing_and_closing_wake_everybody() -> None:
+    desk = Desk()
+    timer = later(desk.finish)
+    assert desk.next_answers() == []
+    timer.join()
+    with pytest.raises(ClosedError):
+        desk.next_question()
+    desk = Desk()
+    desk.ask(question())
+    desk.answer(answered())
+    desk.close()
+    with pytest.raises(ClosedError):
+        desk.next_question()
+    with pytest.raises(ClosedError):
+        desk.answer(answered())
+    assert desk.next_answers() == []
+
+
+# The link
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, StreamLink]]:
+    host, enclave = socket.socketpair()
+    with host, enclave:
+        host.settimeout(SOON)
+        yield host, StreamLink(enclave, time.monotonic() + 1)
+
+
+def test_a_link_knows_messages_ends_and_strangers(ends: tuple[socket.socket, StreamLink]) -> None:
+    host, link = ends
+    send_frame(host, FrameType.STREAM, b"message")
+    send_frame(host, FrameType.STREAM, b"")
+    send_frame(host, FrameType.REQUEST, b"x")
+    assert bytes(link.receive() or b"") == b"message"
+    assert link.receive() is None
+    with pytest.raises(FrameError):
+        link.receive()
+
+
+def test_a_link_bounds_messages(ends: tuple[socket.socket, StreamLink]) -> None:
+    host, link = ends
+    too_long = threading.Thread(
+        target=send_frame, args=(host, FrameType.STREAM, bytes(limits.STREAM_MESSAGE_MAX + 1))
+    )
+    too_long.start()
+    with pytest.raises(FrameError) as caught:
+        link.receive()
+    assert caught.value.code is Code.TOO_LARGE
+    too_long.join(SOON)
+
+
+def test_a_link_notices_that_the_host_is_gone(ends: tuple[socket.socket, StreamLink]) -> None:
+    host, link = ends
+    assert not link.gone()
+    send_frame(host, FrameType.STREAM, b"message")
+    assert not link.gone()
+    host.close()
+    assert link.gone()  # although there is something to read
+    assert link.receive() is not None
+    with pytest.raises(HungUpError):
+        link.receive()
+    with pytest.raises(HungUpError):
+        link.send((b"answer",))
+
+
+def test_a_link_waits_no_longer_than_its_deadline(ends: tuple[socket.socket, StreamLink]) -> None:
+    _, link = ends
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        link.receive()
+    assert 0.5 < time.monotonic() - begun < SOON
+
+
+def test_hanging_up_wakes_the_other_thread(ends: tuple[socket.socket, StreamLink]) -> None:
+    _, link = ends
+    later(link.hang_up)
+    with pytest.raises(HungUpError):
+        link.receive()
+
+
+# Places and steps
+
+
+class Model:
+    """Counts up; refuses and fails as told."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.refusals = refusals
+        self.runs = 0
+
+    def run(
+        self,
+        inputs: Any,  # noqa: ANN401 - arrays by name
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Any:  # noqa: ANN401 - likewise
+        if self.refusals:
+            self.refusals -= 1
+            raise RequestError(Code.OVERLOADED, "too many")
+        self.runs += 1
+        n = inputs["n"] + 1
+        values = {"next": n, "square": n * n, "done": n >= inputs["limit"], "two": np.ones(2, bool)}
+        return {name: values[name] for name in outputs}
+
+
+def deadline() -> float:
+    return time.monotonic() + SOON
+
+
+def count_to(limit: int) -> dict[str, np.ndarray]:
+    return {"n": np.zeros(1, np.float32), "limit": np.full(1, limit, np.float32)}
+
+
+def squares(
+    loop: ModelLoop | None, limit: int, until: float | None = None
+) -> list[tuple[float, bool]]:
+    steps = pieces(
+        *(Model(), loop, count_to(limit), ["square"]),
+        deadline=until or deadline(),
+        cancellation=Cancellation(),
+    )
+    return [(float(values["square"][0]), final) for values, final in steps]
+
+
+LOOP = ModelLoop((LoopState("next", "n"),), "done", steps=5)
+
+
+def test_a_model_without_a_loop_is_one_step() -> None:
+    assert squares(None, 1) == [(1, True)]
+
+
+def test_steps_go_on_until_the_model_says_stop_or_the_publisher() -> None:
+    assert squares(LOOP, 3) == [(1, False), (4, False), (9, True)]
+    assert [value for value, _ in squares(LOOP, 99)] == [1, 4, 9, 16, 25]
+    endless = ModelLoop((LoopState("next", "n"),), None, steps=2)
+    assert squares(endless, 1) == [(1, False), (4, True)]
+    assert last_piece(Model(), LOOP, count_to(4), ["square"], deadline())["square"] == [16]
+
+
+def test_a_stop_of_several_elements_fails_the_model() -> None:
+    with pytest.raises(RequestError) as caught:
+        squares(ModelLoop((LoopState("next", "n"),), "two", steps=5), 3)
+    assert caught.value.code is Code.MODEL_FAILED
+
+
+def test_steps_are_paced_and_the_pace_ends_with_the_deadline() -> None:
+    paced = ModelLoop((LoopState("next", "n"),), "done", steps=5, interval=40)
+    begun = time.monotonic()
+    assert len(squares(paced, 3)) == 3
+    assert time.monotonic() - begun >= 0.12
+    with pytest.raises(RequestError) as caught:
+        squares(paced, 5, time.monotonic() + 0.1)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_streams_wait_where_a_request_would_be_refused() -> None:
+    model = Model(refusals=3)
+    waiting = StreamPlaces(1).waiting(model)
+    assert waiting.run(count_to(1), ["next"], deadline())["next"] == [1]
+    assert (model.refusals, model.runs) == (0, 1)
+
+
+def test_a_place_is_given_up_when_nobody_waits_any_more() -> None:
+    places = StreamPlaces(1)
+    places._free.acquire()
+    cancellation = Cancellation()
+    later(cancellation.cancel)
+    with pytest.raises(RequestError) as caught:
+        places.waiting(Model()).run(count_to(1), ["next"], deadline(), cancellation)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    with pytest.raises(RequestError):
+        places.waiting(Model()).run(count_to(1), ["next"], time.monotonic() + 0.15)
+    places._free.release()
+    places.waiting(Model()).run(count_to(1), ["next"], deadline())
+    places.waiting(Model()).run(count_to(1), ["next"], deadline())
