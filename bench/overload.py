@@ -21,7 +21,7 @@ from bench.rounds import Ratio
 from casemate.errors import Code
 from tests.support.busy_model import busy_model
 from tests.support.deployment import prepared
-from tests.support.load import Load, Request, closed, offered, sealed_requests
+from tests.support.load import Load, Request, closed, not_ok, offered, sealed_requests
 
 if TYPE_CHECKING:
     from casemate_devkit.local import LocalDeployment
@@ -41,6 +41,7 @@ class Measured:
     capacity: Load
     overload: Load
     delivered: list[bytes]
+    refused_inside: int
 
 
 def main() -> int:
@@ -79,7 +80,8 @@ def measure(world: LocalDeployment) -> Measured:
     requests = sealed_requests(world, int(rate * SECONDS))
     seen_before = len(world.relay_tap.recorded())
     overload = offered(world.target, requests, rate)
-    return Measured(unloaded, capacity, overload, delivered(world, requests, seen_before))
+    wire = delivered(world, requests, seen_before)
+    return Measured(unloaded, capacity, overload, wire, not_ok(overload, requests))
 
 
 def delivered(world: LocalDeployment, requests: list[Request], start: int) -> list[bytes]:
@@ -119,6 +121,7 @@ def report(measured: Measured) -> int:
         Ratio("refused p50 / unloaded p50", overload.refused_p50_ms / unloaded.p50_ms, 2),
     ]
     counts = counted(overload, measured.delivered)
+    counts["answered with a sealed refusal"] = measured.refused_inside
     wrong = [count for name, count in counts.items() if name not in _EXPECTED and count]
     figures = {
         "unloaded p50 ms": unloaded.p50_ms,

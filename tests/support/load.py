@@ -14,7 +14,7 @@ import numpy as np
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from casemate.envelope.sealed_message import encode_sealed
+from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import Code
 from casemate.tensors import to_request
 from tests.support.attacker import start_session
@@ -22,6 +22,7 @@ from tests.support.attacker import start_session
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from casemate.envelope.sealing import SealedCall
     from casemate_devkit.local import LocalDeployment
 
 _INFER = "/casemate.v1.ConfidentialInference/Infer"
@@ -41,6 +42,7 @@ class Request:
     id: bytes
     commitment: bytes
     message: bytes
+    call: SealedCall
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Load:
 
     sent: list[bytes] = field(default_factory=list)
     answered: dict[bytes, float] = field(default_factory=dict)
+    answers: dict[bytes, bytes] = field(default_factory=dict)
     refused: dict[bytes, Code | str] = field(default_factory=dict)
     refused_ms: list[float] = field(default_factory=list)
     without_hint: int = 0
@@ -80,8 +83,18 @@ def sealed_requests(world: LocalDeployment, count: int) -> list[Request]:
         begin, end = Request.ID_AT, Request.ID_AT + Request.ID_BYTES
         commitment = call.header[Request.COMMITMENT_AT :][:32]
         message = b"".join(encode_sealed(call.header, call.ciphertext))
-        requests.append(Request(call.header[begin:end], commitment, message))
+        requests.append(Request(call.header[begin:end], commitment, message, call))
     return requests
+
+
+def not_ok(load: Load, requests: Sequence[Request]) -> int:
+    """Open every answer of ``load``; return how many of them say anything but OK inside."""
+    opened = (
+        request.call.open(*parse_sealed(memoryview(load.answers[request.id])))
+        for request in requests
+        if request.id in load.answers
+    )
+    return sum(answer.trailer.status is not Code.OK for answer in opened)
 
 
 class _Sender:
@@ -114,6 +127,7 @@ class _Sender:
             self._done.notify()
             if future.code() is grpc.StatusCode.OK:
                 self.load.answered[request_id] = took_ms
+                self.load.answers[request_id] = future.result()
                 return
             reason, hint = _reason(future)
             self.load.refused[request_id] = reason
