@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from casemate import cbor, limits, wire
+from casemate import cbor, wire
 from casemate.errors import Code, ReceiptError
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ class UnverifiedReceipt:
     @classmethod
     def parse(cls, data: bytes) -> UnverifiedReceipt:
         """Parse the one encoding of SPEC 14.1; raises ReceiptError (RECEIPT_MALFORMED)."""
-        _require(len(data) <= limits.RECEIPT_MAX, "too long")
         items = _decoded(data)
         kinds = [type(item) for item in items]
         _require(kinds == [bytes, dict, bytes, bytes], "not a COSE_Sign1")

@@ -20,7 +20,6 @@ MADE = (
     Mutant("receipt: blinder", _RECEIPT, "hashlib.sha384(wire.label(kind) + blinder)", "hashlib.sha384(wire.label(kind))", VECTORS),
     Mutant("receipt: boundary", _RECEIPT, "        self._state.update(_LENGTH.pack(sum(map(len, message))))\n", "", VECTORS),
     Mutant("receipt: message", _RECEIPT, "            self._state.update(piece)\n", "            pass\n", VECTORS),
-    Mutant("receipt: length", _RECEIPT, "_require(len(data) <= limits.RECEIPT_MAX,", "_require(True,", RECEIPTS),
     Mutant("receipt: shape", _RECEIPT, "_require(kinds == [bytes, dict, bytes, bytes],", "_require(kinds[2:] == [bytes, bytes],", RECEIPTS),
     Mutant("receipt: algorithm", _RECEIPT, "_require(protected == _PROTECTED and not unprotected,", "_require(not unprotected,", RECEIPTS),
     Mutant("receipt: unprotected header", _RECEIPT, "_require(protected == _PROTECTED and not unprotected,", "_require(protected == _PROTECTED,", RECEIPTS),

@@ -81,6 +81,8 @@ def test_question_and_answer_are_shown_apart(question: bool, answer: bool) -> No
 
 # Step 1
 
+EMPTY: list[object] = [None, False, 0, b"", "", []]
+
 
 @pytest.mark.parametrize(
     "data",
@@ -95,6 +97,10 @@ def test_question_and_answer_are_shown_apart(question: bool, answer: bool) -> No
         cbor.encode([b"\xa1\x01\x27", {"kid": b"x"}, rc.statement().encode(), b"s" * 64]),
         cbor.encode([b"\xa1\x01\x27", {}, rc.statement().encode(), b"s" * 63]),
         cbor.encode([b"\xa1\x01\x27", {}, None, b"s" * 64]),
+        *(
+            cbor.encode([b"\xa1\x01\x27", empty, rc.statement().encode(), b"s" * 64])
+            for empty in EMPTY
+        ),
         cbor.encode([b"\xa1\x01\x27", {}, b"", b"s" * 64]),
         cbor.encode([b"\xa1\x01\x27", {}, rc.statement().encode() + b"\0", b"s" * 64]),
         cbor.encode([b"\xa1\x01\x27", {}, b"x" * 600, b"s" * 64]),
@@ -165,6 +171,7 @@ def test_a_file_has_one_encoding(data: bytes) -> None:
         {"question": {"blinder": b"q" * 31, "messages": [b"m"]}},
         {"question": {"blinder": b"q" * 32, "messages": []}},
         {"question": {"blinder": b"q" * 32, "messages": [b"m", b"n"]}},
+        {"answer": {"blinder": b"q" * 32, "messages": []}},
         {"answer": {"blinder": b"q" * 32, "messages": ["m"]}},
         {"answer": {"blinder": b"q" * 32, "messages": [b"m"], "more": 1}},
     ],
@@ -175,6 +182,12 @@ def test_a_file_that_is_not_as_it_should_be(change: dict[str, object]) -> None:
     with pytest.raises(ReceiptError) as caught:
         StoredReceipt.parse(b"CASERCT1" + cbor.encode(fields))
     assert caught.value.code is Code.RECEIPT_MALFORMED
+
+
+def test_a_file_is_known_by_its_first_bytes() -> None:
+    for magic in (b"CASERCT2", b"CASEDAT1", bytes(8)):
+        with pytest.raises(ReceiptError):
+            StoredReceipt.parse(magic + GOOD.encode()[8:])
 
 
 def test_header_and_evidence_must_be_readable() -> None:
