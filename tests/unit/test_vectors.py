@@ -38,6 +38,7 @@ from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError
+from casemate.receipts import Shown, StoredReceipt
 from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
 
@@ -308,6 +309,21 @@ def test_receipts(case: Case) -> None:
     instance = structures.InstanceConfig.parse(bytes.fromhex(load("receipt")["instance_config"]))
     parsed.check_signature(instance.receipt_key)
     assert (parsed.statement, parsed.signature.hex()) == (statement, case["signature"])
+
+
+@pytest.mark.parametrize("case", RECEIPTS, ids=ids(RECEIPTS))
+def test_stored_receipts(case: Case) -> None:
+    blinders = (bytes.fromhex(case[f"{kind}_blinder"]) for kind in ("question", "answer"))
+    question, answer = blinders
+    stored = StoredReceipt(
+        receipt=bytes.fromhex(case["receipt"]),
+        evidence=bytes.fromhex(load("receipt")["evidence"]),
+        header=bytes.fromhex(load("receipt")["header"]),
+        question=Shown(question, (spelled(case["question"]),)),
+        answer=Shown(answer, tuple(map(spelled, case["answers"]))),
+    )
+    assert same(case["file"], stored.encode())
+    assert StoredReceipt.parse(stored.encode()) == stored
 
 
 # stream.json
