@@ -96,7 +96,7 @@ class Load:
 
 def test_up_leaves_every_service_healthy_and_every_job_done(stack: Stack) -> None:
     for service in SERVICES:
-        assert stack.inspect(service)["State"]["Health"]["Status"] == "healthy"
+        stack.wait_healthy(service)
     for job in ("parties", "seal"):
         state = stack.inspect(job)["State"]
         assert (state["Status"], state["ExitCode"]) == ("exited", 0)

@@ -125,7 +125,7 @@ def _run(
     *command: str, environment: dict[str, str], check: bool
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=environment, timeout=300
+        command, check=False, capture_output=True, text=True, env=environment, timeout=900
     )
     if check:
         assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
