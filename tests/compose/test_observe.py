@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def test_every_query_of_every_panel_has_an_answer(
 def test_the_page_shows_every_panel_with_data(prometheus: dashboard.Prometheus) -> None:
     page = dashboard.page(FILE, prometheus, 120)
     for panel in dashboard.panels(FILE):
-        assert f"<b>{panel['title']}</b>" in page
+        assert f"<b>{html.escape(panel['title'])}</b>" in page
     assert "no data" not in page
 
 

@@ -140,6 +140,9 @@ def _stat(series: dict[str, Points], defaults: dict[str, Any]) -> Iterator[str]:
 
 
 def _lines(series: dict[str, Points], unit: str, width: int, height: int) -> Iterator[str]:
+    # What never happened takes no room in the legend, unless nothing did.
+    busy = {name: points for name, points in series.items() if any(value for _, value in points)}
+    series = busy or series
     every = [point for points in series.values() for point in points]
     if not every:
         yield "<div class=v>no data</div>"
