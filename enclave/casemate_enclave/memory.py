@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from collections import deque
@@ -10,6 +11,12 @@ from casemate import limits
 from casemate.errors import CasemateError, Code
 
 _MIB = limits.MIB
+_LIBRARY = ctypes.CDLL(None)
+
+
+def give_back_memory() -> None:
+    """Have the C library return what it keeps of freed memory: after a load it is much."""
+    _LIBRARY.malloc_trim(0)
 
 
 def cost_of_loading(contents: int) -> int:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate.errors import CasemateError, Code, ModelError, RequestError
+from casemate_enclave.memory import give_back_memory
 from casemate_enclave.onnx_scan import external_locations
 from casemate_enclave.watchdog import Watchdog
 
@@ -125,6 +126,7 @@ class OnnxRuntime:
         if header.loop is not None:
             _check_loop(header.loop, session.get_inputs(), session.get_outputs())
         _check_rows(header, [*session.get_inputs(), *session.get_outputs()])
+        give_back_memory()
         carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
         return _OnnxModel(session, self._watchdog, carried=carried)
 

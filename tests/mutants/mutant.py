@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """``old`` occurs exactly once in ``file`` (below ``casemate``); ``new`` takes its place.
+    """``old`` occurs exactly once in ``file`` (below ``package``); ``new`` takes its place.
 
     ``tests`` are the files of which one must fail: a failed assertion, not an error of import.
     """
@@ -20,11 +20,12 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
+    package: str = "casemate"
 
     @property
     def path(self) -> str:
         """The changed file, relative to the repository."""
-        return f"casemate/{self.file}"
+        return f"{self.package}/{self.file}"
 
     def applied(self, source: str) -> str:
         """Return ``source`` with the change; raises ValueError if it does not fit."""

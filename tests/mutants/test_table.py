@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate.attestation import STEPS
-from tests.mutants import data, envelope, receipts, verifier
+from tests.mutants import data, envelope, receipts, serving, verifier
 from tests.mutants.mutant import ROOT
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
-MUTANTS = verifier.MUTANTS + envelope.MUTANTS + receipts.MUTANTS + data.MUTANTS
+MUTANTS = verifier.MUTANTS + envelope.MUTANTS + receipts.MUTANTS + data.MUTANTS + serving.MUTANTS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -168,6 +168,22 @@ def pairs() -> bytes:
 
 def mlp(width: int, layers: int) -> bytes:
     """``y`` is ``x`` after ``layers`` of MatMul and Relu, each ``width`` wide; fixed weights."""
+    nodes, weights = _layers(width, layers)
+    ends = tuple(value_info(name, FLOAT, ("n", width)) for name in "xy")
+    return model(graph(nodes, ends[:1], ends[1:], weights))
+
+
+def guarded_mlp(width: int, layers: int) -> bytes:
+    """``mlp``, and beside it ``picked = [10, 20, 30][index]``, which fails for other indices."""
+    nodes, weights = _layers(width, layers)
+    table = tensor("table", FLOAT, (3,), floats(10, 20, 30))
+    nodes += (node("Gather", ("table", "index"), ("picked",)),)
+    inputs = value_info("x", FLOAT, ("n", width)), value_info("index", INT64, ("n",))
+    outputs = value_info("y", FLOAT, ("n", width)), value_info("picked", FLOAT, ("n",))
+    return model(graph(nodes, inputs, outputs, (*weights, table)))
+
+
+def _layers(width: int, layers: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     count = width * width
     pattern = [((17 * index) % 31 - 15) / (8 * width**0.5) for index in range(min(count, 9973))]
     raw = (floats(*pattern) * (count // len(pattern) + 1))[: 4 * count]
@@ -179,8 +195,7 @@ def mlp(width: int, layers: int) -> bytes:
             node("Relu", (f"m{layer}",), (names[layer + 1],)),
         )
     weights = tuple(tensor(f"w{n}", FLOAT, (width, width), raw) for n in range(layers))
-    ends = tuple(value_info(name, FLOAT, ("n", width)) for name in "xy")
-    return model(graph(nodes, ends[:1], ends[1:], weights))
+    return nodes, weights
 
 
 def largest() -> bytes:

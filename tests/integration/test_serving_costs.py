@@ -1,0 +1,133 @@
+"""What serving takes: memory of sessions and models, and the processor's features (SPEC 8.8)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from casemate.errors import Code
+from casemate.tensors import TensorSpec
+from casemate_devkit.local import MODEL
+from tests.support import onnx_bytes
+from tests.support.attacker import genuine, start_session
+from tests.support.vendor_models import seal
+
+if TYPE_CHECKING:
+    from casemate_devkit.local import LocalDeployment
+
+pytestmark = pytest.mark.integration
+MIB = 1 << 20
+WIDTH = 256
+LIFETIME_MS = 45_000  # so that what comes after finds the table empty again
+ENDS = {
+    "inputs": (TensorSpec("x", "FP32", (0, WIDTH)),),
+    "outputs": (TensorSpec("y", "FP32", (0, WIDTH)),),
+}
+
+
+def resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_thousand_sessions_cost_less_than_ten_megabytes(deployment: LocalDeployment) -> None:
+    assert deployment.enclave is not None
+    enclave, pid = genuine(deployment), int(deployment.enclave.ready["pid"])
+    evidence = start_session(deployment).evidence
+
+    def begin(count: int) -> None:
+        """Strangers, as no one caller may have so many; no model runs, but the session is kept."""
+        for _ in range(count):
+            session = start_session(
+                deployment, evidence=evidence, caller=None, lifetime_ms=LIFETIME_MS
+            )
+            assert session.ask(enclave).trailer.status is Code.CALLER_REFUSED
+
+    begin(100)  # what is taken once, whoever comes
+    before = resident(pid)
+    begin(1000)
+    assert resident(pid) - before < 10 * MIB
+
+
+def test_the_same_kernels_run_inside_the_sandbox_and_outside(
+    deployment: LocalDeployment, tmp_path: Path
+) -> None:
+    """Bit for bit: other kernels, chosen for a processor misread, add in another order."""
+    onnx = onnx_bytes.mlp(WIDTH, 3)
+    x = np.random.default_rng(7).standard_normal((64, WIDTH)).astype(np.float32)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    plain = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    [expected] = plain.run(["y"], {"x": x})
+    genuine(deployment).load(seal(deployment, tmp_path, onnx, version=600, **ENDS))
+    try:
+        with deployment.client() as client:
+            answer = client.infer(f"{MODEL}:600", {"x": x}).outputs["y"]
+    finally:
+        genuine(deployment).unload(MODEL, 600)
+    assert answer.tobytes() == expected.tobytes()
+
+
+COUNT = """
+import gc, os, sys
+from pathlib import Path
+from dataclasses import replace
+from casemate.sealed_model import ModelEntry, ModelHeader
+from casemate.tensors import TensorSpec
+from casemate_enclave.memory import cost_of_loading, cost_of_serving
+from casemate_enclave.runtime import OnnxRuntime
+from tests.support import onnx_bytes
+
+def status(name):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+
+def ends(width):
+    return {f"{end}puts": (TensorSpec(name, "FP32", (0, width)),)
+            for end, name in (("in", "x"), ("out", "y"))}
+
+path, width, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+key = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000000"
+header = ModelHeader(bytes(32), bytes(32), bytes(32), "m", 1, **ends(16), answer_bucket=0,
+                     callers="any", runtime="onnx", kms_key=key, wrapped_key=b"w",
+                     entries=(ModelEntry("m", 1, bytes(48)),))
+runtime = OnnxRuntime(("CPUExecutionProvider",), run_bytes=1 << 26, threads=1)
+keep = [runtime.load({"m": onnx_bytes.mlp(16, 1)}, header)]
+gc.collect()
+before = status("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")
+for _ in range(count):
+    keep.append(runtime.load({"m": path.read_bytes()}, replace(header, **ends(width))))
+served, loading = cost_of_serving(path.stat().st_size), cost_of_loading(path.stat().st_size)
+print(status("VmRSS:") - before, count * served)
+print(status("VmHWM:") - before, (count - 1) * served + loading)
+"""
+
+
+@pytest.mark.parametrize(("width", "layers", "count"), [(2048, 4, 1), (64, 2, 30), (512, 4, 6)])
+def test_models_take_no_more_memory_than_they_are_counted_with(
+    tmp_path: Path, width: int, layers: int, count: int
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    model = tmp_path / "model.onnx"
+    model.write_bytes(onnx_bytes.mlp(width, layers))
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, str(model), str(width), str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "ORT_DISABLE_TELEMETRY": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        taken, counted = map(int, line.split())
+        assert taken <= counted, (taken / MIB, counted / MIB)
