@@ -1,8 +1,9 @@
 """Where the time of one sealed request goes, beside what the machine itself needs for it.
 
-One request at a time, each step timed in turn with the production code on the bench's own models:
-client, host and enclave, and below them the floors that no code can pass: AEAD, HKDF, a signature
-check, a unix socket, a gRPC echo, ``session.run``. Run by `make bench`, with a staged tree:
+One request at a time. Of the whole: the time a caller waits, and the processor time of client, host
+and enclave. Of the steps within client and enclave: processor time, each step in turn with the
+production code. Below them the floors that no code can pass: AEAD, HKDF, a signature check, a frame
+over a unix socket, a gRPC echo, ``session.run``. Run by `make bench`, with a staged tree:
 `python -m bench.request_path [--json]`.
 """
 
@@ -18,7 +19,6 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +29,7 @@ import onnxruntime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from bench.peers import processor
 from bench.peers.models import MODELS, SERVING, BenchModel, write_models
 from bench.peers.servers import World, sealed_world
 from bench.rounds import measure
@@ -41,7 +42,7 @@ from tests.support.enclave_bench import Bench
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROUNDS: Final = 300
+ROUNDS: Final = 600
 _MIB: Final = 1 << 20
 _LIMITS: Final = ServiceLimits(sessions=64, models=4, model_bytes=64 * _MIB, request_bytes=8 * _MIB)
 _OPTIONS: Final = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -162,35 +163,52 @@ def floors(
 def measured(name: str, folder: Path, world: World) -> dict[str, float]:
     """Median microseconds of each step for one model."""
     model, content = MODELS[name], (folder / f"{name}.onnx").read_bytes()
+    rounds = ROUNDS if name != "slow" else ROUNDS // 10
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options)
-    with Bench(limits=_LIMITS) as bench, world.client() as client:
+    with Bench(limits=_LIMITS) as bench:
         bench.configure()
         sides = Sides(bench, model, content)
         with grpc_echo(sides.answer) as echo, frame_echo(sides.answer) as frame:
-            cases: dict[str, Callable[[], object]] = {
-                "whole call, through host and enclave": partial(client.infer, name, model.row()),
+            steps: dict[str, Callable[[], object]] = {
                 "client: tensors to message": sides.encode,
                 "client: seal": sides.seal,
                 "enclave: open, run, seal": sides.enclave,
                 "client: open": sides.open,
                 "client: message to tensors": sides.decode,
-                "floor: gRPC echo": lambda: echo(sides.request),
-                "floor: frame over a unix socket": lambda: frame(sides.request),
                 **floors(sides, session, model),
             }
-            times = measure(cases, ROUNDS if name != "slow" else ROUNDS // 10)
-    return {case: statistics.median(values) for case, values in times.items()}
+            worked = measure(steps, rounds, time.thread_time_ns)
+            waited = measure(
+                {
+                    "waited: gRPC echo": lambda: echo(sides.request),
+                    "waited: frame over a unix socket": lambda: frame(sides.request),
+                },
+                rounds,
+            )
+    found = {case: statistics.median(values) for case, values in (worked | waited).items()}
+    return {**whole(world, name, model, rounds), **found}
 
 
-def with_rest(found: dict[str, float]) -> dict[str, float]:
-    """Add what is in no step: the host, the scheduler of the machine, and gRPC's own waits."""
-    whole = found["whole call, through host and enclave"]
-    steps = [us for case, us in found.items() if case.startswith(("client:", "enclave:"))]
-    echoes = [found["floor: gRPC echo"], found["floor: frame over a unix socket"]]
-    rest = whole - sum(steps) - sum(echoes)
-    return {**found, "host and waiting (the rest)": rest}
+def whole(world: World, name: str, model: BenchModel, rounds: int) -> dict[str, float]:
+    """What a caller waits for, and what each process works meanwhile."""
+    processes = {
+        "client": {os.getpid()},
+        "host": processor.family(world.host.pid) if world.host else set(),
+        "enclave": processor.family(world.enclave.pid) if world.enclave else set(),
+    }
+    row = model.row()
+    with world.client() as client:
+        client.infer(name, row)
+        before = {who: processor.seconds(pids) for who, pids in processes.items()}
+        times = measure({"whole": lambda: client.infer(name, row)}, rounds)["whole"]
+    calls = rounds + max(rounds // 20, 3)  # with the warm-up
+    spent = {who: processor.seconds(pids) - before[who] for who, pids in processes.items()}
+    return {
+        "waited: whole call": statistics.median(times),
+        **{f"worked: {who}": 1e6 * seconds / calls for who, seconds in spent.items()},
+    }
 
 
 def main() -> int:
@@ -199,7 +217,7 @@ def main() -> int:
         folder = Path(base)
         write_models(folder)
         with sealed_world(folder) as world:
-            found = {name: with_rest(measured(name, folder, world)) for name in MODELS}
+            found = {name: measured(name, folder, world) for name in MODELS}
     if "--json" in sys.argv[1:]:
         print(json.dumps({"bench": "request path", "median_us": found}))
         return 0
