@@ -11,7 +11,7 @@ FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
 SOAK_MINUTES   ?= 30
-BENCHES        := verifier envelope sandbox key_modes serving overload stream request_path model_load
+BENCHES        := verifier envelope hop sandbox key_modes serving overload stream request_path model_load
 ROUNDS         ?= 5
 PEERS          := client triton kserve mlserver
 PEERS_PYTHON   ?= /usr/bin/python3.11
