@@ -14,8 +14,9 @@ import pytest
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.limits import MIB
+from casemate.receipts import StoredReceipt, VerifiedReceipt, verify_receipt
 from casemate.sealed_model import LoopState, ModelLoop
-from casemate.tensors import TensorSpec, to_request
+from casemate.tensors import TensorSpec, from_response, to_request
 from casemate_devkit.local import MODEL
 from tests.support import cli, onnx_bytes
 from tests.support.attacker import (
@@ -494,3 +495,33 @@ def test_the_command_line_asks_in_one_stream(
     uneven = ("--input", f"other={tmp_path / 'n.npy'}", "--rows", "3")
     said = cli.refusal("infer", *common, *features, *uneven)
     assert "INVALID_ARGUMENT" in said
+
+
+def test_each_answer_of_a_stream_has_its_receipt(
+    deployment: LocalDeployment, client: Client
+) -> None:
+    """One for a plain answer, and one over all pieces, with the last of them."""
+    policy = deployment.trust_policy()
+
+    def verified(stored: StoredReceipt | None) -> VerifiedReceipt:
+        assert stored is not None
+        kept = StoredReceipt.parse(stored.encode())
+        return verify_receipt(kept, policy, at=kept.unverified.statement.time)
+
+    with client.stream(MODEL, version=1, receipts=True) as stream:
+        results = [*stream.map([{"features": ROWS}, {"features": ROWS[:1]}])]
+    said = [verified(result.receipt) for result in results]
+    assert said[0].statement.request_digest == said[1].statement.request_digest  # one stream
+    assert said[0].statement.question_hash != said[1].statement.question_hash
+    assert {one.statement.model for one in said} == {MODEL}
+    for result, one in zip(results, said, strict=True):
+        assert one.answer is not None
+        (message,) = one.answer.messages
+        assert from_response(message)["label"].tobytes() == result.outputs["label"].tobytes()
+    with client.stream(MODEL, version=COUNTING, receipts=True) as stream:
+        pieces = [*stream.pieces(count_to(3))]
+    assert [piece.receipt is None for piece in pieces] == [True, True, False]
+    last = verified(pieces[-1].receipt)
+    assert last.answer is not None
+    squares = [float(from_response(one)["square"][0]) for one in last.answer.messages]
+    assert squares == [1, 4, 9]
