@@ -402,7 +402,7 @@ def test_a_preamble_that_cannot_be_read_is_sealed_and_spends_its_sequence(
 ) -> None:
     session = served.session()
     with monkeypatch.context() as patch:
-        patch.setattr("casemate.envelope.sealing.Preamble.encode", lambda _: b"\xa0")
+        patch.setattr("casemate.envelope.sealing._encoded_preamble", lambda *_: b"\xa0")
         call = seal(session)
     assert served.send(call).trailer.status == Code.INVALID_REQUEST
     assert refusal(served.send, call) == Code.REPLAYED
