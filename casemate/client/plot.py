@@ -49,7 +49,7 @@ def latency_plot(title: str, series: Mapping[str, Sequence[float]]) -> str:
 def bar_plot(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     """Plot a group of bars for each key; within a group one for each name, always in one colour."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    top = max((value for group in groups.values() for value in group.values()), default=1.0) or 1.0
+    top = _round(max((value for group in groups.values() for value in group.values()), default=1))
     parts = [
         _grid_y(_TOP + _PLOT_H * (1 - share / 4), f"{top * share / 4:.4g}") for share in range(5)
     ]
@@ -64,7 +64,15 @@ def bar_plot(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -
             size = f'width="{width * 0.95:.1f}" height="{height:.1f}"'
             parts.append(f'<rect {bar} {size} fill="{_COLOURS[index % len(_COLOURS)]}"/>')
     parts += [_legend(i, name, _COLOURS[i % len(_COLOURS)]) for i, name in enumerate(names)]
-    return _document(title, unit, parts)
+    return _document(f"{title}; {unit}", "", parts)
+
+
+def _round(value: float) -> float:
+    """Return the next number whose quarters are easy to read."""
+    if value <= 0:
+        return 1.0
+    scale: float = 10.0 ** math.floor(math.log10(value))
+    return next(step * scale for step in (1, 2, 4, 6, 8, 10) if step * scale >= value)
 
 
 def _grid_y(y: float, label: str) -> str:
