@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casemate import wire
+from casemate import cbor, wire
 from casemate.envelope.chunks import BrokenSealError, seal_content
 from casemate.envelope.units import pack_unit, split_single
 from casemate.errors import Code, ObjectError
@@ -247,6 +247,55 @@ def test_a_header_out_of_bounds_is_not_written(change: dict[str, object]) -> Non
     with pytest.raises(ObjectError) as refused:
         sealed_object(**change)
     assert refused.value.code == Code.OBJECT_MALFORMED
+
+
+def consistent(fields: dict[str, object], magic: bytes = MAGIC, key: bytes = KEY) -> bytes:
+    """An object whose chunks authenticate whatever header the holder of a key writes."""
+    header = cbor.decode(SealedData.parse(SEALED).header.encode()) | fields
+    signed = magic + wire.lp(cbor.encode(header))
+    name = wire.digest(signed)
+    content = pack_unit([CONTENT])
+    return signed + seal_content(wire.expand(wire.extract(key), "data", name), name, content)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"v": 2},
+        {"readers": [b"s" * 32, b"r" * 32]},
+        {"readers": [b"r" * 32, b"r" * 32]},
+        {"readers": ["r" * 32]},
+        {"models": [b"n" * 48, b"m" * 48]},
+        {"more": None},
+        {"object_id": b"short"},
+    ],
+    ids=repr,
+)
+def test_a_header_that_is_not_as_it_should_be_is_malformed_though_it_authenticates(
+    fields: dict[str, object],
+) -> None:
+    assert opened(consistent({})) == CONTENT
+    with pytest.raises(ObjectError) as refused:
+        SealedData.parse(consistent(fields))
+    assert refused.value.code == Code.OBJECT_MALFORMED
+
+
+def test_an_object_is_known_by_its_first_bytes_and_has_content() -> None:
+    end = len(SEALED) - len(SealedData.parse(SEALED).ciphertext)
+    for data in (consistent({}, magic=b"CASEDAT2"), consistent({}, magic=bytes(8)), SEALED[:end]):
+        with pytest.raises(ObjectError) as refused:
+            SealedData.parse(data)
+        assert refused.value.code == Code.OBJECT_MALFORMED
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_key_of_another_length_opens_nothing_though_it_is_committed_to(length: int) -> None:
+    key = bytes(length)
+    commitment = wire.expand(wire.extract(key), "commit")
+    sealed = consistent({"key_commitment": commitment}, key=key)
+    with pytest.raises(ObjectError) as refused:
+        SealedData.parse(sealed).open(key)
+    assert refused.value.code == Code.OBJECT_OPEN_FAILED
 
 
 def test_a_unit_of_two_parts_is_refused() -> None:
