@@ -190,6 +190,19 @@ def test_only_requests_alike_are_joined(gate: Gate, pool: ThreadPoolExecutor) ->
     assert sorted(gate.runs) == [1, 1, 1, 1, 2]
 
 
+def test_whoever_has_less_time_or_no_rows_is_not_taken_along(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0))
+    waiting = [asker.waiting(rows(1), within=9), asker.waiting(rows(2), within=3)]
+    waiting += [asker.waiting(rows(), within=9), asker.waiting(rows(3), within=9)]
+    gate.open.set()
+    answers = [future.result(5)["y"][:, 0].tolist() for future in (first, *waiting)]
+    assert answers == [[0], [2], [4], [], [6]]
+    assert gate.runs == [1, 2, 1, 0]
+
+
 def test_without_batch_rows_nobody_is_joined(gate: Gate, pool: ThreadPoolExecutor) -> None:
     asker = Asker(scheduled(gate, batch_rows=None), pool, gate)
     futures = [asker.running(rows(0)), *(asker.waiting(rows(n)) for n in (1, 2))]
