@@ -22,9 +22,15 @@ VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test
 MANIFESTS := pyproject.toml kms_client/pyproject.toml enclave/pyproject.toml host/pyproject.toml devkit/pyproject.toml
 LOCKS     := requirements/dev.txt requirements/protoc.txt
 
+# What machines are made of, and the tests that run in them: the main path, a restart, a changed
+# byte, two machines. Each boot costs half a minute of a core.
+QEMU := .qemu
+MACHINE_TESTS := tests/machine tests/integration/test_deployment.py \
+    tests/security/test_key_substitution.py::test_k2_h6_one_changed_byte_of_code_is_refused_by_kms_by_name_and_by_the_client
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo test check coverage mutants fuzz bench bench-peers soak compose docs protos lock clean
+.PHONY: help venv stage demo eif qemu test check coverage mutants fuzz bench bench-peers soak compose docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +55,16 @@ stage: venv ## Build the enclave's staged tree: the one artefact that is measure
 
 demo: stage ## Walk through the whole service on this machine (KEEP=1 leaves it running)
 	@$(BIN)/python -m casemate_devkit.demo $(if $(filter 1,$(KEEP)),--keep)
+
+eif: stage $(QEMU)/tools/toolbox.json ## Build the enclave image for QEMU and print what it measures
+	@$(BIN)/python -m casemate_devkit.eif --profile docker/eif/qemu.toml --output $(QEMU)/casemate.eif \
+	    --kernel $(QEMU)/tools/kernel/boot/vmlinuz-* --drivers $(QEMU)/tools/kernel
+
+$(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
+	@$(BIN)/python -m casemate_devkit.vm.toolbox $(QEMU)/tools
+
+qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run the integration tests against it
+	@$(BIN)/python -m pytest --form vm -o timeout=600 $(MACHINE_TESTS)
 
 test: stage ## Run every test
 	@$(BIN)/python -m pytest
@@ -122,5 +138,5 @@ lock: ## Regenerate requirements/*.txt (UPGRADE=1 takes newer versions); needs u
 	@requirements/lock.sh
 
 clean: ## Remove what the other targets made
-	@rm -rf $(VENV) $(FUZZ) .fuzz .stage .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf $(VENV) $(FUZZ) .fuzz .stage .bench $(QEMU) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

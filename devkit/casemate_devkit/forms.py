@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 from casemate.attestation.measurement import Measurement
-from casemate_devkit import cmdline, enclave_process
+from casemate_devkit import cmdline, eif, enclave_process
 from casemate_devkit.eif.build import Parts, build, measured
 from casemate_devkit.eif.profile import Profile
 from casemate_devkit.staging.application import checkout
 from casemate_devkit.vm.toolbox import Toolbox
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _PROCESS_START_S: Final = 60.0
 _MACHINE_START_S: Final = 300.0  # two boots of two minutes at most
 _PROFILE: Final = "docker/eif/qemu.toml"
+_KEPT: Final = 6  # images of 220 MB; of older trees
 
 
 class Form(Protocol):
@@ -85,13 +84,20 @@ class MachineForm:
 
     def image(self, tree: Path) -> Path:
         """The image of the tree as it is now; built unless it is there."""
-        contents = enclave_process.measure(tree, cmdline.PROCESS)
         profile = checkout() / _PROFILE
-        key = hashlib.sha256(contents.pcr0 + profile.read_bytes()).hexdigest()[:16]
-        path = self.images / f"{key}.eif"
+        contents = enclave_process.measure(tree, cmdline.PROCESS)
+        recipe = [*Path(eif.__file__).parent.glob("*.py"), profile]
+        inputs = contents.pcr0 + b"".join(path.read_bytes() for path in sorted(recipe))
+        path = self.images / f"{hashlib.sha256(inputs).hexdigest()[:16]}.eif"
         if not path.exists():
-            tools = Toolbox.open(self.tools)
             self.images.mkdir(parents=True, exist_ok=True)
+            tools = Toolbox.open(self.tools)
             parts = Parts(tree=tree, kernel=tools.kernel, drivers=tools.drivers)
             build(parts, Profile.load(profile), path)
+            self._forget()
         return path
+
+    def _forget(self) -> None:
+        kept = sorted(self.images.glob("*.eif"), key=lambda image: image.stat().st_mtime)
+        for old in kept[:-_KEPT]:
+            old.unlink()

@@ -162,7 +162,7 @@ def test_kms_down_is_a_clear_error_and_the_service_recovers(deployment: LocalDep
         os.kill(pid, signal.SIGSTOP)
         try:
             wanted = {"features": ROWS}
-            code = code_of(lambda: connected.infer(MODEL, wanted, timeout_s=30))
+            code = code_of(lambda: connected.infer(MODEL, wanted, timeout_s=60))
             assert code is Code.KEY_RELEASE_UNAVAILABLE
             assert works(local)
         finally:

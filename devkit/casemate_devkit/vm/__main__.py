@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BOOT_S: Final = 120.0
 BOOTS: Final = 2
-_CID: Final = 16  # the first that a Nitro enclave may have
+CID: Final = 16  # the first that a Nitro enclave may have
 _CLEAN_END: Final = "STOPPED"
 _NAME: Final = "casemate-vm"
 
@@ -75,22 +75,23 @@ def _booted(
 ) -> Iterator[Machine]:
     tools = Toolbox.open(options.tools)
     for boot in range(1, BOOTS + 1):
-        with Vsock(tools, [_CID]) as vsock, contextlib.ExitStack() as resources:
-            vsock.way_out(_CID, EGRESS_PORT, run / "egress.sock")
-            machine = Machine(options.eif, pki, tools, debug=options.debug, console=events.stream)
-            machine.boot(vsock.device(_CID))
+        with contextlib.ExitStack() as resources:
+            vsock = resources.enter_context(Vsock(tools, [CID]))
+            vsock.way_out(CID, EGRESS_PORT, run / "egress.sock")
+            machine = Machine(options.eif, pki, tools, debug=options.debug)
+            machine.boot(vsock.device(CID), events.stream)
             resources.callback(machine.stop)
-            if _serves(machine, events):
-                resources.enter_context(
-                    Door(run / "enclave.sock", vsock.way_in(_CID), ENCLAVE_PORT)
-                )
+            if serves(machine, events):
+                door = Door(run / "enclave.sock", vsock.way_in(CID), ENCLAVE_PORT)
+                resources.enter_context(door)
                 yield machine
                 return
         warn(f"{_NAME}: boot {boot} of {BOOTS}: nothing served, last event {events.last or 'none'}")
     raise DevkitError(f"the image did not boot in {BOOTS} times {BOOT_S:.0f} s")
 
 
-def _serves(machine: Machine, events: EventRelay) -> bool:
+def serves(machine: Machine, events: EventRelay) -> bool:
+    """Wait until the enclave serves; False if it ended, or took longer than ``BOOT_S``."""
     deadline = time.monotonic() + BOOT_S
     while not events.started.wait(0.2):
         if not machine.running() or time.monotonic() > deadline:

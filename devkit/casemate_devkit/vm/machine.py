@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from casemate_devkit.pki import NitroPki
     from casemate_devkit.vm.toolbox import Toolbox
 
+WRONG_TIME: Final = "2001-02-03T04:05:06"
 MEMORY_MIB: Final = 1536  # the image twice, as archive and unpacked, and the enclave
 _NOMINAL: Final = re.compile(r"^model name\s*:.*@ ([0-9.]+)GHz", re.MULTILINE)
 _PRESENT: Final = re.compile(r"^cpu MHz\s*:\s*([0-9.]+)", re.MULTILINE)
@@ -35,8 +36,7 @@ _PARTS: Final = {image.KERNEL: "kernel", image.CMDLINE: "cmdline", image.RAMDISK
 class Machine:
     """A context manager: entering boots the image, leaving ends the machine at once.
 
-    ``measurement`` is the image's, ``nsm`` the module of this one boot, ``pid`` QEMU's. ``console``
-    takes what the guest prints: the enclave's events, and the kernel's last words.
+    ``measurement`` is the image's, ``nsm`` the module of this one boot, ``pid`` QEMU's.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class Machine:
         tools: Toolbox,
         *,
         debug: bool = False,
-        console: child.Stream = None,
     ) -> None:
         """Measure the image; raises EvidenceError (MALFORMED) if it is none."""
         found = measured(eif)
@@ -56,12 +55,15 @@ class Machine:
             registers[8] = found.pcr8
         self.nsm = SimulatedNsm(pki, registers)
         self.pid = 0
-        self._eif, self._tools, self._console = eif, tools, console
+        self._eif, self._tools = eif, tools
         self._resources = contextlib.ExitStack()
         self._qemu: subprocess.Popen[bytes] | None = None
 
-    def boot(self, vsock: Path) -> Self:
-        """Start it, once; ``vsock`` is the socket of its vsock device."""
+    def boot(self, vsock: Path, console: child.Stream) -> Self:
+        """Start it, once; ``vsock`` is the socket of its vsock device.
+
+        ``console`` takes what the guest prints: the enclave's events, and the kernel's last words.
+        """
         with contextlib.ExitStack() as resources:
             folder = Path(tempfile.mkdtemp(prefix="casemate-vm-"))  # mode 0700
             resources.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -69,7 +71,7 @@ class Machine:
             resources.enter_context(NsmBackend(self.nsm, folder / "nsm.sock"))
             self._qemu = child.start(
                 [*self._tools.emulator, *_options(folder, vsock)],
-                output=self._console,
+                output=console,
                 environment=self._tools.environment,
             )
             resources.callback(child.end, self._qemu)
@@ -121,6 +123,8 @@ def _options(folder: Path, vsock: Path) -> list[str]:
         f"vhost-user-test-device,chardev=nsm,virtio-id={VIRTIO_ID},num_vqs=1,vq_size=64",
         *("-kernel", f"{folder / 'kernel'}", "-initrd", f"{folder / 'initrd'}"),
         *("-append", f"{hint} {cmdline}"),
+        # A hypervisor sets this clock as it likes; the enclave must not care (THREATS H10).
+        *("-rtc", f"base={WRONG_TIME}"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
@@ -84,5 +85,5 @@ class NsmBackend:
         with self._channel as channel:
             try:
                 Session(channel, self._device).run()
-            except (GuestError, OSError, ValueError):
+            except (GuestError, OSError, ValueError, struct.error):
                 self.failed = True
