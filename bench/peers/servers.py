@@ -148,7 +148,7 @@ def triton(folder: Path) -> Iterator[Running]:
     port = _free_port()
     command = _foreign("triton", folder, port)
     with _process(command, stdout=subprocess.PIPE) as process:
-        while (line := _line(process)) and not line.startswith(b'{"pid"'):
+        while not _line(process).startswith(b'{"pid"'):
             pass
         yield Running(f"127.0.0.1:{port}", [process.pid], _oip(folder))
 
@@ -233,7 +233,10 @@ def _foreign(name: str, folder: Path, port: int) -> list[str]:
 def _line(process: subprocess.Popen[bytes]) -> bytes:
     if process.stdout is None:
         raise ValueError("its output is not read")
-    return process.stdout.readline()
+    line: bytes = process.stdout.readline()
+    if not line:
+        raise ChildProcessError(f"{process.args!r} ended before it served: see {VENVS}")
+    return line
 
 
 def _python(name: str) -> str:

@@ -41,26 +41,24 @@ def main():
         allow_metrics=False,
         log_verbose=0,
     )
-    with Triton(config=config) as triton:
-        for name, facts in json.loads((folder / "models.json").read_text()).items():
-            outputs = list(facts["outputs"])
-            triton.bind(
-                model_name=name,
-                infer_func=[instance(folder / f"{name}.onnx", outputs) for _ in range(INSTANCES)],
-                inputs=[
-                    Tensor(name=n, dtype=np.float32, shape=s) for n, s in facts["inputs"].items()
-                ],
-                outputs=[
-                    Tensor(name=n, dtype=TYPES[t], shape=s or (1,))
-                    for n, (t, s) in facts["outputs"].items()
-                ],
-                config=ModelConfig(
-                    max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=100)
-                ),
-            )
-        triton.run()
-        print(json.dumps({"pid": os.getpid()}), flush=True)
-        triton.serve()
+    triton = Triton(config=config)
+    for name, facts in json.loads((folder / "models.json").read_text()).items():
+        outputs = list(facts["outputs"])
+        triton.bind(
+            model_name=name,
+            infer_func=[instance(folder / f"{name}.onnx", outputs) for _ in range(INSTANCES)],
+            inputs=[Tensor(name=n, dtype=np.float32, shape=s) for n, s in facts["inputs"].items()],
+            outputs=[
+                Tensor(name=n, dtype=TYPES[t], shape=s or (1,))
+                for n, (t, s) in facts["outputs"].items()
+            ],
+            config=ModelConfig(
+                max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=100)
+            ),
+        )
+    triton.run()  # only now: models that are bound to a running server race its handshake
+    print(json.dumps({"pid": os.getpid()}), flush=True)
+    triton.serve()
 
 
 if __name__ == "__main__":
