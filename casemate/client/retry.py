@@ -36,15 +36,16 @@ SESSION_GONE: Final = frozenset(
 TARGET_GONE: Final = frozenset(
     {Code.HOST_UNREACHABLE, Code.UNAVAILABLE, Code.NOT_CONFIGURED, Code.UNKNOWN_MODEL}
 )
-# The enclave itself says, inside the seal, that no model ran: sealing anew repeats nothing.
+# The enclave itself says, inside the seal, that no model ran: sealing anew repeats nothing. Another
+# model under the same name and version (DIGEST_MISMATCH) is for people to decide about.
 NOTHING_RAN: Final = frozenset(
     {
         Code.OVERLOADED,
-        *(Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH),  # models changed: the evidence names them
+        Code.UNKNOWN_MODEL,  # it made room for another version, which the evidence names
     }
 )
 _MOVES_MAX: Final = 8  # a model may be replaced again while the evidence is being verified
-_AT_ONCE: Final = SESSION_GONE | TARGET_GONE | {Code.DIGEST_MISMATCH, Code.REPLAYED}
+_AT_ONCE: Final = SESSION_GONE | TARGET_GONE | {Code.REPLAYED}
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,8 +177,7 @@ def test_what_the_enclave_says_did_not_run_is_sealed_anew(
     with kind(service.target, made.policy(), retry=QUICK) as client:
         assert np.array_equal(client.infer("wdbc", {"x": X}).outputs["x"], X * 2)
     assert len(set(service.requests)) == 2
-    changed = code in {Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH}
-    assert service.evidence_calls == (2 if changed else 1)
+    assert service.evidence_calls == (2 if code is Code.UNKNOWN_MODEL else 1)
 
 
 @pytest.mark.parametrize("code", sorted(SEALED_STATUSES - NOTHING_RAN - {Code.OK}))
