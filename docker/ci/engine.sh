@@ -28,8 +28,8 @@ packages() {
     local -a missing=()
     command -v dockerd >/dev/null || missing+=(docker.io)
     command -v debootstrap >/dev/null || missing+=(debootstrap)
-    [[ ${#missing[@]} -eq 0 ]] && return
     apt-get -qq update
+    [[ ${#missing[@]} -eq 0 ]] && return
     DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
 }
 
