@@ -150,7 +150,7 @@ class Dispatcher:
         try:
             link = exchange.link()
             self._enclave.parts.streams.serve(exchange.payload, link, exchange.deadline)
-        except HungUpError:
+        except (HungUpError, TimeoutError):  # a host that takes nothing has left as well
             self._journal.count(Counter.STREAMS_CUT)
         except CasemateError as error:
             self._journal.count(Counter.STREAMS_REFUSED)

@@ -62,14 +62,22 @@ class StreamService:
             raise CasemateError(Code.MALFORMED, "a stream begins with a chunk")
         with self._slot():
             stream = Stream(link, self._memory, deadline, self._journal)
-            head = self._requests.open_stream(raw_header, chunks[0], stream.take, deadline)
-            answer = head.stream.answer(self._identity.instance_digest)
-            outcome = self._answering(head)
-            if isinstance(outcome, Answering):
-                stream.run(head.stream, chunks[1:], answer, outcome)
-            else:
-                stream.refuse(answer, *outcome)
+            try:
+                self._answer(stream, raw_header, chunks, deadline)
+            finally:  # also of a stream that does not open or was seen before
+                stream.release()
             link.finish()
+
+    def _answer(
+        self, stream: Stream, raw_header: bytes, chunks: list[memoryview], deadline: float
+    ) -> None:
+        head = self._requests.open_stream(raw_header, chunks[0], stream.take, deadline)
+        answer = head.stream.answer(self._identity.instance_digest)
+        outcome = self._answering(head)
+        if isinstance(outcome, Answering):
+            stream.run(head.stream, chunks[1:], answer, outcome)
+        else:
+            stream.refuse(answer, *outcome)
 
     def _answering(self, head: OpenedHead) -> Answering | tuple[Trailer, int]:
         """Return what answers the stream, or why nothing does and the bucket for saying so."""

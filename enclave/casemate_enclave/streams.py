@@ -69,7 +69,12 @@ class Stream:
         message = _Message(self._link, answer.header)
         message.add(answer.end(trailer, floor))
         message.send()
-        self._memory.free(self._held)
+
+    def release(self) -> None:
+        """Give back what the stream still holds, however it ended; nothing is taken after it."""
+        with self._lock:
+            held, self._held = self._held, 0
+        self._memory.free(held)
 
     def run(
         self,
@@ -98,7 +103,6 @@ class Stream:
                 self._link.hang_up()
             for thread in (writer, *self._workers):
                 thread.join()
-            self._memory.free(self._held)
         self._check_broken()
 
     def _stop(self) -> None:

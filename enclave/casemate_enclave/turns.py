@@ -143,6 +143,8 @@ class TurnConnection:
             with self._changed:
                 self._ready.append(answer)
                 kept = turn == self._turn
+                if kept:  # nobody may take the turn from a thread that reads
+                    self._begun = 0.0
             if not kept:
                 self._flush()
                 return

@@ -87,7 +87,7 @@ class SharedConnection:
         self._reading = threading.Lock()
         self._questions: dict[int, _Question] = {}
         self._outbox: list[_Question] = []
-        self._sending = False
+        self._sender: _Question | None = None
         self._number = 0
         self._used = time.monotonic()
         self._over = False
@@ -106,7 +106,7 @@ class SharedConnection:
         question = self._register(kind, payload, call)
         try:
             call.attach(question)
-            self._send_out()
+            self._send_out(question)
             answer = self._await(question, call)
         finally:
             call.detach()
@@ -159,9 +159,19 @@ class SharedConnection:
             del self._questions[question.number]
             self._used = time.monotonic()
             self._close_unused()
-            # Whoever leaves sees to it that somebody reads.
-            if self._questions and not self._reading.locked():
-                next(iter(self._questions.values())).rouse()
+            self._have_one_read()
+
+    def _have_one_read(self) -> None:
+        """Whoever leaves sees to it that somebody reads.
+
+        Not who is sending: the enclave may take no more before somebody has read.
+        """
+        if self._reading.locked():
+            return
+        for question in self._questions.values():
+            if question is not self._sender:
+                question.rouse()
+                return
 
     def _close_unused(self) -> None:
         if self._over and not self._questions:
@@ -169,19 +179,21 @@ class SharedConnection:
 
     # Sending
 
-    def _send_out(self) -> None:
+    def _send_out(self, mine: _Question) -> None:
         """Send what waits, unless somebody is at it, who then sends this as well."""
         while True:
             with self._lock:
-                if self._sending or not self._outbox:
+                if self._sender not in {None, mine}:
                     return
                 batch, self._outbox = self._outbox, []
-                self._sending = True
+                self._sender = mine if batch else None
+            if not batch:
+                return
             try:
                 self._send(batch)
-            finally:
-                with self._lock:
-                    self._sending = False
+            except BaseException:
+                self._sender = None
+                raise
 
     def _send(self, batch: list[_Question]) -> None:
         buffers = [piece for question in batch for piece in question.frame]

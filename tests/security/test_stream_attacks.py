@@ -1,4 +1,4 @@
-"""Attacks of the host on streams (THREATS.md: H2, H3, H4, H13, H14, C5, C9)."""
+"""Attacks of the host on streams (THREATS.md: H2, H3, H4, H13, H14, C3, C5, C9)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from casemate import limits
 from casemate.channel import connect
+from casemate.envelope.chunks import SEALED_CHUNK, Flag
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
 from casemate.errors import CasemateError, Code
 from casemate.sealed_model import LoopState, ModelLoop
@@ -121,6 +123,26 @@ def test_h2_damage_to_the_first_chunk_moves_no_window(
         again.send_raw(b"")
         assert [unit.trailer.status for unit in again.receive_all()] == [Code.OK] * 4
     assert again.complete
+
+
+def test_c3_streams_that_do_not_open_hold_no_memory(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """As many as would fill the streams' memory, each refused: the next good one has all of it."""
+    session = start_session(deployment)
+    forged = bytes([Flag.UNIT_ENDS]) + bytes(SEALED_CHUNK)
+    with spoken_to(enclave, session) as spoken:
+        header = spoken.call.header
+    for _ in range(limits.STREAM_BYTES_DEFAULT // limits.CHUNK):
+        with connect(enclave.address, TIMEOUT_S) as channel:
+            attacker = Spoken(channel, spoken.call)
+            attacker.send([forged], header)
+            assert refusal(attacker.receive_all) is Code.OPEN_FAILED
+    with spoken_to(enclave, session) as honest:
+        honest.budget = 5000
+        honest.send(question_of(honest), honest.call.header)
+        honest.send_raw(b"")
+        assert [unit.trailer.status for unit in honest.receive_all()] == [Code.OK] * 4
 
 
 def test_h3_c9_a_stream_runs_once_whatever_is_replayed(

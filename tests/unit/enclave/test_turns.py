@@ -57,6 +57,8 @@ class Side:
         self.deadlines.append(deadline)
         if text.startswith(b"wait"):
             self.gate.wait(10)
+        if text.startswith(b"nearly late"):
+            time.sleep(0.003)
         if text.startswith(b"work"):
             until = time.thread_time() + 0.002
             while time.thread_time() < until:
@@ -123,6 +125,27 @@ def test_where_answers_are_slow_questions_run_side_by_side(side: Side) -> None:
     assert side.begun.count(b"wait") == 20
     side.gate.set()
     assert {side.receive().number for _ in range(20)} == set(range(20, 40))
+
+
+def test_only_one_thread_reads_at_a_time(side: Side) -> None:
+    """Not even where an answer was almost late: two would take one question twice, or lose it."""
+    reader, readers = side.connection._frames, 0
+    take, overlaps = reader.take, []
+
+    def slowly() -> Numbered | None:
+        nonlocal readers
+        readers += 1
+        overlaps.append(readers)
+        time.sleep(0.1)  # long enough for whoever stands by to look twice
+        frame = take()
+        readers -= 1
+        return frame
+
+    reader.take = slowly  # type: ignore[method-assign]
+    for number in range(1, 6):
+        side.send(number, b"nearly late")
+        assert side.receive()[:3] == (number, 0x83, b"re:nearly late")
+    assert set(overlaps) == {1}
 
 
 def test_the_budget_becomes_a_deadline(side: Side) -> None:

@@ -17,6 +17,7 @@ from casemate.errors import Code, FrameError
 from casemate.frames import ANSWER, ERROR, FrameType
 from casemate_host.call import Call
 from casemate_host.relay import Relay
+from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,6 +198,41 @@ def test_whoever_reads_and_leaves_hands_the_reading_on(start: Start) -> None:
         assert {future.result() for future in hasty} == {Code.DEADLINE_EXCEEDED}
         go.set()
         assert [future.result() for future in patient] == [b"patient"] * 5
+
+
+def test_whoever_sends_for_others_is_not_whom_reading_is_left_to(start: Start) -> None:
+    """It may be unable to go on before somebody has read: the enclave waits to be read."""
+    begun, queued = threading.Event(), threading.Event()
+
+    def stubborn(channel: socket.socket, questions: Iterator[Numbered]) -> None:
+        begun.wait(10)
+        queued.wait(10)
+        first, second, third = (next(questions) for _ in range(3))
+        send(channel, first, first.payload)
+        send(channel, second, second.payload)
+        time.sleep(0.2)  # the second has left, and with it who read
+        channel.settimeout(3)
+        send(channel, third, bytes(1 << 23))  # before anything more is read
+        send(channel, next(questions), b"last")
+
+    relay, _ = start(stubborn)
+    relay._share(Call(5))
+    shared = relay._shared
+    assert shared is not None
+    shared._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with ThreadPoolExecutor(4) as pool:
+        sender = pool.submit(ask, relay, b"0" * limits.NUMBERED_MAX)  # then it sends for the rest
+        eventually(lambda: shared._sender is not None)
+        begun.set()
+        others = []
+        for payload in (b"1", b"2", b"3" * limits.NUMBERED_MAX):
+            others.append(pool.submit(ask, relay, payload))
+            eventually(lambda: len(shared._outbox) == len(others))
+            time.sleep(0.05)
+        queued.set()
+        assert len(sender.result(10)) == limits.NUMBERED_MAX
+        answers = [future.result(10) for future in others]
+    assert [len(answer) for answer in answers] == [1, 1 << 23, 4]
 
 
 def test_a_cancelled_call_leaves_and_the_others_stay(start: Start) -> None:
