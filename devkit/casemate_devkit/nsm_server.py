@@ -97,10 +97,10 @@ class NsmServer:
         return self._admitted.wait(_ADMISSION_S) and peer == self._peer
 
     def _exchange(self, channel: socket.socket) -> None:
-        (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size))
+        (length,) = _LENGTH.unpack(read_exactly(channel, _LENGTH.size))
         if length > REQUEST_MAX:
             raise EOFError  # the device refuses such a write; here nothing more can be framed
-        answer = self._nsm.handle(_read(channel, length))
+        answer = self._nsm.handle(read_exactly(channel, length))
         channel.sendall(_LENGTH.pack(len(answer)) + answer)
 
 
@@ -110,7 +110,8 @@ def _started(pid: int) -> int:
     return int(after_name.split()[19])
 
 
-def _read(channel: socket.socket, count: int) -> bytes:
+def read_exactly(channel: socket.socket, count: int) -> bytes:
+    """Return ``count`` bytes; EOFError if the other side ends before."""
     data = bytearray()
     while len(data) < count:
         piece = channel.recv(count - len(data))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from casemate import limits
 from casemate.errors import CasemateError
 from casemate_host.config import HostConfig
-from casemate_host.control import Control
 from casemate_host.events import configure_logging, log
 from casemate_host.host import Host
 
@@ -34,17 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
     parser.add_argument("--config", type=Path, required=True, help="the host's TOML file")
-    parser.add_argument(
-        "--drain",
-        type=float,
-        metavar="SECONDS",
-        help="tell the enclave of a running host to take no new sessions and end within this time",
-    )
-    options = parser.parse_args(arguments)
-    path: Path = options.config
+    path: Path = parser.parse_args(arguments).config
     configure_logging()
-    if options.drain is not None:
-        return _drain(path, options.drain)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
@@ -72,17 +62,6 @@ def _ask_for_descriptors() -> None:
     wanted = limits.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, limits.DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _drain(path: Path, within_s: float) -> int:
-    """Print ``{"event": "draining", "until": milliseconds}``; whoever restarts enclaves does so."""
-    try:
-        until = Control(HostConfig.load(path).enclave.address).drain(max(0.0, within_s))
-    except CasemateError as error:
-        log.error("refused", code=error.code, detail=error.detail)
-        return _REFUSED
-    sys.stdout.write(json.dumps({"event": "draining", "until": until}) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -298,11 +298,9 @@ def test_the_operator_drains_an_enclave_and_its_sessions_go_on(world: LocalDeplo
         HostConnection(replica.target) as host,
     ):
         former = ask(live)
-        command = [sys.executable, "-m", "casemate_host", "--config", str(replica.config)]
-        told = subprocess.run(
-            [*command, "--drain", "5"], capture_output=True, timeout=20, check=True
-        )
-        assert json.loads(told.stdout)["event"] == "draining"
+        admin = [sys.executable, "-m", "casemate_host.admin", "--socket", str(replica.admin_socket)]
+        told = subprocess.run([*admin, "drain", "5"], capture_output=True, timeout=20, check=True)
+        assert json.loads(told.stdout)["until"] <= (time.time() + 6) * 1000
         assert eventually(lambda: not healthy(replica.target))
         assert ask(live) == former
         with pytest.raises(RequestError) as refused:

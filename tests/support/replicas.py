@@ -52,6 +52,7 @@ class Replica:
         self._options = options
         self._pids: set[int] = set()
         self.config = self._directory / "host.toml"
+        self.admin_socket = self._directory / "admin.sock"
         self.target = ""
 
     def __enter__(self) -> Self:
@@ -59,11 +60,10 @@ class Replica:
         (directory / "configuration.cbor").write_bytes(self._world.configuration)
         write_credentials(directory / "credentials.json", self._world.operator.principals["host"])
         (directory / "trust.toml").write_text(self._policy.to_toml())
-        self.config.write_text(
-            self._world.host_config(
-                self._run / "enclave.sock", self._run / "egress.sock", self._models
-            )
+        config = self._world.host_config(
+            self._run / "enclave.sock", self._run / "egress.sock", self._models
         )
+        self.config.write_text(f'{config}\n[administration]\nsocket = "admin.sock"\n')
         self._start_enclave()
         host = self._exit.enter_context(
             Service(

@@ -13,11 +13,14 @@ from casemate.attestation import TrustPolicy
 from casemate.client.cli.calls import named_tensor
 from casemate.client.cli.group import (
     EXIT_CODES,
-    existing,
+    caller_key_option,
     host_options,
+    input_option,
     json_option,
+    kms_key_option,
     new,
     policy_option,
+    version_option,
 )
 from casemate.client.cli.tables import printable
 from casemate.client.client import Client
@@ -40,17 +43,10 @@ _COLUMNS = ("in flight", "answers/s", *(f"p{percent:g} ms" for percent in PERCEN
 @click.argument("model")
 @policy_option
 @host_options
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="NAME=FILE",
-    help="A tensor: .npy, .csv (float32) or .json. May be repeated.",
-)
-@click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
-@click.option("--caller-key", type=existing, help="Your Ed25519 key, for models that list callers.")
-@click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
+@input_option
+@version_option
+@caller_key_option
+@kms_key_option
 @click.option(
     "--in-flight",
     "loads",

@@ -11,7 +11,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import TrustPolicy
-from casemate.client.cli.group import existing, host_options, new, policy_option
+from casemate.client.cli.group import (
+    caller_key_option,
+    host_options,
+    input_option,
+    kms_key_option,
+    new,
+    policy_option,
+    version_option,
+)
 from casemate.client.cli.streaming import in_one_stream
 from casemate.client.client import Client
 from casemate.client.files import (
@@ -42,17 +50,10 @@ def keygen(output: Path) -> None:
 @click.argument("model")
 @policy_option
 @host_options
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="NAME=FILE",
-    help="A tensor: .npy, .csv (float32) or .json. May be repeated.",
-)
-@click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
-@click.option("--caller-key", type=existing, help="Your Ed25519 key, for models that list callers.")
-@click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
+@input_option
+@version_option
+@caller_key_option
+@kms_key_option
 @click.option("--receipt", type=new, help="Ask for a receipt and keep it in this new file.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
 @click.option(

@@ -27,6 +27,21 @@ new = click.Path(dir_okay=False, path_type=Path)
 policy_option = click.option(
     "--policy", required=True, type=existing, help="Trust policy (TOML): what you accept."
 )
+input_option = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    metavar="NAME=FILE",
+    help="A tensor: .npy, .csv (float32) or .json. May be repeated.",
+)
+version_option = click.option(
+    "--version", type=click.IntRange(1), help="Model version; the latest by default."
+)
+caller_key_option = click.option(
+    "--caller-key", type=existing, help="Your Ed25519 key, for models that list callers."
+)
+kms_key_option = click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

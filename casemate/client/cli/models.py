@@ -9,7 +9,12 @@ import click
 
 from casemate.attestation import TrustPolicy
 from casemate.attestation.details import moment
-from casemate.client.cli.group import existing, host_options, json_option, policy_option
+from casemate.client.cli.group import (
+    caller_key_option,
+    host_options,
+    json_option,
+    policy_option,
+)
 from casemate.client.cli.tables import tree
 from casemate.client.client import Client
 from casemate.client.files import read_private_key
@@ -32,7 +37,7 @@ Facts = dict[str, Any]
 @click.argument("model", required=False)
 @policy_option
 @host_options
-@click.option("--caller-key", type=existing, help="Your Ed25519 key, for models that list callers.")
+@caller_key_option
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
 @json_option
 def models(

@@ -9,7 +9,13 @@ import click
 
 from casemate.attestation import TrustPolicy
 from casemate.client.cli.calls import named_tensor
-from casemate.client.cli.group import existing, host_options, policy_option
+from casemate.client.cli.group import (
+    existing,
+    host_options,
+    input_option,
+    policy_option,
+    version_option,
+)
 from casemate.client.client import Client
 from casemate.client.files import answer_as_json, parse_public_key, read_private_key
 from casemate.client.objects import read_object, seal_tensors, write_object
@@ -26,14 +32,7 @@ if TYPE_CHECKING:
 @click.command("seal-data", short_help="Seal tensors at rest, for readers who never see them.")
 @click.argument("output")
 @policy_option
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="NAME=FILE",
-    help="A tensor: .npy, .csv (float32) or .json. May be repeated.",
-)
+@input_option
 @click.option("--kms-key", required=True, help="ARN of your KMS key, made for purpose `object`.")
 @click.option(
     "--reader",
@@ -89,7 +88,7 @@ def seal_data_command(
 @policy_option
 @host_options
 @click.option("--caller-key", required=True, type=existing, help="Your Ed25519 key, as a reader.")
-@click.option("--version", type=click.IntRange(1), help="Model version; the latest by default.")
+@version_option
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
 def infer_sealed(
     target: str,

@@ -26,6 +26,7 @@ from casemate_devkit.compose.peers import Peer
 from casemate_devkit.enclave_process import measure
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.nsm import REQUEST_MAX, SimulatedNsm, boot_registers
+from casemate_devkit.nsm_server import read_exactly
 from casemate_devkit.pki import NitroPki
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ class ContainerModule:
                 self._slots.release()
 
     def _exchange(self, channel: socket.socket) -> None:
-        (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size))
+        (length,) = _LENGTH.unpack(read_exactly(channel, _LENGTH.size))
         if length > REQUEST_MAX:
             raise EOFError  # the device refuses such a write
-        request = _read(channel, length)
+        request = read_exactly(channel, length)
         with self._mutex:
             boot = self.admit(Peer.of(channel))
             before = boot.nsm.registers()
@@ -99,16 +100,6 @@ class ContainerModule:
         self._boot.save(self._state)
         _say("boot", module_id=self._boot.nsm.module_id)
         return self._boot
-
-
-def _read(channel: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        piece = channel.recv(count - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
 
 
 def _say(event: str, **facts: str) -> None:
