@@ -119,11 +119,11 @@ def identify(
         known = None  # the signature was over something else
     if known is not None and known.encoded == preamble:
         return known
-    encoded = bytes(preamble)
     try:
-        parsed = Preamble.parse(encoded)
+        parsed = Preamble.parse(preamble)
     except EnvelopeError:
-        return Asker(session, encoded, None, None)
+        return Asker(session, b"", None, None)  # it may be long, and what is returned is kept
+    encoded = bytes(preamble)
     if known is not None and known.preamble is not None:
         signed = known.preamble.caller, known.preamble.signature
         if signed == (parsed.caller, parsed.signature):

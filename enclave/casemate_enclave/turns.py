@@ -216,8 +216,14 @@ class TurnConnection:
         if not self._ready:
             return
         with self._sending:
-            while self._ready:
-                self._send(self._gather())
+            try:
+                while self._ready:
+                    self._send(self._gather())
+            except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
+                self._ready.clear()
+                with contextlib.suppress(OSError):
+                    self._channel.shutdown(socket.SHUT_RDWR)
+                raise
 
     def _gather(self) -> list[Buffer]:
         """Take what is ready, as much as goes into one call."""

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casemate import cbor
+from casemate import cbor, wire
 from casemate.channel import connect
+from casemate.envelope.chunks import seal_pieces
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
+from casemate.envelope.sealing import SealedCall
+from casemate.envelope.units import request_unit
 from casemate.errors import CasemateError, Code, FrameError
 from casemate.frames import ANSWER, ERROR, FrameType, exchange, receive_frame, send_frame
-from casemate.limits import CONNECTIONS_MAX, FRAME_MAX
+from casemate.limits import CONNECTIONS_MAX, FRAME_MAX, MIB
 from casemate.numbered import FrameBuffer, question
 from tests.support.attacker import (
     EnclaveSocket,
@@ -366,3 +369,23 @@ def test_c3_a_flood_is_refused_with_its_code_and_the_next_request_is_served(
     assert len(codes) == 120
     assert set(codes) <= {Code.OK, Code.OVERLOADED}
     assert codes.count(Code.OK) > 60
+
+
+def test_c3_a_preamble_that_cannot_be_read_is_not_kept(
+    deployment: LocalDeployment, enclave: EnclaveSocket, bounded_memory: Callable[[], None]
+) -> None:
+    """Who asked in a session is remembered for its life: not whatever stands in its place."""
+    for _ in range(10):
+        keys = start_session(deployment).keys
+        header = keys._next_header()
+        th = wire.digest(header)
+        unit = request_unit((bytes(7 * MIB), b"message"))
+        key = wire.expand(keys._prk, "request", th)
+        ciphertext = seal_pieces(key, th, unit.chunks(), unit.length)
+        call = SealedCall(
+            header, ciphertext, keys._prk, keys._instance_digest, receipt=False, th=th
+        )
+        assert call.open(*enclave.request(header, ciphertext)).trailer.status is (
+            Code.INVALID_REQUEST
+        )
+    bounded_memory()

@@ -14,6 +14,7 @@ from casemate import limits, numbered
 from casemate.errors import Code, FrameError
 from casemate.frames import ANSWER, FrameType
 from casemate_enclave.turns import Crew, TurnConnection
+from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,3 +220,28 @@ def test_without_threads_to_spare_the_questions_wait_their_turn() -> None:
     side.near.close()
     side.thread.join(10)
     assert crew.join()  # the place was given back
+
+
+def test_a_host_that_takes_nothing_is_left_once_and_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not once for each answer that waits for it; and nothing follows the frame that was cut."""
+    monkeypatch.setattr(limits, "FRAME_HEAD_TIMEOUT_S", 0.5)
+    crew = Crew(8)
+    side = Side(crew)
+    side.start()
+    side.receive()
+    for number in range(1, 9):
+        side.send(number, b"wait")
+    assert eventually(lambda: side.begun.count(b"wait") == 8)
+    for number in range(9, 12):
+        side.send(number, b"large")
+    side.gate.set()
+    begun = time.monotonic()
+    side.thread.join(10)
+    assert not side.thread.is_alive()
+    assert time.monotonic() - begun < 2
+    with contextlib.suppress(ConnectionError):
+        for _ in range(12):
+            assert len(side.receive().payload) in {len(b"re:wait"), 2 << 20}
+    side.near.close()
