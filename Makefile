@@ -11,7 +11,7 @@ FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
 SOAK_MINUTES   ?= 30
-BENCHES        := verifier envelope hop sandbox key_modes serving overload stream request_path model_load
+BENCHES        := verifier envelope binding hop sandbox key_modes serving overload stream request_path model_load
 ROUNDS         ?= 5
 PEERS          := client triton kserve mlserver
 PEERS_PYTHON   ?= /usr/bin/python3.11
@@ -30,7 +30,7 @@ MACHINE_TESTS := tests/machine tests/integration/test_deployment.py \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu test check coverage mutants fuzz bench bench-peers soak compose docs protos lock clean
+.PHONY: help venv stage demo eif qemu test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,7 @@ compose: venv ## Build the images and try the whole compose stack (starts an eng
 
 soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
+
 bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; writes .bench/peers.json and plots)
 	@$(BIN)/python -m bench.peers --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
 

@@ -1,8 +1,8 @@
 """Two machines as on Nitro: the enclave at context id 16, its parent at 3.
 
-Exchanges here are short: between two of its machines vhost-device-vsock 0.3 loses packets that are
-longer than a receive buffer of 4 KiB. The whole service runs in the other tests, with the host as
-the parent.
+Exchanges here are short: longer ones, of some KiB, did not arrive whole between two machines of
+vhost-device-vsock 0.3. Why is not known; between a machine and the host they do. The whole service
+runs in the other tests, with the host as the parent.
 """
 
 from __future__ import annotations
