@@ -20,6 +20,7 @@ from casemate_host.admission import ShedError, Slots, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import grpc
 
@@ -32,7 +33,8 @@ _DAY_S: Final = 86_400
 class CallerLimits:
     """What one caller may take; None: no bound of its own.
 
-    ``rate`` in calls a second with bursts of ``burst``; ``concurrent`` calls at a time;
+    ``rate`` in calls a second with bursts of ``burst``; ``concurrent`` calls at a time, of them so
+    many ``streams``;
     ``daily_calls`` and ``daily_bytes`` in each day of UTC, counted since the host started.
     """
 
@@ -41,6 +43,7 @@ class CallerLimits:
     concurrent: int | None = None
     daily_calls: int | None = None
     daily_bytes: int | None = None
+    streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Caller:
         self.name = name
         self.evidence = evidence
         self._slots = Slots(bounds.concurrent) if bounds.concurrent is not None else None
+        self._streams = Slots(bounds.streams) if bounds.streams is not None else None
         self._bucket = None
         if bounds.rate is not None:
             burst = bounds.burst if bounds.burst is not None else max(1, int(bounds.rate))
@@ -134,6 +138,10 @@ class Caller:
             yield
         finally:
             self.leave()
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Hold one of its streams within the block; raises ShedError."""
+        return contextlib.nullcontext() if self._streams is None else self._streams.slot()
 
     def spend(self, size: int) -> None:
         """Count the bytes of a call's message."""

@@ -167,7 +167,7 @@ def _tls(table: Table) -> TlsConfig | None:
 
 
 def _callers(top: Table, front: FrontConfig) -> CallersConfig:
-    known, anonymous = callers_from(top, front.unary)
+    known, anonymous = callers_from(top, front.unary, front.streams)
     local = parse_endpoint(front.listen, "front.listen")[0] in _LOOPBACK
     if front.tls is None and not local and any(caller.tokens for caller in known):
         raise refused("tokens would cross the network in the clear: front needs tls_certificate")

@@ -16,15 +16,20 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def callers_from(top: Table, unary: int) -> tuple[tuple[CallerConfig, ...], CallerLimits | None]:
+def callers_from(
+    top: Table, unary: int, streams: int
+) -> tuple[tuple[CallerConfig, ...], CallerLimits | None]:
     """Take both from the file's top table; without either everybody is served, unbounded.
 
-    ``unary``: the front's places. Unless a caller's ``concurrent`` says otherwise it gets half of
-    them, so that no single one takes all. Raises CasemateError(INVALID_ARGUMENT).
+    ``unary``, ``streams``: the front's places. Unless a caller's ``concurrent`` and ``streams`` say
+    otherwise it gets half of them, so that no single one takes all. Raises
+    CasemateError(INVALID_ARGUMENT).
     """
     if not top.has("caller") and not top.has("anonymous"):
         return (), CallerLimits()
-    known = tuple(_caller(table, unary) for table in top.tables("caller", limits.CALLERS_MAX))
+    known = tuple(
+        _caller(table, unary, streams) for table in top.tables("caller", limits.CALLERS_MAX)
+    )
     for what, values in (
         ("name", [caller.name for caller in known]),
         ("token", [token for caller in known for token in caller.tokens]),
@@ -35,12 +40,12 @@ def callers_from(top: Table, unary: int) -> tuple[tuple[CallerConfig, ...], Call
     anonymous = None
     if top.has("anonymous"):
         table = top.table("anonymous")
-        anonymous = _limits(table, unary)
+        anonymous = _limits(table, unary, streams)
         table.end()
     return known, anonymous
 
 
-def _caller(table: Table, unary: int) -> CallerConfig:
+def _caller(table: Table, unary: int, streams: int) -> CallerConfig:
     name = table.text("name")
     if not _NAME.fullmatch(name) or name == ANONYMOUS:
         raise refused("caller.name: not a name of letters, digits and . _ -")
@@ -50,12 +55,12 @@ def _caller(table: Table, unary: int) -> CallerConfig:
     certificates = table.texts("certificates", limits.CALLER_TOKENS_MAX)
     if not tokens and not certificates:
         raise refused(f"caller {name}: neither token_sha256 nor certificates")
-    bounds = _limits(table, unary)
+    bounds = _limits(table, unary, streams)
     table.end()
     return CallerConfig(name, bounds, tuple(bytes.fromhex(t) for t in tokens), certificates)
 
 
-def _limits(table: Table, unary: int) -> CallerLimits:
+def _limits(table: Table, unary: int, streams: int) -> CallerLimits:
     rate = table.optional_integer("rate", 1, limits.CALLER_RATE_MAX)
     burst = table.optional_integer("burst", 1, limits.CALLER_RATE_MAX)
     if burst is not None and rate is None:
@@ -64,6 +69,7 @@ def _limits(table: Table, unary: int) -> CallerLimits:
         rate=rate,
         burst=burst,
         concurrent=table.integer("concurrent", 1, limits.UNARY_MAX, max(1, unary // 2)),
+        streams=table.integer("streams", 1, limits.INFER_STREAMS_MAX, max(1, streams // 2)),
         daily_calls=table.optional_integer("daily_calls", 1, limits.CALLER_DAILY_MAX),
         daily_bytes=table.optional_integer("daily_bytes", 1, limits.CALLER_DAILY_MAX),
     )

@@ -47,7 +47,7 @@ class StreamService:
 
         def answer(call: Call) -> Iterator[bytes]:
             self._board.require()
-            with self._desk.admitted(caller, context) as admitted:
+            with self._desk.admitted(caller, context) as admitted, admitted.stream():
                 call.of(admitted.name)
                 with call.trace.step(ADMISSION):
                     first = self._desk.receive(messages, context, limits.STREAM_MESSAGE_MAX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,33 @@ def test_c3_a_flood_of_one_caller_takes_its_own_places_only(
         assert all(isinstance(error, grpc.RpcError) for error in outcomes)
         enclave.released.set()
         assert sum(future.exception() is None for future in held) == 3
+
+
+def test_c3_idle_streams_of_one_caller_take_its_own_places_only(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    """A stream that says nothing costs nothing and lasts long: it must not keep others out."""
+    callers = known("flood", LAB) + known("clinic", CLINIC)
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    def stream(questions: Iterator[bytes], token: str) -> Any:  # noqa: ANN401 - a code, if any
+        call = bench.channel.stream_stream(SERVICE + "InferStream")
+        metadata = [("authorization", f"Bearer {token}")]
+        return reason(lambda: next(call(questions, timeout=20, metadata=metadata)))
+
+    with (
+        serving(short_path, chain, "streams = 4", callers) as bench,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        held = [pool.submit(stream, silent(), LAB) for _ in range(10)]
+        eventually(lambda: sum(future.done() for future in held) == 8)
+        assert {future.result() for future in held if future.done()} == {Code.OVERLOADED}
+        assert stream(iter([b"x"]), CLINIC) != Code.OVERLOADED
+        over.set()
 
 
 def test_c3_rates_and_daily_shares_are_each_callers_own(

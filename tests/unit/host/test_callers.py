@@ -117,6 +117,16 @@ def test_a_callers_places_are_its_own() -> None:
         pass
 
 
+def test_a_callers_streams_are_fewer_than_its_calls() -> None:
+    caller = only(concurrent=3, streams=1)
+    with caller.call(), caller.stream():
+        with caller.call(), pytest.raises(ShedError), caller.stream():
+            pass
+        caller.enter()
+    with caller.stream():
+        pass
+
+
 def test_a_day_has_so_many_calls_and_bytes() -> None:
     now = [DAY * 20_000.0 + 100]
     quota = DailyQuota(3, 1000, lambda: now[0])
