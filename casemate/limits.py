@@ -85,6 +85,8 @@ STREAM_LINGER_S: Final = 0.0005
 STREAM_LOOK_S: Final = 0.1  # how long it may take to notice that nobody waits any more
 STREAM_BYTES_MAX: Final = 1 << 40
 STREAM_BYTES_DEFAULT: Final = 256 * MIB  # of a configuration that is written without a number
+# For units of one chunk beside STREAM_BYTES: as many as one stream may have under way.
+STREAM_SHORT: Final = STREAM_UNITS_MAX * CHUNK
 STREAMS_OPEN_MAX: Final = 32  # in one enclave; each has a few threads
 STREAM_LONG: Final = 64 * KIB  # a tensor from this size on is laid out so that it need not move
 LOOP_STEPS_MAX: Final = 1 << 16

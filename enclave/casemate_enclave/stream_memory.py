@@ -16,7 +16,8 @@ class StreamMemory:
     """A number of bytes that streams share; thread-safe.
 
     A unit takes all it needs at once, before its memory, and what waits holds nothing of its own:
-    so no two streams can wait for each other.
+    so no two streams can wait for each other. Units of one chunk have some room beside it, so that
+    they need not wait for a long one, which may take its time to arrive.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -38,8 +39,9 @@ class StreamMemory:
         if size > self._capacity:
             detail = f"a unit of {size} bytes, limit {self._capacity}"
             raise RequestError(Code.TOO_LARGE, detail)
+        room = self._capacity + (limits.STREAM_SHORT if size <= limits.CHUNK else 0)
         with self._freed:
-            while self._used + size > self._capacity:
+            while self._used + size > room:
                 give_up()
                 self._freed.wait(limits.STREAM_LOOK_S)
             self._used += size

@@ -72,6 +72,7 @@ class StreamService:
         self, stream: Stream, raw_header: bytes, chunks: list[memoryview], deadline: float
     ) -> None:
         head = self._requests.open_stream(raw_header, chunks[0], stream.take, deadline)
+        stream.release()  # the preamble's: while it waits for questions it holds nothing
         answer = head.stream.answer(self._identity.instance_digest)
         outcome = self._answering(head)
         if isinstance(outcome, Answering):

@@ -71,7 +71,7 @@ class Stream:
         message.send()
 
     def release(self) -> None:
-        """Give back what the stream still holds, however it ended; nothing is taken after it."""
+        """Give back what the stream holds: after its preamble, and however it ended."""
         with self._lock:
             held, self._held = self._held, 0
         self._memory.free(held)

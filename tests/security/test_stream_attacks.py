@@ -145,6 +145,23 @@ def test_c3_streams_that_do_not_open_hold_no_memory(
         assert [unit.trailer.status for unit in honest.receive_all()] == [Code.OK] * 4
 
 
+def test_c3_a_long_message_that_never_comes_keeps_nobody_else_waiting(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """Its first chunk says how long it is, and takes all memory of streams for it."""
+    session = start_session(deployment)
+    length = limits.STREAM_BYTES_DEFAULT - limits.UNIT_MIN
+    with spoken_to(enclave, session) as stalled, spoken_to(enclave, session) as honest:
+        opening = [*stalled.call.opening()]
+        first = next(stalled.call.question([np.zeros(length, np.uint8).data]))
+        stalled.send([*opening, first], stalled.call.header)
+        time.sleep(0.5)
+        honest.budget = 5000
+        honest.send(question_of(honest), honest.call.header)
+        honest.send_raw(b"")
+        assert [unit.trailer.status for unit in honest.receive_all()] == [Code.OK] * 4
+
+
 def test_h3_c9_a_stream_runs_once_whatever_is_replayed(
     deployment: LocalDeployment, enclave: EnclaveSocket
 ) -> None:

@@ -14,6 +14,7 @@ from casemate import limits
 from casemate.envelope.messages import Trailer
 from casemate.errors import Code, FrameError, RequestError
 from casemate.frames import FrameType, send_frame
+from casemate.limits import MIB
 from casemate.sealed_model import LoopState, ModelLoop
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.looping import last_piece, pieces
@@ -61,27 +62,45 @@ def test_a_cancellation_ends_what_runs_and_what_will() -> None:
 
 
 def test_memory_is_shared_and_waited_for() -> None:
-    memory = StreamMemory(100)
-    memory.take(60, _never)
+    memory = StreamMemory(100 * MIB)
+    memory.take(60 * MIB, _never)
     with pytest.raises(RequestError) as caught:
-        memory.take(101, _never)
+        memory.take(101 * MIB, _never)
     assert caught.value.code is Code.TOO_LARGE
-    timer = later(lambda: memory.free(60))
-    memory.take(100, lambda: None)
+    timer = later(lambda: memory.free(60 * MIB))
+    memory.take(100 * MIB, lambda: None)
     timer.join()
-    assert memory.used == 100
+    assert memory.used == 100 * MIB
+
+
+def test_a_unit_of_one_chunk_need_not_wait_for_a_long_one() -> None:
+    memory = StreamMemory(2 * limits.CHUNK)
+    memory.take(2 * limits.CHUNK, _never)
+    for _ in range(limits.STREAM_UNITS_MAX):
+        memory.take(limits.CHUNK, _never)
+
+    def give_up() -> None:
+        raise TimeoutError
+
+    for size in (1, limits.CHUNK + 1):
+        with pytest.raises(TimeoutError):
+            memory.take(size, give_up)
+    memory.free(2 * limits.CHUNK)
+    memory.take(limits.CHUNK, _never)
+    with pytest.raises(TimeoutError):
+        memory.take(limits.CHUNK + 1, give_up)
 
 
 def test_whoever_waits_for_memory_can_give_up() -> None:
-    memory = StreamMemory(10)
-    memory.take(10, _never)
+    memory = StreamMemory(10 * MIB)
+    memory.take(10 * MIB, _never)
 
     def give_up() -> None:
         raise HungUpError
 
     with pytest.raises(HungUpError):
-        memory.take(1, give_up)
-    assert memory.used == 10
+        memory.take(2 * MIB, give_up)
+    assert memory.used == 10 * MIB
 
 
 def _never() -> None:
