@@ -1,6 +1,6 @@
 """The AWS credentials that the host hands to its enclave.
 
-The file has the form that credential helpers print (AWS' ``credential_process``): a JSON object
+The file has the form that a ``credential_process`` of AWS prints: a JSON object
 with ``Version`` 1, ``AccessKeyId``, ``SecretAccessKey`` and, for temporary ones, ``SessionToken``
 and ``Expiration`` (RFC 3339). They let the enclave speak to KMS; alone they release no key.
 """
@@ -76,7 +76,7 @@ def _read_json(data: bytes) -> dict[str, Any]:
             raise ValueError  # noqa: TRY301 - one refusal for all that is not such an object
         fields = json.loads(data)
     except (ValueError, RecursionError):
-        raise _refused("not a JSON object of a credential helper") from None
+        raise _refused("not a JSON object as a credential_process prints") from None
     if not isinstance(fields, dict) or not fields.keys() >= _REQUIRED:
         raise _refused("lacks Version, AccessKeyId or SecretAccessKey")
     if fields.keys() - _REQUIRED - _OPTIONAL or fields.pop("Version") != 1:

@@ -45,7 +45,7 @@ def cose(
     ]
 
 
-def test_the_helpers_make_documents_that_verify() -> None:
+def test_what_is_damaged_below_verifies_undamaged() -> None:
     verify(pki.document(ev.chain()))
     verify(cbor(cose()))
     verify_aws(genuine(GENUINE))

@@ -38,7 +38,7 @@ def pem_of(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes
     )
 
 
-def test_the_helper_signs() -> None:
+def test_a_good_signature_is_taken() -> None:
     assert judged(SIGNER.pem, SIGNER.cose(PCR0)).holds
 
 

@@ -1,4 +1,4 @@
-"""Credentials: the helper's format, strictly; never shown."""
+"""Credentials: the format of a credential_process, strictly; never shown."""
 
 from __future__ import annotations
 
