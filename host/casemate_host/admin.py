@@ -58,14 +58,29 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("file", type=Path)
     replace = commands.add_parser("replace", help="load a sealed model in place of a version")
     replace.add_argument("file", type=Path)
-    replace.add_argument("version", type=int, help="the version that it replaces")
+    replace.add_argument("version", type=_version, help="the version that it replaces")
     unload = commands.add_parser("unload", help="serve a version no more")
     unload.add_argument("name")
-    unload.add_argument("version", type=int)
+    unload.add_argument("version", type=_version)
     drain = commands.add_parser("drain", help="take no new sessions, then end the enclave")
-    drain.add_argument("seconds", type=float)
+    drain.add_argument("seconds", type=_seconds, help="the enclave ends within this time")
     commands.add_parser("token", help="make a bearer token and its line for the configuration")
     return parser
+
+
+def _version(text: str) -> int:
+    """Return a model's version (SPEC 8.2)."""
+    version = int(text)
+    if not 1 <= version < 1 << 32:
+        raise argparse.ArgumentTypeError("not from 1 to 2^32-1")
+    return version
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= limits.ADMIN_DRAIN_MAX_S:
+        raise argparse.ArgumentTypeError(f"not from 0 to {limits.ADMIN_DRAIN_MAX_S:g}")
+    return seconds
 
 
 def _request(options: argparse.Namespace) -> tuple[str, Message, Any]:
@@ -83,8 +98,8 @@ def _request(options: argparse.Namespace) -> tuple[str, Message, Any]:
             named = pb.UnloadModelRequest(name=options.name, version=options.version)
             return "UnloadModel", named, pb.UnloadModelResponse
         case "drain":
-            within_ms = max(0, int(options.seconds * 1000))
-            return "Drain", pb.DrainRequest(within_ms=within_ms), pb.DrainResponse
+            within = pb.DrainRequest(within_ms=int(options.seconds * 1000))
+            return "Drain", within, pb.DrainResponse
         case _:
             return "GetStatus", pb.GetStatusRequest(), pb.HostStatus
 
