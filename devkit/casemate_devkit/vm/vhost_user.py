@@ -102,14 +102,16 @@ class Session:
                     os.close(descriptor)
 
     def _step(self) -> None:
-        sources: list[socket.socket | int] = [self.channel]
-        if self._ring.kick is not None:
-            sources.append(self._ring.kick)
-        ready, _, _ = select.select(sources, [], [])
-        if self._ring.kick in ready:
-            os.read(self._ring.kick or 0, _U64.size)
+        kick = self._ring.kick
+        sources = select.poll()  # select itself takes no descriptor above 1,023
+        sources.register(self.channel, select.POLLIN)
+        if kick is not None:
+            sources.register(kick, select.POLLIN)
+        ready = {descriptor for descriptor, _ in sources.poll()}
+        if kick is not None and kick in ready:
+            os.read(kick, _U64.size)
             self._process()
-        if self.channel in ready:
+        if self.channel.fileno() in ready:
             self._receive()
 
     def _process(self) -> None:
