@@ -195,6 +195,8 @@ INFER_STREAMS_MAX: Final = STREAMS_OPEN_MAX  # more the enclave would refuse
 EVIDENCE_CALLS_MAX: Final = 4
 EVIDENCE_RATE: Final = 10.0  # fresh documents a second: the device signs some tens
 EVIDENCE_BURST: Final = 20
+# Where callers have shares, calls for evidence that one may have open: half of their workers.
+EVIDENCE_SHARE: Final = 6
 # Health watches and reflection; each holds a worker for as long as it is open.
 STREAMS_MAX: Final = 16
 SPARE_WORKERS: Final = 8  # answer health checks and refusals while all others are busy

@@ -104,6 +104,8 @@ class Caller:
         self.evidence = evidence
         self._slots = Slots(bounds.concurrent) if bounds.concurrent is not None else None
         self._streams = Slots(bounds.streams) if bounds.streams is not None else None
+        # Calls for evidence do not count as calls, and have a share of their own.
+        self._asking = Slots(limits.EVIDENCE_SHARE) if bounds.concurrent is not None else None
         self._bucket = None
         if bounds.rate is not None:
             burst = bounds.burst if bounds.burst is not None else max(1, int(bounds.rate))
@@ -142,6 +144,10 @@ class Caller:
     def stream(self) -> AbstractContextManager[None]:
         """Hold one of its streams within the block; raises ShedError."""
         return contextlib.nullcontext() if self._streams is None else self._streams.slot()
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Hold one of its calls for evidence within the block; raises ShedError."""
+        return contextlib.nullcontext() if self._asking is None else self._asking.slot()
 
     def spend(self, size: int) -> None:
         """Count the bytes of a call's message."""

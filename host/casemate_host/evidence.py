@@ -44,21 +44,25 @@ class EvidenceService:
         def answer(call: Call) -> tuple[bytes, int]:
             known = self._desk.known(caller, context)
             call.of(known.name)
-            data = self._desk.receive(messages, context, _REQUEST_MAX)
-            nonce, wanted = _read(data)
-            self._board.invite(wanted)
-            if nonce is None:
-                held = self._board.require()
-                _check_instance(wanted, held.instance_digest)
-                return held.data, len(data)
-            known.evidence.take()
-            with self._fresh.slot():
-                evidence = self._relay.exchange(FrameType.EVIDENCE, nonce, call)
-            if wanted is not None:
-                _check_instance(wanted, digest(pb.Evidence.FromString(evidence).instance_config))
-            return evidence, len(data)
+            with known.asking():
+                data = self._desk.receive(messages, context, _REQUEST_MAX)
+                return self._evidence(data, call, known), len(data)
 
         return self._desk.serve("GetEvidence", context, answer)
+
+    def _evidence(self, data: bytes, call: Call, caller: Caller) -> bytes:
+        nonce, wanted = _read(data)
+        self._board.invite(wanted)
+        if nonce is None:
+            held = self._board.require()
+            _check_instance(wanted, held.instance_digest)
+            return held.data
+        caller.evidence.take()
+        with self._fresh.slot():
+            evidence = self._relay.exchange(FrameType.EVIDENCE, nonce, call)
+        if wanted is not None:
+            _check_instance(wanted, digest(pb.Evidence.FromString(evidence).instance_config))
+        return evidence
 
 
 def _read(data: bytes) -> tuple[bytes | None, bytes | None]:

@@ -161,10 +161,11 @@ def test_c3_a_flood_of_one_caller_takes_its_own_places_only(
         assert sum(future.exception() is None for future in held) == 3
 
 
-def test_c3_idle_streams_of_one_caller_take_its_own_places_only(
-    short_path: Path, chain: Chain, enclave: FakeEnclave
+@pytest.mark.parametrize(("method", "held_at_most"), [("InferStream", 2), ("GetEvidence", 6)])
+def test_c3_idle_calls_of_one_caller_take_its_own_places_only(
+    short_path: Path, chain: Chain, enclave: FakeEnclave, method: str, held_at_most: int
 ) -> None:
-    """A stream that says nothing costs nothing and lasts long: it must not keep others out."""
+    """A call that says nothing costs nothing and lasts long: it must not keep others out."""
     callers = known("flood", LAB) + known("clinic", CLINIC)
     over = threading.Event()
 
@@ -173,7 +174,7 @@ def test_c3_idle_streams_of_one_caller_take_its_own_places_only(
         yield from ()
 
     def stream(questions: Iterator[bytes], token: str) -> Any:  # noqa: ANN401 - a code, if any
-        call = bench.channel.stream_stream(SERVICE + "InferStream")
+        call = bench.channel.stream_stream(SERVICE + method)
         metadata = [("authorization", f"Bearer {token}")]
         return reason(lambda: next(call(questions, timeout=20, metadata=metadata)))
 
@@ -181,8 +182,8 @@ def test_c3_idle_streams_of_one_caller_take_its_own_places_only(
         serving(short_path, chain, "streams = 4", callers) as bench,
         ThreadPoolExecutor(16) as pool,
     ):
-        held = [pool.submit(stream, silent(), LAB) for _ in range(10)]
-        eventually(lambda: sum(future.done() for future in held) == 8)
+        held = [pool.submit(stream, silent(), LAB) for _ in range(16)]
+        eventually(lambda: sum(future.done() for future in held) == 16 - held_at_most)
         assert {future.result() for future in held if future.done()} == {Code.OVERLOADED}
         assert stream(iter([b"x"]), CLINIC) != Code.OVERLOADED
         over.set()
