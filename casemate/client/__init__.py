@@ -7,6 +7,7 @@ answers those by itself.
 
 from casemate.client.access import HostAccess
 from casemate.client.aio import AsyncClient
+from casemate.client.aio_streaming import AsyncStream
 from casemate.client.client import Client, Inference
 from casemate.client.kms import DataKey, DataKeySource, KmsDataKeys
 from casemate.client.objects import seal_tensors
@@ -15,6 +16,7 @@ from casemate.client.streaming import Stream
 
 __all__ = [
     "AsyncClient",
+    "AsyncStream",
     "Client",
     "DataKey",
     "DataKeySource",

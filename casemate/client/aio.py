@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casemate.client.aio_streaming import AsyncStream
 from casemate.client.client import DEFAULT_TIMEOUT_S
 from casemate.client.core import (
     ClientCore,
@@ -17,13 +19,15 @@ from casemate.client.process import OfThisProcess
 from casemate.client.retry import RetryPolicy
 from casemate.client.sessions import Sessions
 from casemate.client.steps import AsyncDriver
+from casemate.client.stream_core import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
+from casemate.client.stream_core import IN_FLIGHT, begin_stream
 from casemate.client.targets import Targets
 from casemate.client.transport import AsyncHostConnection
 from casemate.errors import Code, RequestError
 from casemate.oip.metadata import ModelMetadata, parse_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     import numpy as np
@@ -138,6 +142,32 @@ class AsyncClient:
         """As `Client.infer_sealed`."""
         question = sealed_question(model, version, sealed_data, receipt=receipt)
         return (await self._ask(question, timeout_s, repeatable=repeatable)).inference()
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        outputs: Sequence[str] = (),
+        receipts: bool = False,
+        in_flight: int = IN_FLIGHT,
+        timeout_s: float = STREAM_TIMEOUT_S,
+    ) -> AsyncIterator[AsyncStream]:
+        """Begin a stream of questions to ``model``, as `Client.stream`, for the block that it is.
+
+            async with client.stream("wdbc") as stream:
+                async for result in stream.map(batches):
+                    ...
+
+        Raises as ``infer``, when it is entered, used and left.
+        """
+        _, core, driver = self._parts.get()
+        place = await driver.run(
+            begin_stream(core, model, version, receipts=receipts, timeout_s=timeout_s)
+        )
+        async with AsyncStream(place, driver, outputs=outputs, in_flight=in_flight) as stream:
+            yield stream
 
     async def _ask(self, question: Question, timeout_s: float, *, repeatable: bool) -> Answer:
         _, core, driver = self._parts.get()

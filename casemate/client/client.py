@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from casemate.client.core import (
@@ -12,19 +11,17 @@ from casemate.client.core import (
     sealed_question,
     tensor_question,
 )
-from casemate.client.models import split_version
 from casemate.client.process import OfThisProcess
 from casemate.client.retry import RetryPolicy
 from casemate.client.sessions import Sessions
-from casemate.client.steps import Driver, remaining
-from casemate.client.stream_answers import Released
-from casemate.client.streaming import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
-from casemate.client.streaming import IN_FLIGHT, Stream, StreamPlace
+from casemate.client.steps import Driver
+from casemate.client.stream_core import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
+from casemate.client.stream_core import IN_FLIGHT, begin_stream
+from casemate.client.streaming import Stream
 from casemate.client.targets import Targets
 from casemate.client.transport import HostConnection
-from casemate.errors import CasemateError, Code, RequestError
+from casemate.errors import Code, RequestError
 from casemate.oip.metadata import ModelMetadata, parse_metadata
-from casemate.tensors import response_lead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -225,29 +222,10 @@ class Client:
         Raises as ``infer``, also while it is used.
         """
         _, core, driver = self._parts.get()
-        model, version = split_version(model, version)
-        deadline = time.monotonic() + timeout_s
-        session, entry = driver.run(core.pinned(model, version, deadline))
-        sealed = session.keys.seal_stream(
-            model=model,
-            version=entry.version,
-            digest=entry.digest,
-            receipt=receipts,
-            lead=response_lead,
+        place = driver.run(
+            begin_stream(core, model, version, receipts=receipts, timeout_s=timeout_s)
         )
-
-        def failed(error: CasemateError) -> None:
-            if isinstance(error, RequestError):
-                core.forsake(error, session)
-
-        place = StreamPlace(
-            sealed=sealed,
-            dial=session.connection.stream,
-            released=Released(entry, sealed.header, receipt=receipts),
-            answered_by=lambda instance: driver.run(core.answered_by(session, instance, deadline)),
-            failed=failed,
-        )
-        return Stream(place, outputs=outputs, in_flight=in_flight, timeout_s=remaining(deadline))
+        return Stream(place, driver, outputs=outputs, in_flight=in_flight)
 
     def _ask(self, question: Question, timeout_s: float, *, repeatable: bool) -> Answer:
         _, core, driver = self._parts.get()

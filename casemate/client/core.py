@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from casemate import limits, tensors
+from casemate import tensors
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
-from casemate.client.steps import Alone, Ask, Pause, Work, remaining
+from casemate.client.steps import Alone, Ask, Pause, remaining, worked
 from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from casemate.envelope.sealing import OpenedAnswer, SealedCall
     from casemate.wire import Buffer
 
-T = TypeVar("T")
-
 _MODELS_CHANGED: Final = frozenset({Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH})
-_LARGE: Final = 256 * limits.KIB  # above it sealing and opening get a thread: some 0.2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +211,7 @@ class ClientCore:
 
     def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
         session, entry = yield from self.pinned(question.model, question.version, deadline)
-        call: SealedCall = yield from _worked(
+        call: SealedCall = yield from worked(
             len(question.content),
             lambda: session.keys.seal(
                 model=question.model,
@@ -232,7 +229,7 @@ class ClientCore:
         session, call = asked.session, asked.call
         request = b"".join(encode_sealed(call.header, call.ciphertext))
         data: bytes = yield Ask(session.connection, "Infer", request, remaining(deadline))
-        answer: OpenedAnswer = yield from _worked(
+        answer: OpenedAnswer = yield from worked(
             len(data), lambda: call.open(*parse_sealed(memoryview(data)))
         )
         evidence = yield from self._sessions.answered_by(session, answer.instance_digest, deadline)
@@ -257,14 +254,6 @@ class ClientCore:
     def drop(self) -> None:
         """Forget the session and its keys."""
         self._session = None
-
-
-def _worked(size: int, function: Callable[[], T]) -> Steps[T]:
-    """Run ``function``, on a thread of its own if it works on much."""
-    if size < _LARGE:
-        return function()
-    result: T = yield Work(function)
-    return result
 
 
 def _released(

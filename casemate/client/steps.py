@@ -11,13 +11,20 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
+from casemate import limits
 from casemate.errors import Code, RequestError
 
+if TYPE_CHECKING:
+    from casemate.client.core import Inference
+    from casemate.errors import CasemateError
+
 T = TypeVar("T")
+
+_LARGE: Final = 256 * limits.KIB  # above it sealing and opening get a thread: some 0.2 ms
 
 
 class Connection(Protocol):
@@ -32,8 +39,36 @@ class Connection(Protocol):
         """Make one unary call; raises RequestError."""
         ...
 
-    def stream(self, messages: Iterator[bytes], timeout_s: float) -> Any:  # noqa: ANN401 - see above
-        """Begin a stream; returns the messages of its answer, as HostCall does."""
+    def stream(self, messages: Any, timeout_s: float) -> HostStream:  # noqa: ANN401 - see below
+        """Begin a stream of ``messages``, which an event loop's connection awaits."""
+        ...
+
+
+class HostStream(Protocol):
+    """A stream under way at the host."""
+
+    def take(self) -> Any:  # noqa: ANN401 - as Connection.call
+        """Return the next message of the answer, None after the last; raises RequestError."""
+        ...
+
+    def cancel(self) -> None:
+        """End the call; whoever takes gets a RequestError."""
+        ...
+
+
+class Answers(Protocol):
+    """Gets the answer to one question of a stream."""
+
+    def begin(self) -> bool:
+        """Tell whether the answer is still wanted; asked once, before the question is sent."""
+        ...
+
+    def answered(self, inference: Inference, *, final: bool) -> Any:  # noqa: ANN401 - see Connection
+        """Take the answer or a piece of it, and wait until there is room for it."""
+        ...
+
+    def failed(self, error: CasemateError) -> None:
+        """Take the reason why there is none, or no more of it; waits for nothing."""
         ...
 
 
@@ -69,7 +104,23 @@ class Alone(Generic[T]):
     deadline: float  # seconds of time.monotonic
 
 
-Effect: TypeAlias = "Ask | Pause | Work[Any] | Alone[Any]"
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Wait for a stream's next message; its outcome is as that of HostStream.take."""
+
+    call: HostStream
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Hand over an answer of a stream, and wait while whoever takes it has no room."""
+
+    answers: Answers
+    inference: Inference
+    final: bool
+
+
+Effect: TypeAlias = "Ask | Pause | Work[Any] | Alone[Any] | Take | Give"
 Steps: TypeAlias = Generator[Effect, Any, T]
 
 
@@ -79,6 +130,14 @@ def remaining(deadline: float) -> float:
     if left <= 0:
         raise RequestError(Code.DEADLINE_EXCEEDED, "the client's own deadline has passed")
     return left
+
+
+def worked(size: int, function: Callable[[], T]) -> Steps[T]:
+    """Run ``function``, on a thread of its own if it works on much."""
+    if size < _LARGE:
+        return function()
+    result: T = yield Work(function)
+    return result
 
 
 def _waited_too_long() -> RequestError:
@@ -122,6 +181,10 @@ class Driver:
                     return self.run(course())
                 finally:
                     self._lock.release()
+            case Take(call):
+                return call.take()
+            case Give(answers, inference, final):
+                return answers.answered(inference, final=final)
 
 
 class AsyncDriver:
@@ -167,3 +230,7 @@ class AsyncDriver:
                     return await self.run(course())
                 finally:
                     self._lock.release()
+            case Take(call):
+                return await call.take()
+            case Give(answers, inference, final):
+                return await answers.answered(inference, final=final)

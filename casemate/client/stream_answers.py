@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Final, Protocol
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.client.core import Answer
+from casemate.client.steps import remaining, worked
 from casemate.errors import CasemateError, Code, RequestError, SealedStatusError
 from casemate.receipts import Shown, StoredReceipt
 
@@ -17,65 +19,71 @@ if TYPE_CHECKING:
 
     from casemate.attestation import LogEntry, VerifiedEvidence
     from casemate.client.core import Inference
+    from casemate.client.steps import Answers, Steps
     from casemate.envelope.messages import Trailer
     from casemate.envelope.streaming import AnswerUnit
     from casemate.wire import Buffer
 
-_PIECES: Final = 8  # that wait for whoever takes them; then the enclave waits
-
-
-class Answers(Protocol):
-    """Gets the answer to one question, from the thread that receives."""
-
-    def answered(self, inference: Inference, *, final: bool) -> None:
-        """Take the answer, or a piece of it."""
-        ...
-
-    def failed(self, error: CasemateError) -> None:
-        """Take the reason why there is none, or no more of it."""
-        ...
+PIECES: Final = 8  # that wait for whoever takes them; then the enclave waits
 
 
 class FutureAnswer:
-    """Resolves a future with the answer, of a model with several pieces the last."""
+    """Resolves a future with the answer, of a model with several pieces the last.
+
+    It can be cancelled until the question is sent.
+    """
 
     def __init__(self) -> None:
         self.future: Future[Inference] = Future()
-        self.future.set_running_or_notify_cancel()  # it can no longer be cancelled alone
+
+    def begin(self) -> bool:
+        """Tell whether the future was not cancelled; from now on it cannot be."""
+        return self.future.set_running_or_notify_cancel()
 
     def answered(self, inference: Inference, *, final: bool) -> None:
-        """Resolve the future."""
+        """Resolve the future, unless the stream was cancelled meanwhile."""
         if final:
-            self.future.set_result(inference)
+            with contextlib.suppress(InvalidStateError):
+                self.future.set_result(inference)
 
     def failed(self, error: CasemateError) -> None:
-        """Fail the future."""
-        self.future.set_exception(error)
+        """Fail the future, unless it was cancelled."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
 class PieceQueue:
     """Hands pieces to whoever iterates; while it is full, nothing more is received."""
 
-    def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Inference, bool] | CasemateError] = queue.Queue(_PIECES)
-        self._given_up = threading.Event()
+    def __init__(self, deadline: float) -> None:
+        """``deadline`` of the stream, in seconds of time.monotonic."""
+        self._deadline = deadline
+        self._queue: queue.Queue[tuple[Inference, bool] | CasemateError] = queue.Queue(PIECES)
+        self._over = threading.Event()
+
+    def begin(self) -> bool:
+        """Tell whether somebody still iterates."""
+        return not self._over.is_set()
 
     def answered(self, inference: Inference, *, final: bool) -> None:
-        """Queue a piece, unless nobody wants it any more."""
-        while not self._given_up.is_set():
+        """Queue a piece, unless nobody wants it any more; raises RequestError."""
+        while not self._over.is_set():
             try:
                 self._queue.put((inference, final), timeout=limits.STREAM_LOOK_S)
             except queue.Full:
+                remaining(self._deadline)
                 continue
             return
 
     def failed(self, error: CasemateError) -> None:
         """Queue the failure, in place of what nobody has taken yet if need be."""
+        self._over.set()
         while True:
             try:
                 self._queue.put_nowait(error)
             except queue.Full:
-                self._queue.get()
+                with contextlib.suppress(queue.Empty):
+                    self._queue.get_nowait()
             else:
                 return
 
@@ -91,7 +99,7 @@ class PieceQueue:
                 if final:
                     return
         finally:
-            self._given_up.set()
+            self._over.set()
 
 
 class Asked:
@@ -124,7 +132,9 @@ class Released:
         if trailer.status is not Code.OK:
             raise SealedStatusError(trailer.status, trailer.detail)
 
-    def inference(self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence) -> Inference:
+    def inference(
+        self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence
+    ) -> Steps[Inference]:
         """Return the answer; raises RequestError."""
         trailer = unit.trailer
         self.check_status(trailer)
@@ -134,7 +144,8 @@ class Released:
         if self.receipt:
             asked.messages.append(bytes(unit.message))
             receipt = self._stored(asked, trailer, evidence)
-        return Answer(unit.message, self._entry, evidence, receipt).inference()
+        answer = Answer(unit.message, self._entry, evidence, receipt)
+        return (yield from worked(len(unit.message), answer.inference))
 
     def _stored(
         self, asked: Asked, trailer: Trailer, evidence: VerifiedEvidence

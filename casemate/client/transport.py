@@ -6,7 +6,8 @@ sizes and timing; confidentiality does not rest on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,7 +22,7 @@ from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from types import TracebackType
 
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
@@ -112,15 +113,47 @@ class HostCall:
         self._call = call
         self._target = target
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the messages as they come; raises RequestError."""
+    def take(self) -> bytes | None:
+        """Return the next message, None after the last; raises RequestError."""
         try:
-            yield from self._call
+            message: bytes | None = next(self._call, None)
         except grpc.RpcError as error:
             raise _translate(error, self._target) from None
+        return message
 
     def cancel(self) -> None:
-        """End the call; whoever iterates gets a RequestError."""
+        """End the call; whoever takes gets a RequestError."""
+        self._call.cancel()
+
+
+class AsyncHostCall:
+    """`HostCall` on an event loop."""
+
+    def __init__(self, call: Any, target: str) -> None:  # noqa: ANN401 - gRPC names no such type
+        self._call = call
+        self._target = target
+
+    async def take(self) -> bytes | None:
+        """As `HostCall.take`."""
+        try:
+            message = await self._call.read()
+        except grpc.RpcError as error:
+            raise _translate(error, self._target) from None
+        except asyncio.CancelledError:
+            if self._stops():
+                raise
+            detail = f"{self._target}: the call was cancelled"
+            raise RequestError(Code.UNAVAILABLE, detail) from None
+        return None if message is grpc.aio.EOF else message
+
+    @staticmethod
+    def _stops() -> bool:
+        """Tell whether the task is to stop: gRPC says the same when its channel was closed."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def cancel(self) -> None:
+        """As `HostCall.cancel`."""
         self._call.cancel()
 
 
@@ -136,19 +169,21 @@ class AsyncHostConnection:
         self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, Any] = {}
 
-    def _open(self) -> None:
+    def _opened(self) -> grpc.aio.Channel:
         # Not before a loop runs: the channel belongs to it.
+        if self._channel is not None:
+            return self._channel
         if self._credentials is None:
             self._channel = grpc.aio.insecure_channel(self.target, options=_OPTIONS)
         else:
             credentials = self._credentials
             self._channel = grpc.aio.secure_channel(self.target, credentials, options=_OPTIONS)
         self._methods = {name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS}
+        return self._channel
 
     async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """Make one unary call; raises RequestError."""
-        if self._channel is None:
-            self._open()
+        self._opened()
         try:
             answer: bytes = await self._methods[method](
                 request, timeout=timeout_s, metadata=self._metadata
@@ -157,9 +192,11 @@ class AsyncHostConnection:
             raise _translate(error, self.target) from None
         return answer
 
-    def stream(self, _messages: Iterator[bytes], _timeout_s: float) -> NoReturn:
-        """Refuse: streams are the blocking client's; raises RequestError (INVALID_ARGUMENT)."""
-        raise RequestError(Code.INVALID_ARGUMENT, "streams are not offered on an event loop")
+    def stream(self, messages: AsyncIterator[bytes], timeout_s: float) -> AsyncHostCall:
+        """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
+        method: Any = self._opened().stream_stream(_SERVICE + "InferStream")
+        call = method(messages, timeout=timeout_s, metadata=self._metadata)
+        return AsyncHostCall(call, self.target)
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from casemate.channel import connect
+from casemate.client import AsyncClient, Client
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.limits import MIB
 from casemate.receipts import StoredReceipt, VerifiedReceipt, verify_receipt
@@ -19,6 +21,7 @@ from casemate.sealed_model import LoopState, ModelLoop
 from casemate.tensors import TensorSpec, from_response, to_request
 from casemate_devkit.local import MODEL
 from tests.support import cli, onnx_bytes
+from tests.support.aio import LoopedClient
 from tests.support.attacker import (
     GOOD,
     ROWS,
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from casemate.client import Client
     from casemate_devkit.local import LocalDeployment
 
 pytestmark = pytest.mark.integration
@@ -89,9 +91,13 @@ def enclave(
         socket.unload(MODEL, version)
 
 
-@pytest.fixture
-def client(deployment: LocalDeployment, enclave: EnclaveSocket) -> Iterator[Client]:
-    with deployment.client() as connected:
+@pytest.fixture(params=[Client, LoopedClient], ids=["threads", "asyncio"])
+def client(
+    deployment: LocalDeployment, enclave: EnclaveSocket, request: pytest.FixtureRequest
+) -> Iterator[Client]:
+    """Each kind of client: what the tests expect of streams, both do."""
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+    with request.param(deployment.target, policy, caller_key=key) as connected:
         yield connected
 
 
@@ -190,22 +196,21 @@ def test_streams_are_thread_safe(client: Client) -> None:
 
 def test_a_slow_question_holds_up_no_other(client: Client) -> None:
     """Two runs that never end are under way while others of the stream are answered."""
-    with client.stream(MODEL, version=ENDLESS, timeout_s=4) as stream:
-        slow = [stream.submit(scalar()) for _ in range(2)]
-        with client.stream(MODEL, version=1) as other:
-            assert len([*other.map(batches(20))]) == 20
-        refused = stream.submit({"x": np.ones(3, np.float32)})
-        with pytest.raises(RequestError):
-            refused.result(3)
-        assert not any(future.done() for future in slow)
-        stream.cancel()
-        for future in slow:
-            with pytest.raises(CasemateError):
-                future.result(1)
+    stream = client.stream(MODEL, version=ENDLESS, timeout_s=4)
+    slow = [stream.submit(scalar()) for _ in range(2)]
+    with client.stream(MODEL, version=1) as other:
+        assert len([*other.map(batches(20))]) == 20
+    refused = stream.submit({"x": np.ones(3, np.float32)})
+    with pytest.raises(RequestError):
+        refused.result(3)
+    assert not any(future.done() for future in slow)
+    stream.cancel()
+    for future in slow:
         with pytest.raises(CasemateError):
-            stream.close()
-        assert refusal(lambda: stream.submit(scalar())) is Code.UNAVAILABLE
-        stream._failure = None  # so that leaving the block is quiet
+            future.result(1)
+    with pytest.raises(CasemateError):
+        stream.close()
+    assert refusal(lambda: stream.submit(scalar())) is Code.UNAVAILABLE
 
 
 def busy(pid: int, seconds: float = 0.5) -> float:
@@ -239,6 +244,53 @@ def test_a_cancelled_stream_frees_its_workers_and_stops_the_model(
     assert all(future.done() for future in futures)
     assert eventually(lambda: ended_early(enclave) == early + 1, 5)
     assert eventually(lambda: busy(pid) < 0.3, 10)
+
+
+def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    pid, early = pid_of(deployment), ended_early(enclave)
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+
+    async def ask() -> None:
+        async with (
+            AsyncClient(deployment.target, policy, caller_key=key) as client,
+            client.stream(MODEL, version=ENDLESS, timeout_s=60) as stream,
+        ):
+            await (await stream.submit(scalar()))
+
+    async def work() -> None:
+        task = asyncio.create_task(ask())
+        assert await asyncio.to_thread(eventually, lambda: busy(pid, 0.2) > 0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert eventually(lambda: busy(pid) < 0.3, 10)
+
+
+def test_a_client_closed_under_a_stream_of_an_event_loop_fails_what_waits(
+    deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+
+    async def work() -> None:
+        client = AsyncClient(deployment.target, policy, caller_key=key)
+        async with client.stream(MODEL, version=ENDLESS, timeout_s=60) as stream:
+            future = await stream.submit(scalar())
+            await asyncio.sleep(0.2)
+            await client.aclose()
+            with pytest.raises(RequestError) as caught:
+                await asyncio.wait_for(future, 10)
+            assert caught.value.code is Code.UNAVAILABLE
+            with pytest.raises(RequestError):
+                await stream.aclose()
+            await stream.cancel()
+
+    with pytest.raises(RequestError):
+        asyncio.run(work())
 
 
 def test_a_caller_that_vanishes_is_a_cancellation_however_full_the_stream_is(
@@ -367,6 +419,26 @@ def test_pieces_that_nobody_wants_any_more_hold_up_nothing(client: Client) -> No
         assert len([*itertools.islice(pieces, 2)]) == 2
         pieces.close()  # type: ignore[attr-defined]
         assert stream.submit(count_to(2)).result(20).outputs["square"].tolist() == [4]
+
+
+def test_pieces_that_nobody_takes_hinder_no_cancellation(client: Client) -> None:
+    """The receiving side waits for room when the stream is cancelled."""
+    stream = client.stream(MODEL, version=COUNTING)
+    pieces = stream.pieces(count_to(40))
+    assert next(pieces).outputs["square"].tolist() == [1]
+    time.sleep(0.5)  # more pieces have come than wait for whoever takes them
+    begun = time.monotonic()
+    stream.cancel()
+    assert time.monotonic() - begun < 5
+    assert refusal(lambda: [*pieces]) is Code.UNAVAILABLE
+
+
+def test_pieces_that_nobody_takes_end_with_the_stream(client: Client) -> None:
+    stream = client.stream(MODEL, version=COUNTING, timeout_s=1.5)
+    pieces = stream.pieces(count_to(40))
+    assert next(pieces).outputs["square"].tolist() == [1]
+    assert refusal(stream.close) is Code.DEADLINE_EXCEEDED
+    assert refusal(lambda: [*pieces]) is Code.DEADLINE_EXCEEDED
 
 
 def test_pieces_wait_for_whoever_takes_them(client: Client) -> None:

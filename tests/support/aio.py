@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from casemate.client import AsyncClient
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from concurrent.futures import Future
+
+    from casemate.client import AsyncStream
 
 
 class LoopedClient:
@@ -36,6 +39,10 @@ class LoopedClient:
     def infer_sealed(self, *arguments: Any, **options: Any) -> Any:
         return self._wait(self._client.infer_sealed(*arguments, **options))
 
+    def stream(self, *arguments: Any, **options: Any) -> LoopedStream:
+        entering = self._client.stream(*arguments, **options)
+        return LoopedStream(self._wait(entering.__aenter__()), self._loop, entering)
+
     def __enter__(self) -> Self:
         return self
 
@@ -44,3 +51,55 @@ class LoopedClient:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+class LoopedStream:
+    """The methods of `Stream`, likewise."""
+
+    def __init__(
+        self, stream: AsyncStream, loop: asyncio.AbstractEventLoop, entered: object
+    ) -> None:
+        self._stream = stream
+        self._loop = loop
+        self._entered = entered  # a block that nobody refers to any more is left
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def submit(self, inputs: Any) -> Future[Any]:
+        async def result() -> Any:
+            return await answer
+
+        answer = self._start(self._stream.submit(inputs)).result(60)
+        return self._start(result())
+
+    def map(self, batches: Any) -> Iterator[Any]:
+        return self._each(self._stream.map(batches))
+
+    def as_finished(self, batches: Any) -> Iterator[Any]:
+        return self._each(self._stream.as_finished(batches))
+
+    def pieces(self, inputs: Any) -> Iterator[Any]:
+        return self._each(self._stream.pieces(inputs))
+
+    def _each(self, answers: AsyncIterator[Any]) -> Iterator[Any]:
+        async def following() -> Any:
+            return await anext(answers, None)
+
+        try:
+            while (answer := self._start(following()).result(60)) is not None:
+                yield answer
+        finally:
+            self._start(answers.aclose()).result(60)  # type: ignore[attr-defined]
+
+    def cancel(self) -> None:
+        self._start(self._stream.cancel()).result(60)
+
+    def close(self) -> None:
+        self._start(self._stream.aclose()).result(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close() if kind is None else self.cancel()

@@ -1,0 +1,292 @@
+"""What a stream decides, for threads and for event loops (SPEC 5.9).
+
+`Stream` and `AsyncStream` wait, each in its own way; what is asked, sealed, opened, released and
+refused is decided here, the receiving side as a course of `casemate.client.steps`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from casemate import limits, tensors
+from casemate.client.models import split_version
+from casemate.client.steps import Give, Take, worked
+from casemate.client.stream_answers import Asked, Released
+from casemate.envelope.failure import answer_open_failed
+from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
+from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from casemate.attestation import VerifiedEvidence
+    from casemate.client.core import ClientCore
+    from casemate.client.steps import Connection, HostStream, Steps
+    from casemate.envelope.streaming import AnswerUnit, SealedStream
+    from casemate.wire import Buffer
+
+IN_FLIGHT: Final = 32  # half of what the enclave reads ahead
+DEFAULT_TIMEOUT_S: Final = limits.CALL_BUDGET_MAX_S
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlace:
+    """Where a stream goes: its sealing, the way to the host, and what its answers are judged by."""
+
+    sealed: SealedStream
+    connection: Connection
+    released: Released
+    deadline: float  # seconds of time.monotonic
+    # H(instance_config) -> evidence that was verified; raises EnvelopeError.
+    answered_by: Callable[[bytes], Steps[VerifiedEvidence]]
+    failed: Callable[[CasemateError], None]
+
+
+def begin_stream(
+    core: ClientCore, model: str, version: int | None, *, receipts: bool, timeout_s: float
+) -> Steps[StreamPlace]:
+    """Verify, pin the model and seal the opening of a stream; nothing of it is sent yet."""
+    model, version = split_version(model, version)
+    deadline = time.monotonic() + timeout_s
+    session, entry = yield from core.pinned(model, version, deadline)
+    sealed = session.keys.seal_stream(
+        model=model,
+        version=entry.version,
+        digest=entry.digest,
+        receipt=receipts,
+        lead=tensors.response_lead,
+    )
+
+    def failed(error: CasemateError) -> None:
+        if isinstance(error, RequestError):
+            core.forsake(error, session)
+
+    return StreamPlace(
+        sealed=sealed,
+        connection=session.connection,
+        released=Released(entry, sealed.header, receipt=receipts),
+        deadline=deadline,
+        answered_by=lambda instance: core.answered_by(session, instance, deadline),
+        failed=failed,
+    )
+
+
+class Room(Protocol):
+    """Room for questions that are unanswered: a semaphore, of threads or of an event loop."""
+
+    def release(self) -> None:
+        """Give one place back."""
+        ...
+
+
+def in_flight_bound(in_flight: int) -> int:
+    """Return how many questions may be unanswered; raises RequestError (INVALID_ARGUMENT)."""
+    if not 1 <= in_flight <= limits.STREAM_UNITS_MAX:
+        detail = f"in_flight: not within 1 and {limits.STREAM_UNITS_MAX}"
+        raise RequestError(Code.INVALID_ARGUMENT, detail)
+    return in_flight
+
+
+def no_room() -> RequestError:
+    """Return what a question fails with that found no room in time."""
+    return RequestError(Code.DEADLINE_EXCEEDED, "the deadline of the stream has passed")
+
+
+def cancelled() -> RequestError:
+    """Return what all that is unanswered fails with when a stream is cancelled."""
+    return RequestError(Code.UNAVAILABLE, "the stream was cancelled")
+
+
+class StreamCore:
+    """The state of one stream. Its lock is held for moments only, and never while anything waits.
+
+    Whoever asks takes room first, then ``admit``s the question; ``put`` hands it to the sender.
+    """
+
+    def __init__(
+        self,
+        place: StreamPlace,
+        room: Room,
+        put: Callable[[Asked | None], None],
+        outputs: Sequence[str],
+    ) -> None:
+        self._place = place
+        self._room = room
+        self._put = put
+        self._outputs = outputs
+        self._lock = threading.Lock()
+        self._open: set[Asked] = set()  # admitted and unanswered
+        self._sent: dict[int, Asked] = {}  # those of them that were sent, by unit
+        self._units = 0
+        self._ended = False
+        self._evidence: VerifiedEvidence | None = None
+        self.failure: CasemateError | None = None
+
+    # Asking
+
+    def question(self, inputs: Mapping[str, np.ndarray]) -> Steps[Sequence[Buffer]]:
+        """Return the message that asks about ``inputs``, in pieces; raises RequestError."""
+        if not inputs:
+            raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
+        size = sum(array.nbytes for array in inputs.values())
+        message = yield from worked(size, lambda: tensors.request_pieces(inputs, self._outputs))
+        if sum(map(len, message)) > limits.STREAM_PART_MAX:
+            raise RequestError(Code.TOO_LARGE, "a message has at most 4 GiB")
+        return message
+
+    def admit(self, asked: Asked) -> None:
+        """Have a question sent for which there is room; raises why not, and frees the room."""
+        with self._lock:
+            if self.failure is None and not self._ended:
+                self._open.add(asked)
+                self._put(asked)
+                return
+        self._room.release()
+        raise self.failure or RequestError(Code.INVALID_ARGUMENT, "the stream was closed")
+
+    def end(self) -> None:
+        """Have the end sent: there are no more questions."""
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self._put(None)
+
+    def fail(self, error: CasemateError) -> None:
+        """Tell all who wait why the stream is over; the first reason counts."""
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = error
+            unanswered = [*self._open]
+            self._open.clear()
+            self._sent.clear()
+        self._place.failed(error)
+        for asked in unanswered:
+            asked.answers.failed(error)
+        for _ in range(limits.STREAM_UNITS_MAX):  # whoever waits for room learns of it
+            self._room.release()
+
+    # Sending
+
+    def register(self, asked: Asked) -> bool:
+        """Number a question that is about to be sent; False if nobody wants its answer any more."""
+        with self._lock:
+            if asked not in self._open:
+                return False
+            if asked.answers.begin():
+                self._sent[self._units] = asked
+                self._units += 1
+                return True
+            self._open.discard(asked)
+        self._room.release()
+        return False
+
+    def sending(self) -> Sending:
+        """Return what seals the messages to the host, in the order of ``register``."""
+        return Sending(self._place.sealed, keep=self._place.released.receipt)
+
+    # Receiving
+
+    def receive(self, call: HostStream) -> Steps[None]:
+        """Take the whole answer; whatever ends it, all who wait hear of it and ``call`` is over."""
+        try:
+            yield from self._answers(call)
+        except GeneratorExit:  # the task that took this course was cancelled
+            self.fail(cancelled())
+            raise
+        except CasemateError as error:
+            self.fail(error)
+        except Exception:  # noqa: BLE001 - whatever it is, everybody who waits must hear of it
+            self.fail(answer_open_failed())
+        finally:
+            call.cancel()
+            self._put(None)  # the sender ends
+
+    def _answers(self, call: HostStream) -> Steps[None]:
+        sealed = self._place.sealed
+        while (message := (yield Take(call))) is not None:
+            try:
+                header, chunks = parse_chunks(message, first=self._evidence is None)
+            except EnvelopeError:
+                raise answer_open_failed() from None
+            if self._evidence is None:
+                self._evidence = yield from self._place.answered_by(sealed.begin_answer(header))
+            for chunk in chunks:
+                unit = sealed.answer(chunk)
+                if unit is not None:
+                    yield from self._release(unit, self._evidence)
+        if not sealed.ended:
+            raise answer_open_failed()
+
+    def _release(self, unit: AnswerUnit, evidence: VerifiedEvidence) -> Steps[None]:
+        trailer = unit.trailer
+        if unit.last:
+            self._check_end(unit)
+            return
+        asked = self._answered(trailer.unit, final=trailer.final)
+        try:
+            inference = yield from self._place.released.inference(asked, unit, evidence)
+        except CasemateError as error:
+            asked.answers.failed(error)
+        else:
+            yield Give(asked.answers, inference, trailer.final)
+        if trailer.final:
+            with self._lock:
+                self._open.discard(asked)
+            self._room.release()
+
+    def _answered(self, unit: int, *, final: bool) -> Asked:
+        """Return the question that ``unit`` answers; after the final answer there is none."""
+        with self._lock:
+            asked = (self._sent.pop if final else self._sent.get)(unit, None)
+        if asked is None:
+            raise self.failure or answer_open_failed()
+        return asked
+
+    def _check_end(self, unit: AnswerUnit) -> None:
+        trailer = unit.trailer
+        self._place.released.check_status(trailer)
+        if self._open or not self._ended or trailer.unit != self._units:
+            raise answer_open_failed()
+
+
+class Sending:
+    """Seals what is asked and joins it to messages; in one thread at a time."""
+
+    def __init__(self, sealed: SealedStream, *, keep: bool) -> None:
+        """``keep`` the questions, for receipts."""
+        self._sealed = sealed
+        self._keep = keep
+        self._pieces: list[Buffer] = [*encode_header(sealed.header)]
+        self._size = 0
+        self._add(sealed.opening())
+
+    def seal(self, asked: Asked) -> Iterator[bytes]:
+        """Yield the messages that a question fills; the rest waits for what follows."""
+        for chunk in self._sealed.question(asked.message):
+            self._add((chunk,))
+            if self._size >= limits.STREAM_MESSAGE:
+                yield from self.rest()
+        asked.sent(keep=self._keep)
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield what waits to be sent, if anything does."""
+        if self._pieces:
+            message = b"".join(self._pieces)
+            self._pieces, self._size = [], 0
+            yield message
+
+    def end(self) -> Iterator[bytes]:
+        """Yield the last message."""
+        self._add(self._sealed.end())
+        yield from self.rest()
+
+    def _add(self, chunks: Iterable[Buffer]) -> None:
+        for chunk in chunks:
+            self._pieces += encode_chunk(chunk)
+            self._size += len(chunk)

@@ -1,0 +1,502 @@
+"""`AsyncStream` against a host that a test controls: bounds, giving up, cancellation, bad ends."""
+
+# ruff: noqa: ANN401 - doubles, and what may be any awaitable
+# ruff: noqa: ASYNC110 - a test waits for what nobody tells it of
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pytest
+
+from casemate.client.aio_streaming import AsyncStream
+from casemate.client.steps import AsyncDriver, Driver, Pause
+from casemate.client.stream_answers import PIECES, Released
+from casemate.client.stream_core import StreamPlace
+from casemate.client.streaming import Stream
+from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
+from casemate.errors import CasemateError, Code, RequestError
+from casemate.tensors import TensorSpec, read_request, response_lead, to_response
+from tests.support import envelope as env
+from tests.support import evidence as made
+from tests.support.streams import open_stream, trailer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+
+    from casemate.client.core import Inference
+    from casemate.client.steps import Steps
+    from casemate.envelope.messages import Trailer
+    from casemate.envelope.stream_opening import OpenedStream, StreamAnswer
+
+DIGEST = b"\xdd" * 48  # as in every trailer
+ENTRY = replace(made.LOADED, version=7, digest=DIGEST)
+SPEC = (TensorSpec("x", "FP32", (0,)),)
+
+
+class Ear:
+    """The enclave's side: what was asked, and the messages of what it answers."""
+
+    opened: OpenedStream
+    answer: StreamAnswer
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.answered = 0
+        self.ended = False
+        self._begun = False
+        self._head = b""
+
+    def hear(self, message: bytes) -> None:
+        header, chunks = parse_chunks(memoryview(message), first=not self._begun)
+        if not self._begun:
+            self._begun = True
+            self.opened = open_stream(header)
+            self.answer = self.opened.answer(env.INSTANCE_DIGEST)
+            self._head = b"".join(encode_header(self.answer.header))
+            self.opened.open(chunks.pop(0))
+        for chunk in chunks:
+            question = self.opened.question(chunk)
+            if question is not None:
+                self.asked.append(value_of(question))
+        self.ended = self.opened.ended
+
+    def says(self, chunks: Iterable[bytes | bytearray]) -> bytes:
+        head, self._head = self._head, b""
+        return head + b"".join(b"".join(encode_chunk(chunk)) for chunk in chunks)
+
+    def answers(self, unit: int, value: float, said: Trailer | None = None) -> bytes:
+        self.answered += said is None or said.final
+        message = to_response({"x": np.full(1, value, np.float32)}, "wdbc", 7)
+        return self.says(self.answer.unit([message], said or trailer(unit), 0))
+
+    def ends(self, units: int) -> bytes:
+        return self.says(self.answer.end(trailer(units), 0))
+
+
+class AsyncHost(Ear):
+    """A connection of an event loop; it takes messages while ``listens`` is set."""
+
+    target = "a test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listens = asyncio.Event()
+        self.listens.set()
+        self.said: asyncio.Queue[bytes | CasemateError | None] = asyncio.Queue()
+        self.taken = 0
+        self.cancelled = False
+
+    def stream(self, messages: AsyncIterator[bytes], timeout_s: float) -> Self:
+        self._listening = asyncio.create_task(self._listen(messages))
+        return self
+
+    async def _listen(self, messages: AsyncIterator[bytes]) -> None:
+        async for message in messages:
+            await self.listens.wait()
+            self.hear(message)
+        self._end()
+
+    async def take(self) -> bytes | None:
+        said = await self.said.get()
+        if isinstance(said, CasemateError):
+            raise said
+        self.taken += 1
+        return said
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._listening.cancel()
+
+    def say(self, *messages: bytes | None) -> None:
+        for message in messages:
+            self.said.put_nowait(message)
+        self._end()
+
+    def _end(self) -> None:
+        """As an enclave: once the end was heard and all is answered."""
+        if self.ended and self.answered == len(self.asked):
+            self.said.put_nowait(self.ends(self.answered))
+            self.said.put_nowait(None)
+
+    def call(self, *_: object) -> Any:
+        raise NotImplementedError
+
+
+def value_of(question: bytes | memoryview) -> float:
+    return float(read_request(question, SPEC, SPEC)[0]["x"][0])
+
+
+def x(value: float) -> dict[str, np.ndarray]:
+    return {"x": np.full(1, value, np.float32)}
+
+
+def value(inference: Inference) -> float:
+    return float(inference.outputs["x"][0])
+
+
+def place(host: Any, timeout_s: float = 20) -> StreamPlace:
+    sealed = env.hpke_session().seal_stream(
+        model="wdbc", version=7, digest=None, receipt=False, lead=response_lead
+    )
+
+    def answered_by(instance: bytes) -> Steps[Any]:
+        assert instance == env.INSTANCE_DIGEST
+        yield Pause(0)
+        return object()  # evidence, which nothing here looks into
+
+    return StreamPlace(
+        sealed=sealed,
+        connection=host,
+        released=Released(ENTRY, sealed.header, receipt=False),
+        deadline=time.monotonic() + timeout_s,
+        answered_by=answered_by,
+        failed=lambda _error: None,
+    )
+
+
+def begin(host: AsyncHost, *, in_flight: int = 4, timeout_s: float = 20) -> AsyncStream:
+    return AsyncStream(place(host, timeout_s), AsyncDriver(), outputs=(), in_flight=in_flight)
+
+
+def on_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def test() -> None:
+        asyncio.run(asyncio.wait_for(work(), 30))
+
+    test.__name__ = work.__name__
+    return test
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def has_heard(host: AsyncHost, count: int) -> bool:
+    return len(host.asked) == count
+
+
+async def code_of(waited: Any) -> Code:
+    with pytest.raises(CasemateError) as caught:
+        await waited
+    return caught.value.code
+
+
+@on_a_loop
+async def test_no_more_questions_are_under_way_than_there_is_room_for() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=2) as stream:
+        first, second = [await stream.submit(x(n)) for n in range(2)]
+        third = asyncio.create_task(stream.submit(x(2)))
+        await asyncio.sleep(0.05)
+        assert not third.done()
+        assert host.asked == [0, 1]
+        host.say(host.answers(1, 10))
+        assert value(await second) == 10
+        await third
+        host.say(host.answers(0, 11), host.answers(2, 12))
+        assert value(await first) == 11
+        assert value(await (await third)) == 12
+    assert host.ended
+
+
+@on_a_loop
+async def test_a_question_for_which_there_is_no_room_in_time_fails() -> None:
+    stream = begin(AsyncHost(), in_flight=1, timeout_s=0.2)
+    await stream.submit(x(0))
+    assert await code_of(stream.submit(x(1))) is Code.DEADLINE_EXCEEDED
+    await stream.cancel()
+
+
+@pytest.mark.parametrize("method", ["map", "as_finished"])
+def test_an_endless_source_is_read_no_further_than_answers_are_taken(method: str) -> None:
+    @on_a_loop
+    async def work() -> None:
+        host, count = AsyncHost(), 0
+
+        async def source() -> AsyncIterator[dict[str, np.ndarray]]:
+            nonlocal count
+            for count in itertools.count(1):
+                yield x(count)
+
+        stream = begin(host, in_flight=4)
+        answers = getattr(stream, method)(source())
+        taking = asyncio.create_task(anext(answers))
+        await until(lambda: len(host.asked) == 4)
+        for unit in range(4):
+            host.say(host.answers(unit, unit))
+        await taking
+        await until(lambda: len(host.asked) == 5)
+        host.say(host.answers(4, 4))
+        await asyncio.sleep(0.05)  # all are answered; but nobody takes more than the first
+        assert len(host.asked) == 5
+        assert count == 6
+        await answers.aclose()
+        await stream.cancel()
+
+    work()
+
+
+@on_a_loop
+async def test_an_answer_comes_before_the_next_question_is_there() -> None:
+    """A source that asks the next only when the last was answered is no deadlock."""
+    host, answered = AsyncHost(), asyncio.Event()
+
+    async def source() -> AsyncIterator[dict[str, np.ndarray]]:
+        for number in range(3):
+            yield x(number)
+            await answered.wait()
+            answered.clear()
+
+    async with begin(host) as stream:
+        got = []
+        answers = stream.map(source())
+        for unit in range(3):
+            taking = asyncio.ensure_future(anext(answers))
+            await until(partial(has_heard, host, unit + 1))
+            host.say(host.answers(unit, unit * 2))
+            got.append(value(await taking))
+            answered.set()
+        assert [one async for one in answers] == []
+        assert got == [0, 2, 4]
+
+
+@on_a_loop
+async def test_answers_come_in_order_or_as_they_finish() -> None:
+    host = AsyncHost()
+    async with begin(host) as stream:
+        in_order = asyncio.create_task(taken(stream.map([x(0), x(1), x(2)])))
+        await until(lambda: len(host.asked) == 3)
+        host.say(*(host.answers(unit, unit) for unit in (2, 0, 1)))
+        assert [value(one) for one in await in_order] == [0, 1, 2]
+        as_finished = asyncio.create_task(taken(stream.as_finished([x(0), x(1), x(2)])))
+        await until(lambda: len(host.asked) == 6)
+        host.say(*(host.answers(unit, unit) for unit in (5, 3, 4)))
+        assert [(index, value(one)) for index, one in await as_finished] == [(2, 5), (0, 3), (1, 4)]
+
+
+async def taken(answers: AsyncIterator[Any]) -> list[Any]:
+    return [answer async for answer in answers]
+
+
+@on_a_loop
+async def test_what_a_source_raises_comes_after_the_answers_before_it() -> None:
+    host = AsyncHost()
+
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        yield x(0)
+        raise LookupError("no more rows")
+
+    got = []
+    async with begin(host) as stream:
+        asking = stream.map(source())
+        taking = asyncio.ensure_future(anext(asking))
+        await until(lambda: len(host.asked) == 1)
+        host.say(host.answers(0, 5))
+        got.append(value(await taking))
+        with pytest.raises(LookupError):
+            await anext(asking)
+    assert got == [5]
+
+
+@on_a_loop
+async def test_a_question_given_up_before_it_is_sent_is_never_sent() -> None:
+    host = AsyncHost()
+    host.listens.clear()
+    async with begin(host, in_flight=3) as stream:
+        sent = await stream.submit(x(0))
+        await asyncio.sleep(0.02)  # the first message waits for the host
+        dropped, kept = [await stream.submit(x(n)) for n in (1, 2)]
+        assert dropped.cancel()
+        host.listens.set()
+        await until(lambda: len(host.asked) == 2)
+        assert host.asked == [0, 2]
+        more = [await stream.submit(x(3))]  # its place is free again
+        host.say(*(host.answers(unit, unit) for unit in range(3)))
+        assert [value(await one) for one in (sent, kept, *more)] == [0, 1, 2]
+
+
+@on_a_loop
+async def test_the_answer_to_a_question_given_up_later_is_dropped() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=2) as stream:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(await stream.submit(x(0)), 0.05)
+        assert host.asked == [0]
+        other = await stream.submit(x(1))
+        host.say(host.answers(0, 0), host.answers(1, 7))
+        assert value(await other) == 7
+
+
+@on_a_loop
+async def test_a_cancelled_task_cancels_the_call_and_all_that_waits() -> None:
+    host, futures = AsyncHost(), []
+
+    async def work() -> None:
+        async with begin(host, in_flight=2) as stream:
+            futures.extend([await stream.submit(x(n)) for n in range(2)])
+            await stream.submit(x(2))
+
+    task = asyncio.create_task(work())
+    await until(lambda: len(host.asked) == 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert host.cancelled
+    for future in futures:
+        assert await code_of(future) is Code.UNAVAILABLE
+
+
+@on_a_loop
+async def test_a_task_that_is_cancelled_while_it_leaves_cancels_the_call() -> None:
+    host, futures = AsyncHost(), []
+
+    async def work() -> None:
+        async with begin(host) as stream:
+            futures.append(await stream.submit(x(0)))
+
+    task = asyncio.create_task(work())
+    await until(lambda: host.ended)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert host.cancelled
+    assert await code_of(futures[0]) is Code.UNAVAILABLE
+
+
+@on_a_loop
+async def test_what_ends_the_stream_fails_all_and_is_raised_on_leaving() -> None:
+    host = AsyncHost()
+    stream = begin(host, in_flight=1)
+    future = await stream.submit(x(0))
+    waiting = asyncio.create_task(stream.submit(x(1)))
+    await asyncio.sleep(0)
+    host.said.put_nowait(RequestError(Code.OVERLOADED, "too many streams"))
+    assert await code_of(future) is Code.OVERLOADED
+    assert await code_of(waiting) is Code.OVERLOADED
+    assert await code_of(stream.aclose()) is Code.OVERLOADED
+    assert host.cancelled
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda host: host.answers(1, 0),  # to what was never asked
+        lambda host: host.ends(1),  # although one is unanswered
+        lambda host: None,  # cut without an end
+        lambda host: b"\0" * 40,
+    ],
+    ids=["no such question", "an early end", "cut", "nonsense"],
+)
+def test_an_answer_that_is_not_whole_is_refused(lie: Callable[[AsyncHost], bytes | None]) -> None:
+    @on_a_loop
+    async def work() -> None:
+        host = AsyncHost()
+        stream = begin(host)
+        future = await stream.submit(x(0))
+        await until(lambda: len(host.asked) == 1)
+        host.say(lie(host))
+        assert await code_of(future) is Code.ANSWER_OPEN_FAILED
+        assert await code_of(stream.aclose()) is Code.ANSWER_OPEN_FAILED
+
+    work()
+
+
+@on_a_loop
+async def test_an_answer_by_another_model_is_refused_alone() -> None:
+    host = AsyncHost()
+    async with begin(host) as stream:
+        future, other = [await stream.submit(x(n)) for n in range(2)]
+        await until(lambda: len(host.asked) == 2)
+        foreign = replace(trailer(0), digest=b"\xee" * 48)
+        host.say(host.answers(0, 0, foreign), host.answers(1, 1))
+        assert await code_of(future) is Code.DIGEST_MISMATCH
+        assert value(await other) == 1
+
+
+@on_a_loop
+async def test_pieces_that_nobody_takes_are_not_received() -> None:
+    host = AsyncHost()
+    async with begin(host) as stream:
+        pieces = stream.pieces(x(0))
+        taking = asyncio.ensure_future(anext(pieces))
+        await until(lambda: len(host.asked) == 1)
+        count = PIECES + 20
+        for number in range(count):
+            host.say(host.answers(0, number, trailer(0, final=number == count - 1)))
+        assert value(await taking) == 0
+        await asyncio.sleep(0.05)
+        assert host.taken == PIECES + 2  # one was taken, and one waits for room
+        await pieces.aclose()  # type: ignore[attr-defined]
+        await until(lambda: host.taken == count)
+        other = await stream.submit(x(1))
+        host.say(host.answers(1, 5))
+        assert value(await other) == 5
+
+
+@on_a_loop
+async def test_a_cancelled_stream_ends_pieces_that_nobody_takes() -> None:
+    host = AsyncHost()
+    stream = begin(host)
+    pieces = stream.pieces(x(0))
+    taking = asyncio.ensure_future(anext(pieces))
+    await until(lambda: len(host.asked) == 1)
+    for number in range(PIECES + 20):
+        host.say(host.answers(0, number, trailer(0, final=False)))
+    assert value(await taking) == 0
+    await asyncio.sleep(0.05)
+    await stream.cancel()
+    assert await code_of(taken(pieces)) is Code.UNAVAILABLE
+
+
+class ThreadHost(Ear):
+    """The same for threads."""
+
+    target = "a test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listens = threading.Event()
+        self.said: queue.Queue[bytes | None] = queue.Queue()
+
+    def stream(self, messages: Iterator[bytes], timeout_s: float) -> Self:
+        def listen() -> None:
+            for message in messages:
+                self.listens.wait(10)
+                self.hear(message)
+
+        threading.Thread(target=listen, daemon=True).start()
+        return self
+
+    def take(self) -> bytes | None:
+        return self.said.get(timeout=10)
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_for_threads_too_a_question_can_be_given_up_until_it_is_sent() -> None:
+    host = ThreadHost()
+    with Stream(place(host), Driver(), outputs=(), in_flight=3) as stream:
+        sent, dropped, kept = [stream.submit(x(n)) for n in range(3)]  # the host takes nothing yet
+        assert dropped.cancel()
+        host.listens.set()
+        deadline = time.monotonic() + 10
+        while len(host.asked) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert host.asked == [0, 2]
+        assert not sent.cancel()
+        host.said.put(host.answers(0, 0))
+        host.said.put(host.answers(1, 1))
+        assert [value(one.result(10)) for one in (sent, kept)] == [0, 1]
+        host.said.put(host.ends(2))
+        host.said.put(None)
