@@ -190,9 +190,9 @@ class AsyncStream:
         else:
             await self.cancel()
 
-    # Sending: gRPC takes messages from this generator, in a task of its own, as fast as they go
+    # Sending: the call takes messages from this generator, in a task of its own, as fast as they go
 
-    async def _messages(self) -> AsyncIterator[bytes]:
+    async def _messages(self) -> AsyncGenerator[bytes, None]:
         sending = self._core.sending()
         while True:
             if self._outgoing.empty():

@@ -7,6 +7,7 @@ sizes and timing; confidentiality does not rest on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
@@ -22,7 +23,7 @@ from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
     from types import TracebackType
 
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
@@ -127,11 +128,42 @@ class HostCall:
 
 
 class AsyncHostCall:
-    """`HostCall` on an event loop."""
+    """`HostCall` on an event loop, with the task that sends."""
 
-    def __init__(self, call: Any, target: str) -> None:  # noqa: ANN401 - gRPC names no such type
+    def __init__(
+        self,
+        call: Any,  # noqa: ANN401 - gRPC names no such type
+        messages: AsyncGenerator[bytes, None],
+        target: str,
+    ) -> None:
         self._call = call
         self._target = target
+        # The public `write` replaces the status of a call that the host ended meanwhile by INTERNAL
+        # (seen in one of twenty refusals, grpcio 1.80): the host's reason would be lost.
+        inner = getattr(call, "_cython_call", None)
+        self._write = getattr(inner, "send_serialized_message", call.write)
+        self._sender = asyncio.create_task(self._send(messages), name="stream sender")
+
+    async def _send(self, messages: AsyncGenerator[bytes, None]) -> None:
+        async with contextlib.aclosing(messages):
+            try:
+                if not await self._done(self._call.wait_for_connection):
+                    return
+                async for message in messages:
+                    if not await self._done(self._write, message):
+                        return
+                await self._done(self._call.done_writing)
+            except Exception:  # noqa: BLE001 - nothing more can be sealed: whoever takes hears of it
+                self._call.cancel()
+
+    @staticmethod
+    async def _done(act: Callable[..., Awaitable[None]], *arguments: bytes) -> bool:
+        """Tell whether ``act`` was done; if not the call is over, and `take` says why."""
+        try:
+            await act(*arguments)
+        except Exception:  # noqa: BLE001 - gRPC has several, of which some are not public
+            return False
+        return True
 
     async def take(self) -> bytes | None:
         """As `HostCall.take`."""
@@ -155,6 +187,7 @@ class AsyncHostCall:
     def cancel(self) -> None:
         """As `HostCall.cancel`."""
         self._call.cancel()
+        self._sender.cancel()
 
 
 class AsyncHostConnection:
@@ -192,11 +225,11 @@ class AsyncHostConnection:
             raise _translate(error, self.target) from None
         return answer
 
-    def stream(self, messages: AsyncIterator[bytes], timeout_s: float) -> AsyncHostCall:
+    def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
         method: Any = self._opened().stream_stream(_SERVICE + "InferStream")
-        call = method(messages, timeout=timeout_s, metadata=self._metadata)
-        return AsyncHostCall(call, self.target)
+        call = method(timeout=timeout_s, metadata=self._metadata)
+        return AsyncHostCall(call, messages, self.target)
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
