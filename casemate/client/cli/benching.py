@@ -13,6 +13,7 @@ from casemate.attestation import TrustPolicy
 from casemate.client.cli.calls import named_tensor
 from casemate.client.cli.group import (
     EXIT_CODES,
+    Seconds,
     caller_key_option,
     host_options,
     input_option,
@@ -58,7 +59,7 @@ _COLUMNS = ("in flight", "answers/s", *(f"p{percent:g} ms" for percent in PERCEN
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, SECONDS_MAX),
+    type=Seconds(0.1, SECONDS_MAX),
     default=10.0,
     show_default=True,
     help="Length of each run, after a second of warm-up.",

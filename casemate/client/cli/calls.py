@@ -18,6 +18,7 @@ from casemate.client.cli.group import (
     kms_key_option,
     new,
     policy_option,
+    timeout_option,
     version_option,
 )
 from casemate.client.cli.streaming import in_one_stream
@@ -55,7 +56,7 @@ def keygen(output: Path) -> None:
 @caller_key_option
 @kms_key_option
 @click.option("--receipt", type=new, help="Ask for a receipt and keep it in this new file.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+@timeout_option
 @click.option(
     "--rows",
     type=click.IntRange(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = """Exit codes: 0 done; 1 refused, with a reason code on standard error; 2 wrong usage; 3 nobody answered, so nothing was judged (HOST_UNREACHABLE, UNAVAILABLE, DEADLINE_EXCEEDED)."""  # noqa: E501 - click wraps it
 
 _SILENT: Final = frozenset({Code.HOST_UNREACHABLE, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
+
+
+class Seconds(click.FloatRange):
+    """A time within bounds; unlike click's own it takes no NaN, which is within any."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return what ``value``, a text or a default, says; wrong usage if it is out of bounds."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail("not a number", param, ctx)
+        return seconds
+
 
 existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 new = click.Path(dir_okay=False, path_type=Path)
@@ -42,6 +57,9 @@ caller_key_option = click.option(
     "--caller-key", type=existing, help="Your Ed25519 key, for models that list callers."
 )
 kms_key_option = click.option("--kms-key", help="ARN of your own KMS key: data keys come from it.")
+timeout_option = click.option(
+    "--timeout", type=Seconds(0, 3600), default=30.0, show_default=True, help="Seconds."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

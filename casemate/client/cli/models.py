@@ -14,6 +14,7 @@ from casemate.client.cli.group import (
     host_options,
     json_option,
     policy_option,
+    timeout_option,
 )
 from casemate.client.cli.tables import tree
 from casemate.client.client import Client
@@ -38,7 +39,7 @@ Facts = dict[str, Any]
 @policy_option
 @host_options
 @caller_key_option
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+@timeout_option
 @json_option
 def models(
     target: str,

@@ -14,6 +14,7 @@ from casemate.client.cli.group import (
     host_options,
     input_option,
     policy_option,
+    timeout_option,
     version_option,
 )
 from casemate.client.client import Client
@@ -89,7 +90,7 @@ def seal_data_command(
 @host_options
 @click.option("--caller-key", required=True, type=existing, help="Your Ed25519 key, as a reader.")
 @version_option
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds.")
+@timeout_option
 def infer_sealed(
     target: str,
     model: str,

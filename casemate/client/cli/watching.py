@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from casemate.client.cli.group import Seconds
 from casemate.client.top import readings
 from casemate.errors import CasemateError, Code, RequestError
 
@@ -20,7 +21,13 @@ _HISTORY = 60
 
 @click.command(short_help="Watch a running host.")
 @click.argument("target")
-@click.option("--every", default=2.0, show_default=True, help="Seconds between two readings.")
+@click.option(
+    "--every",
+    type=Seconds(0.2, 3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two readings.",
+)
 @click.option("--once", is_flag=True, help="One screen, then end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a reading.")
 def top(target: str, every: float, *, once: bool, as_json: bool) -> None:
@@ -29,7 +36,6 @@ def top(target: str, every: float, *, once: bool, as_json: bool) -> None:
     Throughput, the latency of each step, the queue, models, the age of the evidence. It is the
     operator's word about itself; what you may trust is for `casemate verify` to say.
     """
-    every = max(0.2, every)
     before = readings.read(target)
     try:
         if as_json:

@@ -221,6 +221,22 @@ def test_wrong_usage(
     assert text in refusal("verify", *arguments, "--policy", "trust.toml", code=2)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e30", "soon"])
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--timeout", ("infer", "127.0.0.1:1", "wdbc", "--input", "x=x.csv")),
+        ("--timeout", ("models", "127.0.0.1:1")),
+        ("--seconds", ("bench", "127.0.0.1:1", "wdbc", "--input", "x=x.csv")),
+    ],
+)
+def test_times_out_of_bounds_are_wrong_usage(
+    files: Path, option: str, arguments: tuple[str, ...], seconds: str
+) -> None:
+    policy = str(files / "trust.toml")
+    assert option in refusal(*arguments, "--policy", policy, option, seconds, code=2)
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [
