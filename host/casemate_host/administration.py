@@ -59,8 +59,7 @@ class Administration:
 
     def start(self) -> None:
         """Listen; raises CasemateError(UNAVAILABLE)."""
-        with contextlib.suppress(FileNotFoundError):
-            self._socket.unlink()
+        _remove(self._socket)
         mask = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{self._socket}")
@@ -77,7 +76,7 @@ class Administration:
         self._server.stop(0).wait()
         self._pool.shutdown(wait=True)
         with contextlib.suppress(OSError):
-            self._socket.unlink()
+            _remove(self._socket)
 
     def _status(self, _: pb.GetStatusRequest) -> pb.HostStatus:
         standing = self._board.standing
@@ -130,6 +129,13 @@ class Administration:
         until = self._control.drain(min(request.within_ms / 1000, limits.ADMIN_DRAIN_MAX_S))
         self._supervisor.nudge()
         return pb.DrainResponse(until=until)
+
+
+def _remove(path: Path) -> None:
+    """Remove a socket of an earlier start; any other file is its owner's."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_socket():
+            path.unlink()
 
 
 def _loaded(model: LoadedModel, size: int) -> pb.LoadedModel:
