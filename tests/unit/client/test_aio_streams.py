@@ -412,6 +412,18 @@ def test_an_answer_that_is_not_whole_is_refused(lie: Callable[[AsyncHost], bytes
 
 
 @on_a_loop
+async def test_an_end_that_leaves_a_question_unanswered_is_refused() -> None:
+    host = AsyncHost()
+    stream = begin(host)
+    future = await stream.submit(x(0))
+    leaving = asyncio.create_task(stream.aclose())
+    await until(lambda: host.ended)
+    host.say(host.ends(1), None)
+    assert await code_of(future) is Code.ANSWER_OPEN_FAILED
+    assert await code_of(leaving) is Code.ANSWER_OPEN_FAILED
+
+
+@on_a_loop
 async def test_an_answer_by_another_model_is_refused_alone() -> None:
     host = AsyncHost()
     async with begin(host) as stream:
