@@ -10,6 +10,7 @@ STAMP  := $(VENV)/.installed
 FUZZ   := .venv-fuzz
 
 RUNS           ?= 1000000
+WORKERS        ?= 3
 SOAK_MINUTES   ?= 30
 BENCHES        := verifier envelope binding hop sandbox key_modes serving overload stream request_path model_load
 ROUNDS         ?= 5
@@ -66,8 +67,8 @@ $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
 qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run the integration tests against it
 	@$(BIN)/python -m pytest --form vm -o timeout=600 $(MACHINE_TESTS)
 
-test: stage ## Run every test
-	@$(BIN)/python -m pytest
+test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: venv ## Lint, format, types, import contracts, drift of generated files
 	@$(BIN)/ruff check --quiet
