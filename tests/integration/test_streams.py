@@ -242,7 +242,7 @@ def test_a_cancelled_stream_frees_its_workers_and_stops_the_model(
     assert eventually(lambda: busy(pid, 0.2) > 0.5)
     stream.cancel()
     assert all(future.done() for future in futures)
-    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert eventually(lambda: ended_early(enclave) > early, 5)
     assert eventually(lambda: busy(pid) < 0.3, 10)
 
 
@@ -267,7 +267,7 @@ def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
             await task
 
     asyncio.run(work())
-    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert eventually(lambda: ended_early(enclave) > early, 5)
     assert eventually(lambda: busy(pid) < 0.3, 10)
 
 
@@ -305,7 +305,7 @@ def test_a_caller_that_vanishes_is_a_cancellation_however_full_the_stream_is(
         for _ in range(75):  # above what the enclave reads ahead
             spoken.ask(message)
         time.sleep(0.3)
-    assert eventually(lambda: ended_early(enclave) == early + 1, 5)
+    assert eventually(lambda: ended_early(enclave) > early, 5)
     assert session.ask(enclave).trailer.status is Code.OK
 
 

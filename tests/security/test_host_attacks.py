@@ -566,9 +566,10 @@ def test_h16_step_durations_do_not_tell_a_sealed_status(deployment: LocalDeploym
         {step: sum(item["counts"]) for step, item in each.items() if step in {"run", "queue"}}
         for each in seen
     ]
-    assert all(each["run"] == each["queue"] for each in counts)
-    moved = [after["run"] - before["run"] for before, after in itertools.pairwise(counts)]
-    assert moved == [limits.STEP_GROUP] * len(moved)
+    # The enclave has served others before: what the host cut short has run and was never sealed.
+    for step in ("run", "queue"):
+        moved = [after[step] - before[step] for before, after in itertools.pairwise(counts)]
+        assert moved == [limits.STEP_GROUP] * len(moved), step
 
 
 def test_answers_are_the_models_own(
