@@ -268,6 +268,9 @@ class SharedConnection:
     def _lost(self, error: FrameError) -> None:
         with self._lock:
             self._over = True
+            for question in self._outbox:  # the kernel was never given these
+                question.unsent = True
+            self._outbox = []
             for question in self._questions.values():
                 if not question.done:
                     question.lost = error
