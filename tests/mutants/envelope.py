@@ -64,7 +64,7 @@ CHUNKS = (
     Mutant("unit: bound", _UNITS, "if length > limits.REQUEST_MAX:", "if False:", SEALING + PROPERTIES),
     Mutant("unit: trailer's bound", _UNITS, "len(parts[-1]) > limits.TRAILER_MAX or", "", VECTORS),
     Mutant("unit: trailer's room", _UNITS, "if len(trailer) > limits.TRAILER_MAX:", "if False:", SEALING),
-    Mutant("padding: room", _PADDING, "padme(max(floor, length) + limits.TRAILER_ROOM)", "padme(max(floor, length))", VECTORS + SEALING + PROPERTIES),
+    Mutant("padding: room", _PADDING, "padme(max(floor, length) + limits.TRAILER_ROOM)", "padme(max(floor, length))", VECTORS),
     Mutant("padding: floor", _PADDING, "max(floor, length) +", "length +", VECTORS + SEALING + PROPERTIES),
     Mutant("padding: least", _PADDING, "max(limits.UNIT_MIN, length)", "length", VECTORS + SEALING + PROPERTIES),
     Mutant("padding: bucket", _PADDING, "return (length + mask) & ~mask", "return length", VECTORS),

@@ -17,7 +17,8 @@ from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
 from casemate.envelope.failure import answer_open_failed, open_failed
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.messages import Trailer
-from casemate.envelope.padding import padme
+from casemate.envelope.padding import padded_answer, padme
+from casemate.envelope.units import split_response
 from casemate.errors import Code, EnvelopeError
 from tests.support import envelope as env
 
@@ -376,3 +377,11 @@ def test_another_caller_in_a_known_session_is_verified_anew(checks: list[object]
             asked(call, asked(call, known, anonymous), forged.encode())
     assert asked(call, known, b"no preamble").preamble is None
     assert asked(call, known, b"no preamble").caller is None
+
+
+def test_an_answer_of_three_parts_is_none() -> None:
+    """Nothing may lie between the message and the trailer, where nobody would look at it."""
+    parts = b"".join(wire.lp(part) for part in (b"message", b"hidden", b"trailer"))
+    unit = parts + bytes(padded_answer(len(parts)) - len(parts))
+    with pytest.raises(BrokenSealError):
+        split_response(memoryview(unit))
