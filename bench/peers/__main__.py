@@ -123,7 +123,7 @@ def main() -> int:
         write_models(Path(base))
         samples = _run(Path(base), options)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    found = {"machine": machine, "versions": versions(), **findings.as_json(samples)}
+    found = {"machine": machine, "versions": versions(options.servers), **findings.as_json(samples)}
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.plots is not None:

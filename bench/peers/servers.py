@@ -207,15 +207,15 @@ SERVERS: Final = {
 PACKAGES: Final = {"triton": "nvidia-pytriton", "kserve": "kserve", "mlserver": "mlserver"}
 
 
-def versions() -> dict[str, str]:
-    """Version of each server's package and of the onnxruntime it uses, as they are installed."""
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Version of each named server's package and of the onnxruntime it uses, as installed."""
     ask = (
         "import importlib.metadata as m, sys; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
     )
     found = {}
     for name, packages in {
         "casemate": ["casemate"],
-        **{k: [v] for k, v in PACKAGES.items()},
+        **{k: [v] for k, v in PACKAGES.items() if k in names},
     }.items():
         python = sys.executable if name == "casemate" else _python(name)
         command = [python, "-c", ask, *packages, "onnxruntime"]
@@ -246,6 +246,7 @@ def _python(name: str) -> str:
 @contextlib.contextmanager
 def _process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
     """Run a server in a session of its own; its log is kept for whoever looks into a failure."""
+    VENVS.mkdir(exist_ok=True)
     with (VENVS / f"{Path(command[-2]).stem}.log").open("ab") as log:
         process = subprocess.Popen(
             command,
