@@ -147,7 +147,8 @@ MODEL_SERVE_FACTOR: Final = 1.25
 MODEL_OVERHEAD: Final = 2 * MIB  # of a session, however small the model
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
-DESCRIPTIONS_KEPT: Final = 256  # descriptions of tensors that are known by sight, half a KiB each
+DESCRIPTIONS_KEPT: Final = 64  # of one model's messages that are known by sight
+DESCRIPTION_KEPT_MAX: Final = 4 * KIB  # some fifty tensors; longer ones are read each time
 STRINGS_MAX: Final = 1 << 16  # BYTES elements of one message: each costs some 0.3 us in Python
 DATA_HEADER_MAX: Final = 64 * KIB  # all readers and models that are allowed fit
 DATA_READERS_MAX: Final = 1024  # as callers of a model

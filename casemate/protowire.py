@@ -52,6 +52,19 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     raise WireError("varint is cut or too long")
 
 
+def bytes_field(data: memoryview, at: int, number: int) -> tuple[memoryview, int]:
+    """Return the content of the bytes field ``number`` that begins ``at``, and where it ends.
+
+    Raises WireError if another field begins there, or none, or it passes the end.
+    """
+    tag, at = _varint(data, at)
+    length, at = _varint(data, at)
+    end = at + length
+    if tag != number << 3 | BYTES or end > len(data):
+        raise WireError("another field than the one that is due")
+    return data[at:end], end
+
+
 def read_fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
     """Yield (field number, wire type, content) of a message, contents as views.
 
@@ -73,6 +86,33 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
             raise WireError("field passes the end, or has no number")
         yield number, kind, data[at:end]
         at = end
+
+
+def split_trailing(
+    data: memoryview, number: int, most: int
+) -> tuple[memoryview, list[memoryview]] | None:
+    """Return what precedes the bytes fields of ``number`` that end a message, and their contents.
+
+    None if they are not all at its end, or it has more than ``most`` fields: then another reader
+    has to say what it is. What precedes them was not looked at but for its lengths. Raises
+    WireError.
+    """
+    wanted = number << 3 | BYTES
+    contents: list[memoryview] = []
+    begin = at = fields = 0
+    while at < len(data):
+        tag, start = _varint(data, at)
+        length, start = _varint(data, start)
+        fields += 1
+        if tag == wanted:
+            begin = begin if contents else at
+            contents.append(data[start : start + length])
+        elif contents or tag & 7 != BYTES:
+            return None
+        at = start + length
+        if at > len(data) or fields > most:
+            return None
+    return (data[:begin], contents) if contents else None
 
 
 def locate(data: memoryview, number: int, at_least: int) -> int:

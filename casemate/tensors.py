@@ -19,11 +19,10 @@ from casemate.oip import strings
 from casemate.oip.messages import (
     REQUEST_RAW,
     RESPONSE_RAW,
+    Described,
     Description,
-    Message,
+    MessageReader,
     invalid_request,
-    read_request_message,
-    read_response_message,
 )
 from casemate.oip.v2 import inference_pb2 as pb
 
@@ -80,13 +79,23 @@ class InferRequest(NamedTuple):
     timeout_us: int | None
 
 
-class _Tensor(NamedTuple):
-    """A tensor of a message whose raw contents are known to fit its datatype and shape."""
+class _Layout(NamedTuple):
+    """How a described tensor lies in its raw contents; without a dtype it has strings."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    raw: memoryview
+    dtype: np.dtype[Any] | None
+    count: int
+
+
+class _Asked(NamedTuple):
+    """What a request says beside its contents, found to fit the model."""
+
+    layouts: list[_Layout]
+    requested: list[str]
+    id: str
+    timeout_us: int | None
 
 
 def _invalid_input(name: str, detail: str) -> RequestError:
@@ -206,25 +215,41 @@ def _converted(name: str, array: Array) -> tuple[Array, str]:
 # Reading
 
 
+class RequestReader:
+    """Reads the requests of one model; thread-safe."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        """``inputs``: all that the model takes; ``outputs``: what it gives if none is requested."""
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._outputs = [spec.name for spec in outputs]
+        self._messages = MessageReader(REQUEST_RAW, self._asked)
+
+    def read(self, message: Buffer) -> InferRequest:
+        """Return the arrays of a ``ModelInferRequest`` and what it asks for.
+
+        Every input of the model is there, with its datatype and a shape that it allows. Arrays are
+        read-only, and views of ``message`` where its alignment permits; strings are ``str``.
+        Raises RequestError: INVALID_REQUEST for the message, INVALID_INPUT for what it says about
+        tensors.
+        """
+        asked, raws = self._messages.read(memoryview(message))
+        arrays = _arrays(asked.layouts, raws, text=True)
+        return InferRequest(arrays, list(asked.requested), asked.id, asked.timeout_us)
+
+    def _asked(self, described: Described) -> _Asked:
+        _check_names([tensor.name for tensor in described.tensors], self._inputs)
+        layouts = _layouts(described.tensors)
+        for layout in layouts:
+            _check_spec(layout, self._inputs[layout.name])
+        requested = _check_requested(described.requested, self._outputs)
+        return _Asked(layouts, requested, described.id, described.timeout_us)
+
+
 def read_request(
     message: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> InferRequest:
-    """Return the arrays of a ``ModelInferRequest`` and what it asks for.
-
-    Every input of the model is there, with its datatype and a shape that it allows. Arrays are
-    read-only, and views of ``message`` where its alignment permits; strings are ``str``. No
-    requested output means all of ``outputs``. Raises RequestError: INVALID_REQUEST for the
-    message, INVALID_INPUT for what it says about tensors.
-    """
-    parsed = read_request_message(memoryview(message))
-    specs = {spec.name: spec for spec in inputs}
-    _check_names([tensor.name for tensor in parsed.tensors], specs)
-    tensors = _fitting(parsed)
-    for tensor in tensors:
-        _check_spec(tensor, specs[tensor.name])
-    requested = _check_requested(parsed.requested, [spec.name for spec in outputs])
-    arrays = {tensor.name: _array(tensor, text=True) for tensor in tensors}
-    return InferRequest(arrays, requested, parsed.id, parsed.timeout_us)
+    """Read one request, as ``RequestReader``."""
+    return RequestReader(inputs, outputs).read(message)
 
 
 def from_response(message: Buffer) -> dict[str, Array]:
@@ -232,12 +257,20 @@ def from_response(message: Buffer) -> dict[str, Array]:
 
     BF16 comes as ``BFLOAT16``, which ``view(ml_dtypes.bfloat16)`` turns into numbers.
 
-    Raises RequestError as ``read_request``.
+    Raises RequestError as ``RequestReader.read``.
     """
-    tensors = _fitting(read_response_message(memoryview(message)))
-    if len({tensor.name for tensor in tensors}) != len(tensors):
+    layouts, raws = _RESPONSES.read(memoryview(message))
+    return _arrays(layouts, raws, text=False)
+
+
+def _answered(described: Described) -> list[_Layout]:
+    layouts = _layouts(described.tensors)
+    if len({layout.name for layout in layouts}) != len(layouts):
         raise invalid_request("an output is named twice")
-    return {tensor.name: _array(tensor, text=False) for tensor in tensors}
+    return layouts
+
+
+_RESPONSES: Final = MessageReader(RESPONSE_RAW, _answered)
 
 
 def _check_names(names: list[str], specs: Mapping[str, TensorSpec]) -> None:
@@ -260,7 +293,7 @@ def _check_requested(requested: list[str], known: list[str]) -> list[str]:
     return requested or known
 
 
-def _check_spec(tensor: _Tensor, spec: TensorSpec) -> None:
+def _check_spec(tensor: _Layout, spec: TensorSpec) -> None:
     if tensor.datatype != spec.datatype:
         raise _invalid_input(
             tensor.name, f"datatype {tensor.datatype}, the model takes {spec.datatype}"
@@ -273,79 +306,92 @@ def _check_spec(tensor: _Tensor, spec: TensorSpec) -> None:
         raise _invalid_input(tensor.name, f"shape {list(tensor.shape)}, the model takes [{takes}]")
 
 
-def _fitting(parsed: Message) -> list[_Tensor]:
-    """Pair tensors with their raw contents; every length is that of datatype and shape."""
-    if len(parsed.tensors) != len(parsed.raws):
-        raise invalid_request(f"{len(parsed.tensors)} tensors and {len(parsed.raws)} raw contents")
-    tensors = []
+def _layouts(described: Sequence[Description]) -> list[_Layout]:
+    """Return how each tensor lies in its raw contents; raises RequestError (INVALID_INPUT)."""
+    layouts = []
     texts = 0
-    for described, raw in zip(parsed.tensors, parsed.raws, strict=True):
-        tensor = _Tensor(*described, raw)
-        texts += _check_fit(tensor)
-        tensors.append(tensor)
+    for tensor in described:
+        layout = _layout(tensor)
+        texts += layout.count if layout.dtype is None else 0
+        layouts.append(layout)
         if texts > limits.STRINGS_MAX:
-            raise _invalid_input(
-                tensor.name, f"more than {limits.STRINGS_MAX} strings in one message"
-            )
-    return tensors
+            detail = f"more than {limits.STRINGS_MAX} strings in one message"
+            raise _invalid_input(tensor.name, detail)
+    return layouts
 
 
-def _check_fit(tensor: _Tensor) -> int:
-    """Refuse raw contents that are not those of datatype and shape; return the strings in them."""
-    if len(tensor.shape) > limits.RANK_MAX:
-        raise _invalid_input(tensor.name, f"rank {len(tensor.shape)}, limit {limits.RANK_MAX}")
+def _layout(tensor: Description) -> _Layout:
+    name, datatype, shape = tensor
+    if len(shape) > limits.RANK_MAX:
+        raise _invalid_input(name, f"rank {len(shape)}, limit {limits.RANK_MAX}")
     # Counting an empty dimension as one keeps an empty tensor from naming absurd lengths.
-    if min(tensor.shape, default=0) < 0 or (
-        math.prod(length or 1 for length in tensor.shape) > limits.ELEMENTS_MAX
+    if min(shape, default=0) < 0 or (
+        math.prod(length or 1 for length in shape) > limits.ELEMENTS_MAX
     ):
-        raise _invalid_input(tensor.name, f"shape {list(tensor.shape)} is out of bounds")
-    count = math.prod(tensor.shape)
-    if tensor.datatype == BYTES:
-        _check_strings(tensor, count)
-        return count
-    dtype = NUMERIC.get(tensor.datatype)
+        raise _invalid_input(name, f"shape {list(shape)} is out of bounds")
+    count = math.prod(shape)
+    if datatype == BYTES:
+        if count > limits.STRINGS_MAX:
+            raise _invalid_input(name, f"{count} strings, limit {limits.STRINGS_MAX}")
+        return _Layout(name, datatype, shape, None, count)
+    dtype = NUMERIC.get(datatype)
     if dtype is None:
-        raise _invalid_input(tensor.name, f"unknown datatype {tensor.datatype[:16]!r}")
-    if len(tensor.raw) != count * dtype.itemsize:
-        raise _invalid_input(
-            tensor.name,
-            f"{len(tensor.raw)} bytes, {count * dtype.itemsize} for {tensor.datatype} "
-            f"of shape {list(tensor.shape)}",
-        )
-    if dtype.kind == "b" and count and np.frombuffer(tensor.raw, np.uint8).max() > 1:
-        raise _invalid_input(tensor.name, "a BOOL byte is neither 0 nor 1")
-    return 0
+        raise _invalid_input(name, f"unknown datatype {datatype[:16]!r}")
+    return _Layout(name, datatype, shape, dtype, count)
 
 
-def _check_strings(tensor: _Tensor, count: int) -> None:
-    if count > limits.STRINGS_MAX:
-        raise _invalid_input(tensor.name, f"{count} strings, limit {limits.STRINGS_MAX}")
-    if not strings.fit(tensor.raw, count):
-        raise _invalid_input(
-            tensor.name, f"raw contents are not {count} strings with their lengths before them"
-        )
+def _arrays(
+    layouts: Sequence[_Layout], raws: Sequence[memoryview], *, text: bool
+) -> dict[str, Array]:
+    """Return the tensors by name; no array is made before all raw contents were found to fit."""
+    if len(layouts) != len(raws):
+        raise invalid_request(f"{len(layouts)} tensors and {len(raws)} raw contents")
+    for layout, raw in zip(layouts, raws, strict=True):
+        _check_fit(layout, raw)
+    return {
+        layout.name: _array(layout, raw, text=text)
+        for layout, raw in zip(layouts, raws, strict=True)
+    }
 
 
-def _array(tensor: _Tensor, *, text: bool) -> Array:
-    if tensor.datatype == BYTES:
-        array: Array = np.empty(tensor.shape, np.object_)
-        array.reshape(-1)[:] = _strings(tensor, text=text)
+def _check_fit(layout: _Layout, raw: memoryview) -> None:
+    """Refuse raw contents that are not those of datatype and shape."""
+    name, datatype, shape, dtype, count = layout
+    if dtype is None:
+        _check_strings(layout, raw)
+        return
+    if len(raw) != count * dtype.itemsize:
+        detail = f"{count * dtype.itemsize} for {datatype} of shape {list(shape)}"
+        raise _invalid_input(name, f"{len(raw)} bytes, {detail}")
+    if dtype.kind == "b" and count and np.frombuffer(raw, np.uint8).max() > 1:
+        raise _invalid_input(name, "a BOOL byte is neither 0 nor 1")
+
+
+def _check_strings(layout: _Layout, raw: memoryview) -> None:
+    if not strings.fit(raw, layout.count):
+        detail = f"raw contents are not {layout.count} strings with their lengths before them"
+        raise _invalid_input(layout.name, detail)
+
+
+def _array(layout: _Layout, raw: memoryview, *, text: bool) -> Array:
+    array: Array
+    if layout.dtype is None:
+        array = np.empty(layout.shape, np.object_)
+        array.reshape(-1)[:] = _strings(layout.name, raw, text=text)
     else:
-        dtype = NUMERIC[tensor.datatype]
-        array = (np.frombuffer(tensor.raw, dtype) if tensor.raw else np.empty(0, dtype)).reshape(
-            tensor.shape
-        )
+        array = np.frombuffer(raw, layout.dtype) if raw else np.empty(0, layout.dtype)
+        array = array.reshape(layout.shape)
         if not array.flags.aligned:
             array = array.copy()
     array.flags.writeable = False
     return array
 
 
-def _strings(tensor: _Tensor, *, text: bool) -> list[str] | list[bytes]:
-    items = strings.unpack(tensor.raw)
+def _strings(name: str, raw: memoryview, *, text: bool) -> list[str] | list[bytes]:
+    items = strings.unpack(raw)
     if not text:
         return items
     try:
         return [item.decode() for item in items]
     except UnicodeDecodeError:
-        raise _invalid_input(tensor.name, "an element is not UTF-8") from None
+        raise _invalid_input(name, "an element is not UTF-8") from None

@@ -31,9 +31,9 @@ def lp_list(parts: Iterable[bytes]) -> bytes:
 
 
 def digest(*parts: Buffer) -> bytes:
-    """Return ``H`` (SHA-384, 48 bytes) of the concatenated parts (SPEC 1.2)."""
-    state = hashlib.sha384()
-    for part in parts:
+    """Return ``H`` (SHA-384, 48 bytes) of one or more concatenated parts (SPEC 1.2)."""
+    state = hashlib.sha384(parts[0])
+    for part in parts[1:]:
         state.update(part)
     return state.digest()
 

@@ -21,7 +21,7 @@ import grpc
 from bench.peers.models import MODELS, header_of
 from casemate import limits
 from casemate.attestation import ServiceLimits
-from casemate.tensors import read_request, to_response
+from casemate.tensors import to_response
 from casemate_enclave.clock import AttestedClock, boottime
 from casemate_enclave.events import Journal
 from casemate_enclave.identity import MeasurementLog
@@ -64,7 +64,7 @@ def method(models: ModelRegistry, name: str) -> Callable[[bytes, grpc.ServicerCo
     def infer(message: bytes, context: grpc.ServicerContext) -> bytes:
         model = models.find(name, None)
         header = model.header
-        request = read_request(memoryview(message), header.inputs, header.outputs)
+        request = model.requests.read(message)
         remaining = context.time_remaining() or limits.FRAME_BUDGET_DEFAULT / 1000
         deadline = time.monotonic() + remaining
         outputs = model.loaded.run(request.inputs, request.outputs, deadline)

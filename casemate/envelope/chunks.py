@@ -38,6 +38,9 @@ def _nonce(counter: int, flag: Flag) -> bytes:
     return (counter << _FLAG_BITS | flag).to_bytes(_NONCE_BYTES, "big")
 
 
+_ALONE: Final = _nonce(0, Flag.LAST)  # of a content's only chunk
+
+
 def _of_one_unit(*, last: bool) -> Flag:
     return Flag.LAST if last else Flag.MORE
 
@@ -93,6 +96,9 @@ def seal_content(key: bytes, aad: bytes, content: Buffer) -> memoryview:
 
 def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -> memoryview:
     """Seal ``pieces``, the chunks of a content of ``length`` >= 1 bytes, into one buffer."""
+    if length <= limits.CHUNK:
+        (piece,) = pieces
+        return memoryview(AESGCM(key).encrypt(_ALONE, piece, aad))
     sealed = memoryview(bytearray(sealed_length(length)))
     cipher = ChunkCipher(key, aad)
     at = 0
@@ -113,6 +119,8 @@ def open_content(key: bytes, aad: bytes, ciphertext: Buffer) -> memoryview:
     chunks = _count(len(sealed), SEALED_CHUNK)
     if len(sealed) - (chunks - 1) * SEALED_CHUNK <= TAG_BYTES or not chunks:
         raise BrokenSealError
+    if chunks == 1:
+        return _open_alone(key, aad, sealed)
     plain = memoryview(bytearray(len(sealed) - TAG_BYTES * chunks))
     cipher = ChunkCipher(key, aad)
     for index in range(chunks):
@@ -121,3 +129,10 @@ def open_content(key: bytes, aad: bytes, ciphertext: Buffer) -> memoryview:
         out = plain[at : at + len(piece) - TAG_BYTES]
         cipher.open_into(piece, out, last=index == chunks - 1)
     return plain.toreadonly()
+
+
+def _open_alone(key: bytes, aad: bytes, sealed: memoryview) -> memoryview:
+    try:
+        return memoryview(AESGCM(key).decrypt(_ALONE, sealed, aad))
+    except InvalidTag:
+        raise BrokenSealError from None

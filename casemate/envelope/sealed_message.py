@@ -30,17 +30,13 @@ def parse_sealed(payload: Buffer) -> tuple[bytes, memoryview]:
     Raises EnvelopeError (MALFORMED) for anything but fields 1 and 2, once each, in this order, with
     shortest varints: host and enclave can never read two different messages in the same bytes.
     """
-    fields = protowire.read_fields(memoryview(payload).toreadonly())
+    view = memoryview(payload).toreadonly()
     try:
-        (first, first_kind, header), (second, second_kind, ciphertext) = fields
-    except ValueError:  # a WireError, or not two fields
+        header, end = protowire.bytes_field(view, 0, _HEADER)
+        ciphertext, end = protowire.bytes_field(view, end, _CIPHERTEXT)
+    except protowire.WireError:
         raise EnvelopeError(Code.MALFORMED, "not a sealed message") from None
-    if (first, first_kind, second, second_kind) != (
-        _HEADER,
-        protowire.BYTES,
-        _CIPHERTEXT,
-        protowire.BYTES,
-    ):
+    if end != len(view):
         raise EnvelopeError(Code.MALFORMED, "not a sealed message")
     if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:
         raise EnvelopeError(Code.MALFORMED, "sealed message with an empty or overlong field")

@@ -7,9 +7,8 @@ Only raw contents are supported: `contents`, repeated and unknown fields and eve
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -17,12 +16,18 @@ from casemate import limits, protowire
 from casemate.errors import Code, RequestError
 from casemate.oip.v2 import inference_pb2 as pb
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
 # Field numbers of casemate.oip.v2; those of a tensor are the same on the way in and out.
 REQUEST_RAW: Final = 7
 RESPONSE_RAW: Final = 6
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _TENSORS, _REQUESTED = 1, 2, 3, 4, 5, 6
 _KEY, _VALUE, _INT64, _UINT64 = 1, 2, 2, 5
 _TIMEOUT: Final = "timeout"
+_FIELDS_KNOWN: Final = 2 * limits.TENSORS_MAX + 4  # a tensor, its contents; id, name and so on
 _TENSOR_NAME, _TENSOR_DATATYPE, _TENSOR_SHAPE, _TENSOR_CONTENTS = 1, 2, 3, 5
 
 
@@ -35,22 +40,16 @@ class Description(NamedTuple):
 
 
 @dataclass(slots=True)
-class Message:
-    """The tensors of a message as described, their raw contents, and the outputs asked for.
+class Described:
+    """What a message says beside its raw contents: its tensors, and the outputs asked for.
 
     ``id`` is the sender's own name for the request, ``timeout_us`` the time it allows.
     """
 
     tensors: list[Description]
-    raws: list[memoryview]
     requested: list[str]
     id: str = ""
     timeout_us: int | None = None
-
-    @property
-    def longest(self) -> int:
-        """The length of the longest of its lists."""
-        return max(len(self.tensors), len(self.raws), len(self.requested))
 
 
 def invalid_request(detail: str) -> RequestError:
@@ -58,42 +57,69 @@ def invalid_request(detail: str) -> RequestError:
     return RequestError(Code.INVALID_REQUEST, detail)
 
 
-def read_request_message(message: memoryview) -> Message:
-    """Take a ``ModelInferRequest`` apart; raises RequestError (INVALID_REQUEST)."""
-    return _read(message, REQUEST_RAW)
+class MessageReader(Generic[T]):
+    """Takes messages apart; thread-safe. What it made of a description it knows again by sight.
+
+    Nearly all messages of a kind describe the same few tensors, and a description has no value of
+    any. One that carries its sender's own name for the request is not kept.
+    """
+
+    def __init__(self, raw_number: int, make: Callable[[Described], T]) -> None:
+        """``raw_number``: of REQUEST_RAW and RESPONSE_RAW; ``make`` may raise RequestError."""
+        self._raw_number = raw_number
+        self._make = make
+        self._known: dict[bytes, T] = {}
+
+    def read(self, message: memoryview) -> tuple[T, list[memoryview]]:
+        """Return what was made of the description, and the raw contents as views.
+
+        Raises RequestError (INVALID_REQUEST), and as ``make``.
+        """
+        message = message.toreadonly()
+        try:
+            split = protowire.split_trailing(message, self._raw_number, _FIELDS_KNOWN)
+            if split is None or len(split[0]) > limits.DESCRIPTION_KEPT_MAX:
+                described, raws = _read(message, self._raw_number)
+                return self._make(described), raws
+            prefix, raws = bytes(split[0]), split[1]
+            made = self._known.get(prefix)
+            return self._made(prefix) if made is None else made, raws
+        except (protowire.WireError, DecodeError):
+            detail = "not a protobuf message of the Open Inference Protocol"
+            raise invalid_request(detail) from None
+
+    def _made(self, prefix: bytes) -> T:
+        described, _ = _read(memoryview(prefix), self._raw_number)
+        made = self._make(described)
+        if not described.id:
+            if len(self._known) >= limits.DESCRIPTIONS_KEPT:
+                self._known.clear()
+            self._known[prefix] = made
+        return made
 
 
-def read_response_message(message: memoryview) -> Message:
-    """Take a ``ModelInferResponse`` apart; raises RequestError (INVALID_REQUEST)."""
-    return _read(message, RESPONSE_RAW)
-
-
-def _read(message: memoryview, raw_number: int) -> Message:
-    parsed = Message([], [], [])
+def _read(message: memoryview, raw_number: int) -> tuple[Described, list[memoryview]]:
+    described = Described([], [])
+    raws: list[memoryview] = []
     single: set[int] = set()
-    fields = 0
-    try:
-        for number, kind, content in protowire.read_fields(message.toreadonly()):
-            if kind != protowire.BYTES or number in single:
-                raise invalid_request("a field of the message is repeated or has a wrong type")
-            if number == raw_number:
-                parsed.raws.append(content)
-            elif number == _TENSORS:
-                parsed.tensors.append(_describe(content))
-            elif number == _REQUESTED:
-                parsed.requested.append(_read_requested(content))
-            else:
-                single.add(number)
-                _read_single(parsed, number, content, raw_number)
-            fields += 1
-            if fields > limits.TENSORS_MAX and parsed.longest > limits.TENSORS_MAX:
-                raise invalid_request(f"more than {limits.TENSORS_MAX} tensors")
-    except (protowire.WireError, DecodeError):
-        raise invalid_request("not a protobuf message of the Open Inference Protocol") from None
-    return parsed
+    for number, kind, content in protowire.read_fields(message):
+        if kind != protowire.BYTES or number in single:
+            raise invalid_request("a field of the message is repeated or has a wrong type")
+        if number == raw_number:
+            raws.append(content)
+        elif number == _TENSORS:
+            described.tensors.append(_read_tensor(content))
+        elif number == _REQUESTED:
+            described.requested.append(_read_requested(content))
+        else:
+            single.add(number)
+            _read_single(described, number, content, raw_number)
+        if max(len(raws), len(described.tensors), len(described.requested)) > limits.TENSORS_MAX:
+            raise invalid_request(f"more than {limits.TENSORS_MAX} tensors")
+    return described, raws
 
 
-def _read_single(parsed: Message, number: int, content: memoryview, raw_number: int) -> None:
+def _read_single(parsed: Described, number: int, content: memoryview, raw_number: int) -> None:
     """Read a field that may occur once; of the parameters one alone is understood."""
     if number == _ID:
         parsed.id = _read_id(content)
@@ -101,18 +127,6 @@ def _read_single(parsed: Message, number: int, content: memoryview, raw_number: 
         parsed.timeout_us = _read_timeout(content)
     elif number not in (_MODEL_NAME, _MODEL_VERSION):
         raise invalid_request(f"field {number} of the message is unknown or not supported")
-
-
-def _describe(content: memoryview) -> Description:
-    if len(content) > limits.TENSOR_DESCRIPTION_MAX:
-        return _read_tensor(content)  # which will refuse it: nothing as long is kept
-    return _known_tensor(bytes(content))
-
-
-@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
-def _known_tensor(content: bytes) -> Description:
-    """Read a description once: nearly all messages have the same few, and none has a value."""
-    return _read_tensor(memoryview(content))
 
 
 def _read_tensor(content: memoryview) -> Description:

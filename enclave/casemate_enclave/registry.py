@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from casemate.attestation.structures import LogEntry, callers_digest
 from casemate.errors import CasemateError, Code, ModelError, RequestError
+from casemate.tensors import RequestReader
 from casemate_enclave.independence import check_independent
 from casemate_enclave.memory import Hold, MemoryBudget, cost_of_loading, cost_of_serving
 from casemate_enclave.scheduling import Bounds, ScheduledModel
@@ -33,6 +34,12 @@ class ServedModel:
     header: ModelHeader
     digest: bytes
     loaded: LoadedModel
+    requests: RequestReader = field(repr=False)
+
+    @classmethod
+    def of(cls, header: ModelHeader, digest: bytes, loaded: LoadedModel) -> Self:
+        """Return the model with a reader of its requests."""
+        return cls(header, digest, loaded, RequestReader(header.inputs, header.outputs))
 
     def admits(self, caller: bytes | None) -> bool:
         """Whether the publisher lets ``caller`` ask; None is an anonymous one (SPEC 7)."""
@@ -150,7 +157,7 @@ class ModelRegistry:
             self._log.append(*entries, self._entry("load", header, digest))
             if former is not None:
                 self._drop(former)
-            served = ServedModel(header, digest, scheduled)
+            served = ServedModel.of(header, digest, scheduled)
             self._models.setdefault(header.name, {})[header.version] = served
             self._list_callers()
         hold.keep(cost_of_serving(header.total_bytes), loaded)

@@ -34,7 +34,7 @@ from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 from casemate.kms_context import data_context
 from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
-from casemate.tensors import read_request, request_lead, to_response
+from casemate.tensors import request_lead, to_response
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
 
@@ -299,7 +299,7 @@ def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
     header = model.header
     if time.monotonic() >= deadline:
         raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
-    request = read_request(message, header.inputs, header.outputs)
+    request = model.requests.read(message)
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
     outputs = last_piece(model.loaded, header.loop, request.inputs, request.outputs, deadline)

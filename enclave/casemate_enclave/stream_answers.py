@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from casemate.envelope.messages import SEALED_STATUSES, Trailer
 from casemate.errors import CasemateError, Code, RequestError
-from casemate.tensors import read_request, response_pieces
+from casemate.tensors import response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import pieces
 
@@ -93,7 +93,7 @@ class Answering:
             raise RequestError(Code.UNKNOWN_MODEL, "the model was unloaded")
         if time.monotonic() >= deadline:
             raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
-        asked = read_request(question.message, header.inputs, header.outputs)
+        asked = self._model.requests.read(question.message)
         if asked.timeout_us is not None:
             deadline = min(deadline, time.monotonic() + asked.timeout_us / 1_000_000)
         draft = self._receipts.draft(question.message) if self._receipts else None
