@@ -86,7 +86,7 @@ class _Layout(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
-    count: int
+    length: int
 
 
 class _Asked(NamedTuple):
@@ -312,7 +312,7 @@ def _layouts(described: Sequence[Description]) -> list[_Layout]:
     texts = 0
     for tensor in described:
         layout = _layout(tensor)
-        texts += layout.count if layout.dtype is None else 0
+        texts += layout.length if layout.dtype is None else 0
         layouts.append(layout)
         if texts > limits.STRINGS_MAX:
             detail = f"more than {limits.STRINGS_MAX} strings in one message"
@@ -356,20 +356,20 @@ def _arrays(
 
 def _check_fit(layout: _Layout, raw: memoryview) -> None:
     """Refuse raw contents that are not those of datatype and shape."""
-    name, datatype, shape, dtype, count = layout
+    name, datatype, shape, dtype, length = layout
     if dtype is None:
         _check_strings(layout, raw)
         return
-    if len(raw) != count * dtype.itemsize:
-        detail = f"{count * dtype.itemsize} for {datatype} of shape {list(shape)}"
+    if len(raw) != length * dtype.itemsize:
+        detail = f"{length * dtype.itemsize} for {datatype} of shape {list(shape)}"
         raise _invalid_input(name, f"{len(raw)} bytes, {detail}")
-    if dtype.kind == "b" and count and np.frombuffer(raw, np.uint8).max() > 1:
+    if dtype.kind == "b" and length and np.frombuffer(raw, np.uint8).max() > 1:
         raise _invalid_input(name, "a BOOL byte is neither 0 nor 1")
 
 
 def _check_strings(layout: _Layout, raw: memoryview) -> None:
-    if not strings.fit(raw, layout.count):
-        detail = f"raw contents are not {layout.count} strings with their lengths before them"
+    if not strings.fit(raw, layout.length):
+        detail = f"raw contents are not {layout.length} strings with their lengths before them"
         raise _invalid_input(layout.name, detail)
 
 

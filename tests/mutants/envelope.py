@@ -26,6 +26,7 @@ _HPKE = "envelope/hpke.py"
 _OPENING = "envelope/opening.py"
 _SEALING = "envelope/sealing.py"
 _SEALED = "envelope/sealed_message.py"
+_PROTOWIRE = "protowire.py"
 _MESSAGES = "envelope/messages.py"
 _REPLAY = "envelope/replay.py"
 _STREAM_UNITS = "envelope/stream_units.py"
@@ -54,6 +55,9 @@ CHUNKS = (
     Mutant("chunk: flag", _CHUNKS, "    LAST = 2", "    LAST = 3", VECTORS),
     Mutant("chunk: aad sealed", _CHUNKS, "chunk, self._aad, out", "chunk, None, out", VECTORS),
     Mutant("chunk: aad opened", _CHUNKS, "sealed, self._aad, out", "sealed, None, out", VECTORS),
+    Mutant("chunk: aad of one sealed", _CHUNKS, "encrypt(_ALONE, piece, aad)", "encrypt(_ALONE, piece, None)", VECTORS),
+    Mutant("chunk: aad of one opened", _CHUNKS, "decrypt(_ALONE, sealed, aad)", "decrypt(_ALONE, sealed, None)", VECTORS),
+    Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: zeros", _UNITS, "        if block != _ZEROS[: len(block)]:\n", "        if False:\n", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: parts", _UNITS, "if length > len(unit) - start or len(parts) == most:", "if length > len(unit) - start:", VECTORS + SEALING + PROPERTIES),
@@ -83,7 +87,8 @@ HEADER = (
     Mutant("hpke: label", _HPKE, 'wire.label("data-key") + key_config', "key_config", HPKE + VECTORS),
     Mutant("hpke: key_config", _HPKE, 'wire.label("data-key") + key_config', 'wire.label("data-key")', HPKE + VECTORS),
     Mutant("guard: repr", "envelope/guard.py", 'return f"<{type(self).__name__}: redacted>"', "return object.__repr__(self)", GUARD),
-    Mutant("sealed message: order", _SEALED, "if (first, first_kind, second, second_kind) != (", "if (first, first_kind, second, second_kind) == (0, 0) + (", SEALED_MESSAGES),
+    Mutant("sealed message: end", _SEALED, "if end != len(view):", "if False:", SEALED_MESSAGES),
+    Mutant("sealed message: order", _PROTOWIRE, "if tag != number << 3 | BYTES or end > len(data):", "if end > len(data):", SEALED_MESSAGES),
     Mutant("sealed message: sizes", _SEALED, "if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:", "if False:", SEALED_MESSAGES),
 )
 

@@ -13,7 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate import limits, wire
 from casemate.envelope import opening, units
-from casemate.envelope.chunks import BrokenSealError, open_content, seal_content
+from casemate.envelope.chunks import (
+    SEALED_CHUNK,
+    TAG_BYTES,
+    BrokenSealError,
+    ChunkCipher,
+    open_content,
+    seal_content,
+)
 from casemate.envelope.failure import answer_open_failed, open_failed
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.messages import Trailer
@@ -296,6 +303,18 @@ def test_the_layout_of_chunks() -> None:
             open_content(b"k" * 32, b"aad", cut)
     with pytest.raises(BrokenSealError):
         open_content(b"k" * 32, b"other", sealed)
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_chunk_of_nothing_does_not_open(full: int) -> None:
+    """SPEC 5.5: the chunk that ends a content is never empty, whoever sealed it."""
+    cipher = ChunkCipher(b"k" * 32, b"aad")
+    sealed = memoryview(bytearray(full * SEALED_CHUNK + TAG_BYTES))
+    if full:
+        cipher.seal_into(bytes(limits.CHUNK), sealed[:SEALED_CHUNK], last=False)
+    cipher.seal_into(b"", sealed[full * SEALED_CHUNK :], last=True)
+    with pytest.raises(BrokenSealError):
+        open_content(b"k" * 32, b"aad", sealed)
 
 
 def test_a_declared_length_takes_no_memory() -> None:
