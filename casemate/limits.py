@@ -132,6 +132,7 @@ MODEL_HEADER_MAX: Final = 64 * KIB
 MODEL_ENTRIES_MAX: Final = 64
 MODEL_CALLERS_MAX: Final = 1024
 MODEL_BYTES_MAX: Final = 1 << 40
+DIGEST_THREADS_MAX: Final = 4  # one thread decrypts at most four times as fast as one hashes
 ANSWER_BUCKET_MAX: Final = 63 * MIB  # with the trailer's room still a padded unit of REQUEST_MAX
 TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8

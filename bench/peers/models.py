@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from casemate import wire
 from casemate.sealed_model.header import ModelEntry, ModelHeader
+from casemate.sealed_model.parts import digest_of
 from casemate.sealed_model.serving import Serving
 from casemate.tensors import TensorSpec
 from tests.support.onnx_bytes import FLOAT, field, graph, model, node, tensor, value_info
@@ -82,7 +82,7 @@ def write_models(folder: Path) -> None:
 def header_of(name: str, content: bytes) -> ModelHeader:
     """What a publisher would state of the model; nothing here is sealed by it."""
     facts = MODELS[name]
-    entry = ModelEntry(f"{name}.onnx", len(content), wire.digest(content))
+    entry = ModelEntry(f"{name}.onnx", len(content), digest_of(content))
     return ModelHeader(
         file_id=bytes(32),
         key_commitment=bytes(32),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hmac
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives import hashes
-
+from casemate import limits
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
+from casemate.sealed_model.parts import content_digest, part_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+    from concurrent.futures import Future
 
     from casemate.sealed_model.header import ModelEntry
 
@@ -34,30 +36,24 @@ class _Slot:
             self._store.seek(entry.length - 1)
             self._store.write(b"\0")
         self._view = self._store.getbuffer()
-        self._hash = hashes.Hash(hashes.SHA384())
-        self._at = 0
+        self._parts: list[Future[bytes]] = []
 
     @property
-    def missing(self) -> int:
-        return self.entry.length - self._at
+    def wanted(self) -> int:
+        """The length of the next part; 0 if there is none."""
+        return len(self.next())
 
-    def next(self, size: int) -> memoryview:
-        return self._view[self._at : self._at + size]
+    def next(self) -> memoryview:
+        at = limits.CHUNK * len(self._parts)
+        return self._view[at : at + limits.CHUNK]
 
-    def advance(self, size: int) -> Callable[[], None]:
-        """Note that ``next(size)`` is filled; what is returned takes it into the digest."""
-        piece = self.next(size)
-        self._at += size
-
-        def digest() -> None:
-            with piece:
-                self._hash.update(piece)
-
-        return digest
+    def filled(self, digests: ThreadPoolExecutor) -> None:
+        self._parts.append(digests.submit(_digest_and_leave, self.next()))
 
     def release(self) -> bytes:
+        parts = [part.result() for part in self._parts]
         self._view.release()
-        if self.missing or not hmac.compare_digest(self._hash.finalize(), self.entry.digest):
+        if not hmac.compare_digest(content_digest(self.entry.length, parts), self.entry.digest):
             raise open_failed()
         return self._store.getvalue()
 
@@ -65,37 +61,37 @@ class _Slot:
 class Contents(Guarded):
     """Takes memory for all entries at once; the caller has checked their sum against its limit.
 
-    Digests are computed on a thread of its own, while the next chunk arrives and is opened: they
+    Digests are computed on threads of their own, while the next parts arrive and are opened: they
     are most of what opening costs.
     """
 
     def __init__(self, entries: Iterable[ModelEntry]) -> None:
         self._slots = [_Slot(entry) for entry in entries]
-        self._current = 0
-        self._across = memoryview(b"")
-        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        self._missing = [slot for slot in reversed(self._slots) if slot.wanted]
+        self._left = sum(slot.entry.length for slot in self._slots)
+        threads = min(os.cpu_count() or 1, limits.DIGEST_THREADS_MAX)
+        self._digests = ThreadPoolExecutor(threads, thread_name_prefix="digest")
 
-    def place(self, size: int) -> memoryview:
-        """Return where to put the next ``size`` opened bytes, before ``filled`` says they are."""
-        slot = self._slots[self._skip_full()]
-        if slot.missing >= size:
-            return slot.next(size)
-        if len(self._across) < size:
-            self._across = memoryview(bytearray(size))
-        return self._across[:size]
+    @property
+    def wanted(self) -> int:
+        """The length of the next part; 0 when all are there."""
+        return self._missing[-1].wanted if self._missing else 0
 
-    def filled(self, place: memoryview) -> None:
-        """Take what ``place`` returned and its caller has filled."""
-        slot = self._slots[self._current]
-        if slot.missing >= len(place):
-            self._digest(slot, len(place))
-            return
-        while place:  # it spans entries
-            slot = self._slots[self._skip_full()]
-            size = min(slot.missing, len(place))
-            slot.next(size)[:] = place[:size]
-            self._digest(slot, size)
-            place = place[size:]
+    @property
+    def last(self) -> bool:
+        """Whether the part that is wanted next is the last one."""
+        return self._left == self.wanted
+
+    def place(self) -> memoryview:
+        """Return where to put the next part, before ``filled`` says that it is there."""
+        return self._missing[-1].next()
+
+    def filled(self) -> None:
+        """Take the part that the caller has put into ``place``."""
+        self._left -= self.wanted
+        self._missing[-1].filled(self._digests)
+        if not self._missing[-1].wanted:
+            self._missing.pop()
 
     def release(self) -> dict[str, bytes]:
         """Return path -> content; raises ModelError (MODEL_OPEN_FAILED) if a digest differs."""
@@ -106,10 +102,7 @@ class Contents(Guarded):
         """Give up what has not been released."""
         self._digests.shutdown(wait=False, cancel_futures=True)
 
-    def _digest(self, slot: _Slot, size: int) -> None:
-        self._digests.submit(slot.advance(size))  # one thread: in order
 
-    def _skip_full(self) -> int:
-        while not self._slots[self._current].missing and self._current + 1 < len(self._slots):
-            self._current += 1
-        return self._current
+def _digest_and_leave(part: memoryview) -> bytes:
+    with part:  # what is looked at cannot be released
+        return part_digest(part)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from casemate.sealed_model.loop import ModelLoop
 
-MAGIC: Final = b"CASEMDL1"
-VERSION: Final = 1
+MAGIC: Final = b"CASEMDL2"
+VERSION: Final = 2
 RUNTIME: Final = "onnx"
 ANY_CALLER: Final = "any"
 SIGNATURE_BYTES: Final = 64
@@ -58,7 +58,7 @@ def _require(condition: object, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One file of a model; ``length`` in bytes, ``digest`` is ``H`` of its content."""
+    """One file of a model; ``length`` in bytes, ``digest`` its content's (SPEC 8.4)."""
 
     path: str
     length: int

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from casemate import limits, wire
-from casemate.envelope.chunks import SEALED_CHUNK, TAG_BYTES, BrokenSealError, ChunkCipher
+from casemate.envelope.chunks import TAG_BYTES, BrokenSealError, ChunkCipher
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
 from casemate.sealed_model.contents import Contents, open_failed
@@ -50,7 +50,6 @@ class ModelReader(Guarded):
         self._header: ModelHeader | None = None
         self._contents: Contents | None = None
         self._cipher: ChunkCipher | None = None
-        self._remaining = 0
 
     @property
     def header(self) -> ModelHeader | None:
@@ -82,7 +81,7 @@ class ModelReader(Guarded):
     def _take_head(self) -> None:
         buffer = self._buffer
         if buffer[: len(MAGIC)] != MAGIC[: len(buffer)]:
-            raise ModelError(Code.MODEL_MALFORMED, "not a sealed model")
+            raise ModelError(Code.MODEL_MALFORMED, f"not a sealed model ({MAGIC.decode()})")
         if len(buffer) < _HEADER_AT:
             return
         (length,) = _LENGTH.unpack_from(buffer, len(MAGIC))
@@ -157,7 +156,6 @@ class ModelReader(Guarded):
             prk = _committed(header, data_key)
             file_hash = wire.digest(self._signed)
             self._cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
-            self._remaining = header.total_bytes
             self._contents = Contents(header.entries)
             self._state = _State.OPEN
             early, self._buffer = self._buffer, bytearray()
@@ -167,27 +165,22 @@ class ModelReader(Guarded):
             raise
 
     def _take(self, data: memoryview) -> None:
-        while data:
-            wanted = min(limits.CHUNK, self._remaining) + TAG_BYTES - len(self._buffer)
-            if not self._remaining:
-                raise open_failed()  # the file ends with the last chunk
-            self._buffer += data[:wanted]
-            data = data[wanted:]
-            if len(self._buffer) == min(SEALED_CHUNK, self._remaining + TAG_BYTES):
-                self._open_chunk()
-
-    def _open_chunk(self) -> None:
         if self._cipher is None or self._contents is None:
             raise RuntimeError("locked")
-        plain = self._contents.place(len(self._buffer) - TAG_BYTES)
-        last = self._remaining == len(plain)
-        try:
-            self._cipher.open_into(self._buffer, plain, last=last)
-        except BrokenSealError:
-            raise open_failed() from None
-        self._remaining -= len(plain)
-        self._contents.filled(plain)
-        self._buffer.clear()
+        while data:
+            wanted = self._contents.wanted + TAG_BYTES
+            if wanted == TAG_BYTES:
+                raise open_failed()  # the file ends with the last chunk
+            if not self._buffer and len(data) >= wanted:  # whole where it lies
+                _open_chunk(self._cipher, self._contents, data[:wanted])
+                data = data[wanted:]
+                continue
+            missing = wanted - len(self._buffer)
+            self._buffer += data[:missing]
+            data = data[missing:]
+            if len(self._buffer) == wanted:
+                _open_chunk(self._cipher, self._contents, self._buffer)
+                self._buffer.clear()
 
     def finish(self) -> dict[str, bytes]:
         """Return path -> content, the ONNX model first.
@@ -196,14 +189,14 @@ class ModelReader(Guarded):
         ModelError: MODEL_MALFORMED for a file that ends within its header, else MODEL_OPEN_FAILED.
         """
         self._expect(_State.HEAD, _State.OPEN)
-        contents, remaining = self._contents, self._remaining
+        contents = self._contents
         head = self._state is _State.HEAD
-        if not remaining:
+        if contents is not None and not contents.wanted:
             self._contents = None  # what is whole is released and not given up
         self._end()
         if head:
             raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
-        if contents is None or remaining:
+        if contents is None or contents.wanted:
             raise open_failed()
         return contents.release()
 
@@ -213,6 +206,14 @@ class ModelReader(Guarded):
             self._contents.drop()
         self._contents = self._cipher = None
         self._buffer = bytearray()
+
+
+def _open_chunk(cipher: ChunkCipher, contents: Contents, sealed: wire.Buffer) -> None:
+    try:
+        cipher.open_into(sealed, contents.place(), last=contents.last)
+    except BrokenSealError:
+        raise open_failed() from None
+    contents.filled()
 
 
 def _committed(header: ModelHeader, data_key: bytes) -> bytes:

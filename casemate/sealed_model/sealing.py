@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, BinaryIO, Final
-
-from cryptography.hazmat.primitives import hashes
+from typing import TYPE_CHECKING, BinaryIO
 
 from casemate import limits, wire
 from casemate.envelope.chunks import TAG_BYTES, ChunkCipher
@@ -18,6 +16,7 @@ from casemate.sealed_model.header import (
     ModelEntry,
     ModelHeader,
 )
+from casemate.sealed_model.parts import content_digest, part_digest
 from casemate.sealed_model.serving import Serving
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
     from casemate.sealed_model.loop import ModelLoop
     from casemate.tensors import TensorSpec
-
-_BLOCK: Final = limits.MIB
 
 
 def seal_model(
@@ -85,34 +82,31 @@ def seal_model(
     return header
 
 
-def _blocks(file: Path) -> Iterator[bytes]:
+def _parts(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            yield block
+        while part := stream.read(limits.CHUNK):
+            yield part
 
 
 def _entry(path: str, file: Path) -> ModelEntry:
-    state = hashes.Hash(hashes.SHA384())
-    length = 0
-    for block in _blocks(file):
-        state.update(block)
-        length += len(block)
-    return ModelEntry(path, length, state.finalize())
+    length, digests = 0, []
+    for part in _parts(file):
+        digests.append(part_digest(part))
+        length += len(part)
+    return ModelEntry(path, length, content_digest(length, digests))
 
 
-def _contents(files: Mapping[str, Path], header: ModelHeader) -> Iterator[bytes]:
-    """Yield all contents in order; what differs from the first reading is refused."""
-    for entry in header.entries:
-        state = hashes.Hash(hashes.SHA384())
-        left = entry.length
-        for block in _blocks(files[entry.path]):
-            left -= len(block)
-            if left < 0:
-                break
-            state.update(block)
-            yield block
-        if left or state.finalize() != entry.digest:
-            raise ModelError(Code.INVALID_ARGUMENT, f"{entry.path} changed while it was sealed")
+def _unchanged(entry: ModelEntry, file: Path) -> Iterator[bytes]:
+    """Yield the parts of a content; what differs from the first reading is refused."""
+    left, digests = entry.length, []
+    for part in _parts(file):
+        left -= len(part)
+        if left < 0:
+            break
+        digests.append(part_digest(part))
+        yield part
+    if left or content_digest(entry.length, digests) != entry.digest:
+        raise ModelError(Code.INVALID_ARGUMENT, f"{entry.path} changed while it was sealed")
 
 
 def _write_chunks(
@@ -123,15 +117,11 @@ def _write_chunks(
     progress: Callable[[int], None],
 ) -> None:
     remaining = header.total_bytes
-    pending = bytearray()
     sealed = memoryview(bytearray(limits.CHUNK + TAG_BYTES))
-    for block in _contents(files, header):
-        pending += block
-        while pending and len(pending) >= min(limits.CHUNK, remaining):
-            size = min(limits.CHUNK, remaining)
-            remaining -= size
-            out = sealed[: size + TAG_BYTES]
-            cipher.seal_into(bytes(pending[:size]), out, last=not remaining)
+    for entry in header.entries:
+        for part in _unchanged(entry, files[entry.path]):
+            remaining -= len(part)
+            out = sealed[: len(part) + TAG_BYTES]
+            cipher.seal_into(part, out, last=not remaining)
             output.write(out)
-            progress(size)
-            del pending[:size]
+            progress(len(part))

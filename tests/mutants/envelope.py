@@ -34,6 +34,7 @@ _STREAM_OPENING = "envelope/stream_opening.py"
 _STREAMING = "envelope/streaming.py"
 _READER = "sealed_model/reader.py"
 _CONTENTS = "sealed_model/contents.py"
+_PARTS = "sealed_model/parts.py"
 _MODEL = "sealed_model/header.py"
 
 # fmt: off
@@ -220,9 +221,14 @@ SEALED_MODELS = (
     Mutant("model: commitment", _READER, 'if not hmac.compare_digest(wire.expand(prk, "commit"), header.key_commitment):', "if False:", MODELS),
     Mutant("model: file in the key", _READER, 'wire.expand(prk, "model", file_hash), file_hash', 'wire.expand(prk, "model"), file_hash', MODELS),
     Mutant("model: file as aad", _READER, 'wire.expand(prk, "model", file_hash), file_hash', 'wire.expand(prk, "model", file_hash), b""', MODELS),
-    Mutant("model: last chunk", _READER, "last = self._remaining == len(plain)", "last = False", MODELS),
+    Mutant("model: last chunk", _READER, "contents.place(), last=contents.last)", "contents.place(), last=False)", MODELS),
     Mutant("model: bytes after the end", _READER, "                raise open_failed()  # the file ends with the last chunk\n", "                return\n", MODELS),
-    Mutant("model: digest", _CONTENTS, "if self.missing or not hmac.compare_digest(self._hash.finalize(), self.entry.digest):", "if self.missing:", MODELS),
+    Mutant("model: digest", _CONTENTS, "if not hmac.compare_digest(content_digest(self.entry.length, parts), self.entry.digest):", "if False:", MODELS),
+    Mutant("model: missing chunks", _READER, "if contents is None or contents.wanted:", "if contents is None:", MODELS),
+    Mutant("model: last part", _CONTENTS, "return self._left == self.wanted", "return not self._left", MODELS),
+    Mutant("model: content's label", _PARTS, 'wire.label("content"), length', "b'', length", VECTORS + MODELS),
+    Mutant("model: content's length", _PARTS, 'wire.label("content"), length.to_bytes(_LENGTH_BYTES, "big"), *parts', 'wire.label("content"), *parts', VECTORS + MODELS),
+    Mutant("model: part's digest", _PARTS, "hashlib.sha256(part)", "hashlib.sha256(part[:-1])", VECTORS + MODELS),
     Mutant("model: magic", _READER, "if buffer[: len(MAGIC)] != MAGIC[: len(buffer)]:", "if False:", MODELS),
     Mutant("model: header's length", _READER, "if not 0 < length <= limits.MODEL_HEADER_MAX:", "if False:", MODELS),
     Mutant("model: signature's length", _READER, "[0] != SIGNATURE_BYTES:", "[0] < 0:", MODELS),

@@ -66,13 +66,15 @@ def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
     """One host, one enclave, every kind of damage; the host's log says what was wrong with each."""
     good = seal(deployment, tmp_path, onnx_bytes.linear())
     other = seal(deployment, tmp_path, onnx_bytes.linear())  # its own key, its own file id
-    wide = seal(deployment, tmp_path, onnx_bytes.linear() + bytes(0), files=three_chunks(tmp_path))
+    wide = seal(deployment, tmp_path, onnx_bytes.linear(), files=four_chunks(tmp_path))
     foreign = seal(
         deployment, tmp_path, onnx_bytes.linear(), publisher=Ed25519PrivateKey.generate()
     )
     header, signature, chunks = parts(good)
     wide_header, wide_signature, wide_chunks = parts(wide)
-    one, two, rest = wide_chunks[:CHUNK], wide_chunks[CHUNK : 2 * CHUNK], wide_chunks[2 * CHUNK :]
+    at = ModelHeader.parse(wide_header).entries[0].length + 16
+    model, one, two = wide_chunks[:at], wide_chunks[at : at + CHUNK], wide_chunks[at + CHUNK :]
+    two, rest = two[:CHUNK], two[CHUNK:]
 
     def stated(**changes: Any) -> bytes:  # noqa: ANN401 - the header's fields
         changed = dataclasses.replace(ModelHeader.parse(header), **changes).encode()
@@ -83,7 +85,7 @@ def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
 
     mine = deployment.operator.signing_key
     table: dict[str, tuple[bytes, Code]] = {
-        "no-magic": (b"CASEMDL2" + good[8:], Code.MODEL_MALFORMED),
+        "no-magic": (b"CASEMDL1" + good[8:], Code.MODEL_MALFORMED),
         "cut-in-header": (good[:100], Code.MODEL_MALFORMED),
         "signature-flipped": (
             assembled(header, flip(signature, 5), chunks),
@@ -120,10 +122,11 @@ def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
         ),
         "cut-by-one": (good[:-1], Code.MODEL_OPEN_FAILED),
         "longer-by-one": (good + b"\0", Code.MODEL_OPEN_FAILED),
-        "cut-at-a-chunk": (joined(one, two), Code.MODEL_OPEN_FAILED),
-        "chunks-swapped": (joined(two, one, rest), Code.MODEL_OPEN_FAILED),
-        "chunk-missing": (joined(one, rest), Code.MODEL_OPEN_FAILED),
-        "chunk-twice": (joined(one, one, two, rest), Code.MODEL_OPEN_FAILED),
+        "cut-at-a-chunk": (joined(model, one, two), Code.MODEL_OPEN_FAILED),
+        "chunks-swapped": (joined(model, two, one, rest), Code.MODEL_OPEN_FAILED),
+        "chunk-missing": (joined(model, one, rest), Code.MODEL_OPEN_FAILED),
+        "entries-swapped": (joined(one, two, rest, model), Code.MODEL_OPEN_FAILED),
+        "chunk-twice": (joined(model, one, one, two, rest), Code.MODEL_OPEN_FAILED),
     }
     files = []
     for name, (content, _) in table.items():
@@ -139,7 +142,7 @@ def test_m1_m2_damaged_files_are_refused_by_their_codes_through_a_real_host(
     assert 7 not in logged  # nothing of it was ever loaded
 
 
-def three_chunks(folder: Path) -> dict[str, Path]:
+def four_chunks(folder: Path) -> dict[str, Path]:
     model, data = folder / "wide.onnx", folder / "wide.bin"
     model.write_bytes(onnx_bytes.linear())
     data.write_bytes(bytes(range(256)) * (10 << 10))  # 2.5 MiB

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import tracemalloc
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate import cbor, limits, wire
-from casemate.envelope.chunks import seal_content
+from casemate.envelope.chunks import ChunkCipher
 from casemate.errors import Code, ModelError
 from casemate.sealed_model import (
     ANY_CALLER,
@@ -23,11 +24,12 @@ from casemate.sealed_model import (
     seal_model,
 )
 from casemate.sealed_model.contents import open_failed
+from casemate.sealed_model.parts import digest_of
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -116,7 +118,7 @@ def resigned(file: bytes, signer: Ed25519PrivateKey = PUBLISHER, **changes: obje
 
 
 def signed(header: bytes, file: bytes, signer: Ed25519PrivateKey = PUBLISHER) -> bytes:
-    m = b"CASEMDL1" + wire.lp(header)
+    m = b"CASEMDL2" + wire.lp(header)
     signature = signer.sign(wire.label("model") + wire.digest(m))
     return m + wire.lp(signature) + file[head_length(file) :]
 
@@ -157,7 +159,7 @@ def test_a_file_that_ends_within_its_header_is_malformed(small: bytes, length: i
 
 def test_a_bad_layout_is_malformed(small: bytes) -> None:
     head = head_length(small)
-    assert refused(b"CASEMDL2" + small[8:]) == Code.MODEL_MALFORMED
+    assert refused(b"CASEMDL1" + small[8:]) == Code.MODEL_MALFORMED
     assert refused(b"X") == Code.MODEL_MALFORMED
     for length in (0, limits.MODEL_HEADER_MAX + 1, 0xFFFFFFFF):
         assert refused(small[:8] + struct.pack(">I", length) + small[12:]) == Code.MODEL_MALFORMED
@@ -175,7 +177,7 @@ SERVING = dict.fromkeys(
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 1},
         {"more": 1},
         {"file_id": bytes(31)},
         {"key_commitment": bytes(33)},
@@ -256,7 +258,7 @@ def test_a_header_that_breaks_its_rules_is_malformed(small: bytes, change: dict[
 @pytest.mark.parametrize("length", [0, 64 * 1024 + 1, (1 << 32) - 1])
 def test_a_header_of_no_possible_length_is_refused_at_once(length: int) -> None:
     with pytest.raises(ModelError) as caught:
-        ModelReader().feed(b"CASEMDL1" + struct.pack(">I", length))
+        ModelReader().feed(b"CASEMDL2" + struct.pack(">I", length))
     assert caught.value.code == Code.MODEL_MALFORMED
 
 
@@ -344,12 +346,25 @@ def test_chunks_swapped_within_or_between_files_are_refused(tmp_path: Path, larg
     assert refused(other[: head_length(other)] + large[head:]) == Code.MODEL_OPEN_FAILED
 
 
-def sealed_under(header: bytes, content: bytes) -> bytes:
+def sealed_under(header: bytes, parts: Sequence[bytes]) -> bytes:
     """A file that everything fits but what its entries say."""
-    m_hash = wire.digest(b"CASEMDL1" + wire.lp(header))
+    m_hash = wire.digest(b"CASEMDL2" + wire.lp(header))
     key = wire.expand(wire.extract(DATA_KEY), "model", m_hash)
     head = signed(header, bytes(80))[: 12 + len(header) + 68]
-    return head + bytes(seal_content(key, m_hash, content))
+    cipher = ChunkCipher(key, m_hash)
+    chunks = [bytearray(len(part) + 16) for part in parts]
+    for index, part in enumerate(parts):
+        cipher.seal_into(part, chunks[index], last=index == len(parts) - 1)
+    return head + b"".join(chunks)
+
+
+def parts_of(contents: Mapping[str, bytes]) -> list[bytes]:
+    """Every content cut by itself."""
+    return [
+        content[at : at + CHUNK]
+        for content in contents.values()
+        for at in range(0, len(content), CHUNK)
+    ]
 
 
 def test_a_wrong_commitment_is_refused_though_all_chunks_open(small: bytes) -> None:
@@ -357,18 +372,56 @@ def test_a_wrong_commitment_is_refused_though_all_chunks_open(small: bytes) -> N
     fields = cbor.decode(small[12 : head_length(small) - 68])
     for commitment in (bytes(32), fields["key_commitment"][::-1]):
         header = cbor.encode(fields | {"key_commitment": commitment})
-        file = sealed_under(header, b"".join(SMALL.values()))
+        file = sealed_under(header, parts_of(SMALL))
         assert refused(file) == Code.MODEL_OPEN_FAILED
 
 
 def test_a_wrong_digest_is_refused_though_all_chunks_open(small: bytes) -> None:
     header = small[12 : head_length(small) - 68]
-    content = b"".join(SMALL.values())
-    assert open_model(sealed_under(header, content)) == SMALL
-    assert refused(sealed_under(header, content[:-1] + b"x")) == Code.MODEL_OPEN_FAILED
+    first, second = parts_of(SMALL)
+    assert open_model(sealed_under(header, [first, second])) == SMALL
+    for parts in ([first, second[:-1] + b"x"], [b"x" + first[1:], second]):
+        assert refused(sealed_under(header, parts)) == Code.MODEL_OPEN_FAILED
     fields = cbor.decode(header)
     fields["entries"][1]["digest"] = bytes(48)  # the empty one
-    assert refused(sealed_under(cbor.encode(fields), content)) == Code.MODEL_OPEN_FAILED
+    assert refused(sealed_under(cbor.encode(fields), [first, second])) == Code.MODEL_OPEN_FAILED
+
+
+def test_every_part_counts_where_it_stands(tmp_path: Path) -> None:
+    """The key's owner seals whatever they like: the signed digests alone hold them to it."""
+    contents = {"a": b"1" * CHUNK + b"2" * CHUNK + b"3", "b": b"1" * CHUNK}
+    file = make(tmp_path, contents)
+    header = file[12 : head_length(file) - 68]
+    one, two, end, other = parts_of(contents)
+    assert open_model(sealed_under(header, [one, two, end, other])) == contents
+    for parts in (
+        [two, one, end, other],
+        [one, one, end, other],
+        [one, two, b"4", other],
+        [one, two, end, two],
+        [one, b"x" + two[1:], end, other],
+    ):
+        assert refused(sealed_under(header, parts)) == Code.MODEL_OPEN_FAILED
+
+
+def test_contents_cut_elsewhere_are_refused_though_their_bytes_are_the_same(tmp_path: Path) -> None:
+    contents = {"a": b"x" * (CHUNK + 1), "b": b"x" * (CHUNK + 1)}
+    file = make(tmp_path, contents)
+    header = file[12 : head_length(file) - 68]
+    across = [b"x" * CHUNK, b"x" * CHUNK, b"xx"]
+    assert refused(sealed_under(header, across)) == Code.MODEL_OPEN_FAILED
+    assert open_model(sealed_under(header, parts_of(contents))) == contents
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_a_content_has_the_digest_that_the_spec_states(tmp_path: Path, size: int) -> None:
+    """With the hash functions alone, as anybody can compute it."""
+    content = bytes(size)
+    hashes = [hashlib.sha256(content[at : at + CHUNK]).digest() for at in range(0, size, CHUNK)]
+    whole = b"casemate/v1 content\0" + size.to_bytes(8, "big") + b"".join(hashes)
+    file = make(tmp_path, {"model": content, "more": b"1"})
+    entry = ModelHeader.parse(file[12 : head_length(file) - 68]).entries[0]
+    assert entry.digest == hashlib.sha384(whole).digest() == digest_of(content)
 
 
 @given(bit=st.integers(0, 1 << 20))

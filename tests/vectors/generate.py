@@ -13,7 +13,7 @@ import json
 import struct
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
@@ -22,12 +22,26 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 FOLDER = Path(__file__).resolve().parent
 Json = dict[str, Any]
 
 LABELS = frozenset(
-    {"answer", "audience", "caller", "callers", "commit", "config", "data", "data-key", "digest"}
-    | {"evidence", "kms", "manifest", "model", "question", "receipt", "release", "request"}
+    {"answer", "audience", "caller", "callers", "commit", "config", "content", "data"}
+    | {
+        "data-key",
+        "digest",
+        "evidence",
+        "kms",
+        "manifest",
+        "model",
+        "question",
+        "receipt",
+        "release",
+        "request",
+    }
     | {"response"}
 )
 AUDIENCE = "clinic.example/screening"
@@ -138,16 +152,23 @@ def answer_unit(messages: list[bytes], trailer: bytes, floor: int) -> bytes:
     return (framed + lp(trailer)).ljust(padded, b"\0")
 
 
-def seal_chunks(key: bytes, aad: bytes, content: bytes) -> bytes:
-    starts = range(0, len(content), CHUNK)
+def parts(content: bytes) -> list[bytes]:
+    return [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
+
+
+def seal_parts(key: bytes, aad: bytes, contents: "Iterable[bytes]") -> bytes:
+    pieces = [part for content in contents for part in parts(content)]
+    last = len(pieces) - 1
     return b"".join(
         AESGCM(key).encrypt(
-            index.to_bytes(11, "big") + (b"\2" if start == starts[-1] else b"\0"),
-            content[start : start + CHUNK],
-            aad,
+            index.to_bytes(11, "big") + (b"\2" if index == last else b"\0"), piece, aad
         )
-        for index, start in enumerate(starts)
+        for index, piece in enumerate(pieces)
     )
+
+
+def seal_chunks(key: bytes, aad: bytes, content: bytes) -> bytes:
+    return seal_parts(key, aad, [content])
 
 
 def padding_vectors() -> Json:
@@ -586,18 +607,23 @@ SERVING = dict.fromkeys(
 )
 
 
+def content_digest(content: bytes) -> bytes:
+    hashes = b"".join(hashlib.sha256(part).digest() for part in parts(content))
+    return h(d("content") + len(content).to_bytes(8, "big") + hashes)
+
+
 def sealed_model(
     name: str, contents: dict[str, bytes], callers: object, serving: Json, loop: Json | None = None
 ) -> Json:
     seed, data_key = seeded(f"publisher {name}", 32), seeded(f"model key {name}", 32)
     publisher = Ed25519PrivateKey.from_private_bytes(seed)
     entries = [
-        {"path": path, "length": len(content), "digest": h(content)}
+        {"path": path, "length": len(content), "digest": content_digest(content)}
         for path, content in contents.items()
     ]
     header = cbor(
         {
-            "v": 1,
+            "v": 2,
             "file_id": seeded(f"file {name}", 32),
             "key_commitment": x(prk(data_key), "commit"),
             "publisher": publisher.public_key().public_bytes_raw(),
@@ -619,16 +645,20 @@ def sealed_model(
             "serving": SERVING | serving,
         }
     )
-    m = b"CASEMDL1" + lp(header)
+    m = b"CASEMDL2" + lp(header)
     signature = publisher.sign(d("model") + h(m))
     key = x(prk(data_key), "model", h(m))
-    file = m + lp(signature) + seal_chunks(key, h(m), b"".join(contents.values()))
+    file = m + lp(signature) + seal_parts(key, h(m), contents.values())
     return {
         "name": name,
         "publisher_seed": seed,
         "data_key": data_key,
         "entries": [
-            {"path": path, "content": spelled(f"{name} {path}", len(content)), "digest": h(content)}
+            {
+                "path": path,
+                "content": spelled(f"{name} {path}", len(content)),
+                "digest": content_digest(content),
+            }
             for path, content in contents.items()
         ],
         "callers": callers,

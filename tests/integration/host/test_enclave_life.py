@@ -102,7 +102,7 @@ def test_a_host_that_comes_back_finds_its_enclave_loaded(
 def test_one_bad_model_does_not_stop_the_others(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
-    (short_path / "broken.casemate").write_bytes(b"CASEMDL1" + bytes(100))
+    (short_path / "broken.casemate").write_bytes(b"CASEMDL2" + bytes(100))
     seal(short_path / "wdbc.casemate", size=9_000_000)
     seal(short_path / "denied.casemate", name="denied", size=9_000_000)
     enclave.load_failures.append(Code.MODEL_PUBLISHER_UNKNOWN)

@@ -360,7 +360,7 @@ _SEEDS = [
     ev.CONFIGURATION.encode(),
     ev.policy().to_toml().encode(),
     eb.Eif().encode(),
-    b"CASEMDL1\x00\x00\x00\x10" + bytes(100),
+    b"CASEMDL2\x00\x00\x00\x10" + bytes(100),
     *(path.read_bytes() for path in sorted(VECTORS.glob("2025*.cbor"))),
 ]
 
@@ -369,7 +369,7 @@ _SEEDS = [
 def spoilt(draw: st.DrawFn) -> bytes:
     """Arbitrary bytes, or a good file with some of it replaced."""
     if draw(st.booleans()):
-        heads = st.sampled_from([b"", b".eif", b"CASEMDL1", b"\x84", b"\xd2", b"\xa7", b"\n"])
+        heads = st.sampled_from([b"", b".eif", b"CASEMDL2", b"\x84", b"\xd2", b"\xa7", b"\n"])
         return draw(heads) + draw(st.binary(max_size=400))
     seed = draw(st.sampled_from(_SEEDS))
     at = draw(st.integers(0, len(seed)))

@@ -193,7 +193,7 @@ def test_files_are_recognised_by_content() -> None:
     assert recognise(ev.policy().to_toml().encode()) is Kind.POLICY
     assert recognise(b"\n" + ev.policy().to_toml().encode()) is Kind.POLICY
     assert recognise(eb.Eif().encode()) is Kind.IMAGE
-    assert recognise(b"CASEMDL1") is Kind.MODEL
+    assert recognise(b"CASEMDL2") is Kind.MODEL
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"hello", b"\xff\xff", b"-----BEGIN PRIVATE KEY"])
