@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Buffer = bytes | bytearray | memoryview
+Pieces = list[Buffer] | tuple[Buffer, ...]  # what lies one after the other, without being joined
 
 HASH_BYTES = 48
 _LENGTH = struct.Struct(">I")

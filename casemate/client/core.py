@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casemate.client.sessions import Session, Sessions
     from casemate.client.steps import Steps
     from casemate.envelope.sealing import OpenedAnswer, SealedCall
-    from casemate.wire import Buffer
+    from casemate.wire import Buffer, Pieces
 
 _MODELS_CHANGED: Final = frozenset({Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH})
 
@@ -78,7 +78,7 @@ class Question:
 
     model: str
     version: int | None
-    content: Buffer = field(repr=False)
+    content: Pieces = field(repr=False)
     sealed_data: bytes | None = None
     receipt: bool = False
     operation: str = INFER
@@ -105,7 +105,10 @@ def tensor_question(
     if not inputs:
         raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
     model, version = split_version(model, version)
-    return Question(model, version, tensors.to_request(inputs, outputs), receipt=receipt)
+    content = tensors.request_pieces(inputs, outputs)
+    if receipt:  # it vouches for what was asked, whatever becomes of the arrays meanwhile
+        content = [b"".join(content)]
+    return Question(model, version, content, receipt=receipt)
 
 
 def sealed_question(
@@ -114,13 +117,13 @@ def sealed_question(
     """Ask about data sealed at rest; raises ObjectError (OBJECT_MALFORMED)."""
     name = SealedData.parse(sealed_data).digest
     model, version = split_version(model, version)
-    return Question(model, version, sealed_data, name, receipt=receipt)
+    return Question(model, version, [sealed_data], name, receipt=receipt)
 
 
 def metadata_question(model: str, version: int | None) -> Question:
     """Ask what a model takes and gives (SPEC 5.6.1); raises RequestError (INVALID_ARGUMENT)."""
     model, version = split_version(model, version)
-    return Question(model, version, metadata_request(model, version), operation=METADATA)
+    return Question(model, version, [metadata_request(model, version)], operation=METADATA)
 
 
 class ClientCore:
@@ -212,7 +215,7 @@ class ClientCore:
     def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
         session, entry = yield from self.pinned(question.model, question.version, deadline)
         call: SealedCall = yield from worked(
-            len(question.content),
+            sum(map(len, question.content)),
             lambda: session.keys.seal(
                 model=question.model,
                 version=entry.version,
@@ -278,6 +281,6 @@ def _receipt(
         receipt=trailer.receipt,
         evidence=evidence.bundle.serialize(),
         header=asked.call.header,
-        question=Shown(trailer.question_blinder or b"", (bytes(question.content),)),
+        question=Shown(trailer.question_blinder or b"", (b"".join(question.content),)),
         answer=Shown(trailer.answer_blinder or b"", (bytes(answer.message),)),
     )

@@ -150,7 +150,7 @@ def seal_response(
     opened: OpenedRequest,
     *,
     instance_digest: bytes,
-    message: wire.Buffer | None,
+    message: wire.Buffer | wire.Pieces | None,
     trailer: Trailer,
     floor: int,
 ) -> tuple[bytes, memoryview]:

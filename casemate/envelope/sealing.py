@@ -23,7 +23,7 @@ from casemate.envelope.header import (
 )
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
 from casemate.envelope.streaming import SealedStream
-from casemate.envelope.units import request_unit, split_response
+from casemate.envelope.units import part_length, request_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
@@ -207,12 +207,12 @@ class DataKeySession(Guarded):
         model: str,
         version: int | None,
         digest: bytes | None,
-        message: wire.Buffer,
+        message: wire.Buffer | wire.Pieces,
         sealed_data: bytes | None = None,
         receipt: bool = False,
         operation: str = INFER,
     ) -> SealedCall:
-        """Seal one ``ModelInferRequest`` under a header of its own.
+        """Seal one ``ModelInferRequest``, which may lie in pieces, under a header of its own.
 
         Of another ``operation`` than ``infer`` the message is what SPEC 5.6.1 says. With
         ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7);
@@ -224,7 +224,7 @@ class DataKeySession(Guarded):
         preamble = self._preamble(
             model, version, digest, sealed_data, receipt=receipt, operation=operation
         )
-        if not message:
+        if not part_length(message):
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
         unit = request_unit((preamble, message))
         header = self._next_header()

@@ -13,7 +13,9 @@ from casemate.errors import Code, EnvelopeError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casemate.wire import Buffer
+    from casemate.wire import Buffer, Pieces
+
+    Part = Buffer | Pieces
 
 _LENGTH: Final = struct.Struct(">I")
 _ZEROS: Final = bytes(64 * limits.KIB)  # compared block by block: 60 KiB of padding in 3 us
@@ -22,33 +24,37 @@ _ZEROS: Final = bytes(64 * limits.KIB)  # compared block by block: 60 KiB of pad
 class PaddedUnit:
     """A unit that is not written out: parts with their lengths before them, then zeros."""
 
-    __slots__ = ("_parts", "length")
+    __slots__ = ("_pieces", "length")
 
-    def __init__(self, parts: Sequence[Buffer], length: int) -> None:
+    def __init__(self, parts: Sequence[Part], length: int) -> None:
         """``length``: in bytes, padding included.
 
         Raises EnvelopeError: TOO_LARGE when it passes the limit of one message.
         """
-        if not all(parts):
-            raise ValueError("a part of a unit is empty")
+        self._pieces: list[Buffer] = []
+        for part in parts:
+            size = part_length(part)
+            if not size:
+                raise ValueError("a part of a unit is empty")
+            self._pieces.append(_LENGTH.pack(size))
+            self._pieces += part if isinstance(part, (list, tuple)) else (part,)
         if length > limits.REQUEST_MAX:
             raise EnvelopeError(
                 Code.TOO_LARGE, f"message of {length} padded bytes, limit {limits.REQUEST_MAX}"
             )
-        self._parts = [piece for part in parts for piece in (_LENGTH.pack(len(part)), part)]
         self.length = length
 
     def whole(self) -> bytes:
         """Return the unit; each part is copied once."""
-        padding = self.length - sum(map(len, self._parts))
-        return b"".join((*self._parts, bytes(padding)))
+        padding = self.length - sum(map(len, self._pieces))
+        return b"".join((*self._pieces, bytes(padding)))
 
     def chunks(self) -> Iterator[Buffer]:
         """Yield the unit chunk by chunk; what lies within one part is not copied."""
         if self.length <= limits.CHUNK:
             yield self.whole()
             return
-        parts = [memoryview(part).toreadonly() for part in self._parts]
+        parts = [memoryview(piece).toreadonly() for piece in self._pieces if len(piece)]
         for start in range(0, self.length, limits.CHUNK):
             size = min(limits.CHUNK, self.length - start)
             yield _first(parts, size) if parts and len(parts[0]) >= size else _joined(parts, size)
@@ -73,12 +79,17 @@ def _joined(parts: list[memoryview], size: int) -> bytearray:
     return chunk
 
 
-def request_unit(parts: Sequence[Buffer]) -> PaddedUnit:
+def part_length(part: Part) -> int:
+    """Return the bytes of a part, which may lie in pieces."""
+    return sum(map(len, part)) if isinstance(part, (list, tuple)) else len(part)
+
+
+def request_unit(parts: Sequence[Part]) -> PaddedUnit:
     """Return the unit of non-empty ``parts``; raises EnvelopeError (TOO_LARGE)."""
     return PaddedUnit(parts, padded_length(_framed(parts)))
 
 
-def response_unit(message: Buffer | None, trailer: Buffer, floor: int) -> PaddedUnit:
+def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUnit:
     """Return the unit of an answer, in a model's answer bucket ``floor`` or 0.
 
     Raises EnvelopeError (TOO_LARGE).
@@ -89,18 +100,18 @@ def response_unit(message: Buffer | None, trailer: Buffer, floor: int) -> Padded
     return PaddedUnit((*messages, trailer), padded_answer(_framed(messages), floor))
 
 
-def pack_unit(parts: Sequence[Buffer]) -> bytes:
+def pack_unit(parts: Sequence[Part]) -> bytes:
     """Return ``request_unit`` written out."""
     return request_unit(parts).whole()
 
 
-def pack_response(message: Buffer | None, trailer: Buffer, floor: int) -> bytes:
+def pack_response(message: Part | None, trailer: Buffer, floor: int) -> bytes:
     """Return ``response_unit`` written out."""
     return response_unit(message, trailer, floor).whole()
 
 
-def _framed(parts: Sequence[Buffer]) -> int:
-    return sum([_LENGTH.size + len(part) for part in parts])
+def _framed(parts: Sequence[Part]) -> int:
+    return sum([_LENGTH.size + part_length(part) for part in parts])
 
 
 def require_zeros(view: memoryview) -> None:

@@ -19,7 +19,7 @@ from casemate.envelope.receipt import (
 
 if TYPE_CHECKING:
     from casemate.envelope.messages import Trailer
-    from casemate.wire import Buffer
+    from casemate.wire import Buffer, Pieces
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import Identity
     from casemate_enclave.registry import ServedModel
@@ -80,15 +80,14 @@ class ReceiptIssuer:
         self._clock = clock
 
     def issue(
-        self, model: ServedModel, request_digest: bytes, question: Buffer, *answers: Buffer
+        self, model: ServedModel, request_digest: bytes, question: Buffer, answer: Pieces
     ) -> BlindedReceipt:
         """Sign for messages as they were opened and will be sealed.
 
         Raises CasemateError (CLOCK_UNAVAILABLE).
         """
         draft = self.draft(question)
-        for message in answers:
-            draft.add(message)
+        draft.add(*answer)
         return self.sign(draft, model, request_digest)
 
     def draft(self, question: Buffer) -> ReceiptDraft:

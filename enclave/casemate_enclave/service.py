@@ -34,7 +34,7 @@ from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 from casemate.kms_context import data_context
 from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
-from casemate.tensors import request_lead, to_response
+from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
 
@@ -66,7 +66,7 @@ class _Outcome:
     status: Code
     detail: str = ""
     model: ServedModel | None = None
-    message: bytes | None = field(default=None, repr=False)
+    message: wire.Pieces | None = field(default=None, repr=False)
     receipt: BlindedReceipt | None = None
 
     @property
@@ -249,9 +249,9 @@ class RequestService:
         caller: bytes | None,
         model: ServedModel,
         deadline: float,
-    ) -> bytes:
+    ) -> wire.Pieces:
         if preamble.operation == METADATA:
-            return self._metadata(model)
+            return [self._metadata(model)]
         if preamble.sealed_data is None:
             return _run(model, opened.message, deadline)
         tensors = self._objects.open(
@@ -295,7 +295,7 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
         raise RequestError(Code.CALLER_REFUSED, "the model's publisher does not list this caller")
 
 
-def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
+def _run(model: ServedModel, message: memoryview, deadline: float) -> wire.Pieces:
     header = model.header
     if time.monotonic() >= deadline:
         raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
@@ -303,10 +303,10 @@ def _run(model: ServedModel, message: memoryview, deadline: float) -> bytes:
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
     outputs = last_piece(model.loaded, header.loop, request.inputs, request.outputs, deadline)
-    return to_response(outputs, header.name, header.version, request.id)
+    return response_pieces(outputs, header.name, header.version, request.id)
 
 
-def _run_sealed(model: ServedModel, tensors: memoryview, deadline: float) -> bytes:
+def _run_sealed(model: ServedModel, tensors: memoryview, deadline: float) -> wire.Pieces:
     try:
         return _run(model, tensors, deadline)
     except RequestError as error:
