@@ -65,7 +65,7 @@ CHUNKS = (
     Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's room", _UNITS, "if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):", "if False:", VECTORS + SEALING + PROPERTIES),
-    Mutant("unit: empty part", _UNITS, "if not all(parts):", "if False:", SEALING + PROPERTIES),
+    Mutant("unit: empty part", _UNITS, "if not size:", "if False:", SEALING + PROPERTIES),
     Mutant("unit: bound", _UNITS, "if length > limits.REQUEST_MAX:", "if False:", SEALING + PROPERTIES),
     Mutant("unit: trailer's bound", _UNITS, "len(parts[-1]) > limits.TRAILER_MAX or", "", VECTORS),
     Mutant("unit: trailer's room", _UNITS, "if len(trailer) > limits.TRAILER_MAX:", "if False:", SEALING),
