@@ -52,11 +52,7 @@ def _key(options: argparse.Namespace) -> signing.Key | None:
     if options.signing_key is not None:
         return signing.FileKey.load(options.signing_key)
     if options.kms_signing_key is not None:
-        import boto3  # noqa: PLC0415 - takes its time, and is rarely wanted
-
-        region = options.kms_signing_key.split(":")[3:4]
-        client = boto3.client("kms", region_name=region[0] if region else None)
-        return signing.KmsKey(client, options.kms_signing_key)
+        return signing.KmsKey.open(options.kms_signing_key)
     return None
 
 
@@ -69,15 +65,17 @@ def _build(options: argparse.Namespace) -> EifImage:
     parts = Parts(
         tree=options.tree, kernel=options.kernel, drivers=options.drivers, init=options.init
     )
-    found = build(parts, profile, options.output)
-    if key is not None:
+    if key is None:
+        return build(parts, profile, options.output)
+    draft: Path = options.output.with_name(f".{options.output.name}.draft")
+    try:
+        found = build(parts, profile, draft)
         section = signing.section(key, options.certificate.read_bytes(), found.pcr0)
-        add_signature(options.output, profile.architecture, section)
-        found = measured(options.output)
-        if found.pcr8 is None:
-            options.output.unlink()
-            raise DevkitError("the certificate is another key's")
-    return found
+        add_signature(draft, profile.architecture, section)
+        draft.replace(options.output)
+    finally:
+        draft.unlink(missing_ok=True)
+    return measured(options.output)
 
 
 def _describe(found: EifImage, written: list[Path]) -> str:

@@ -7,9 +7,13 @@ nothing that Casemate writes trusts PCR8 alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -28,11 +32,45 @@ _SUITES: Final[dict[str, tuple[bytes, hashes.HashAlgorithm, int, str]]] = {
 }
 
 
+_WANTED: Final = "images are signed with keys on P-256, P-384 or P-521"
+_ANOTHERS: Final = "the certificate is another key's"
+# What KMS answers when the key cannot make this signature, whoever asks; ValidationException is
+# also its word for an algorithm that is not the key's.
+_NOT_THIS_KEY: Final = frozenset(
+    {
+        *("DisabledException", "InvalidKeyUsageException", "KMSInvalidStateException"),
+        *("NotFoundException", "UnsupportedOperationException", "ValidationException"),
+    }
+)
+_NOT_NOW: Final = frozenset(
+    {"DependencyTimeoutException", "KeyUnavailableException", "ThrottlingException"}
+)
+_SERVERS_FAULT: Final = 500
+
+
+class SigningCode(StrEnum):
+    """Why an image was not signed; stable, first in the message."""
+
+    CERTIFICATE_UNUSABLE = "CERTIFICATE_UNUSABLE"
+    KEY_UNUSABLE = "KEY_UNUSABLE"
+    KEY_MISMATCH = "KEY_MISMATCH"
+    KMS_REFUSED = "KMS_REFUSED"
+    KMS_UNAVAILABLE = "KMS_UNAVAILABLE"
+
+
+class SigningError(DevkitError):
+    """No signature was made, for the reason ``code``."""
+
+    def __init__(self, code: SigningCode, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+
+
 class Key(Protocol):
     """Something that makes ECDSA signatures."""
 
     def sign(self, message: bytes, curve: str) -> bytes:
-        """Sign with the curve's own hash; the signature in DER."""
+        """Sign with the curve's own hash; the signature in DER. Raises SigningError."""
         ...
 
 
@@ -44,19 +82,20 @@ class FileKey:
 
     @classmethod
     def load(cls, path: Path) -> FileKey:
-        """Read a PEM without passphrase; raises DevkitError."""
+        """Read a PEM without passphrase; raises SigningError."""
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
-            raise DevkitError(f"{path}: no private key that can be read: {error}") from None
+            detail = f"{path}: no private key that can be read: {error}"
+            raise SigningError(SigningCode.KEY_UNUSABLE, detail) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise DevkitError(f"{path}: images are signed with keys on P-256, P-384 or P-521")
+            raise SigningError(SigningCode.KEY_UNUSABLE, f"{path}: {_WANTED}")
         return cls(key)
 
     def sign(self, message: bytes, curve: str) -> bytes:
         """Sign here."""
         if self.key.curve.name != curve:
-            raise DevkitError("the certificate is another key's")
+            raise SigningError(SigningCode.KEY_MISMATCH, _ANOTHERS)
         return self.key.sign(message, ec.ECDSA(_SUITES[curve][1]))
 
 
@@ -67,37 +106,59 @@ class KmsKey:
     client: Any
     arn: str
 
+    @classmethod
+    def open(cls, arn: str) -> KmsKey:
+        """Use it with the environment's credentials, in its ARN's region; raises SigningError."""
+        region = arn.split(":")[3:4]
+        try:
+            client = boto3.Session().client("kms", region_name=region[0] if region else None)
+        except BotoCoreError as error:
+            raise SigningError(SigningCode.KMS_UNAVAILABLE, str(error)) from None
+        return cls(client, arn)
+
     def sign(self, message: bytes, curve: str) -> bytes:
-        """Have KMS sign the message's hash."""
-        _, algorithm, _, name = _SUITES[curve]
-        state = hashes.Hash(algorithm)
-        state.update(message)
-        answer = self.client.sign(
-            KeyId=self.arn,
-            Message=state.finalize(),
-            MessageType="DIGEST",
-            SigningAlgorithm=name,
-        )
+        """Have KMS hash and sign the message, which it takes whole up to 4,096 bytes."""
+        try:
+            answer = self.client.sign(
+                KeyId=self.arn,
+                Message=message,
+                MessageType="RAW",
+                SigningAlgorithm=_SUITES[curve][3],
+            )
+        except ClientError as error:
+            raise _refusal(error) from None
+        except BotoCoreError as error:
+            raise SigningError(SigningCode.KMS_UNAVAILABLE, str(error)) from None
         signature: bytes = answer["Signature"]
         return signature
+
+
+def _refusal(error: ClientError) -> SigningError:
+    kind = error.response["Error"]["Code"]
+    detail = f"{kind}: {error.response['Error'].get('Message', '')}"
+    if kind in _NOT_THIS_KEY:
+        return SigningError(SigningCode.KEY_UNUSABLE, detail)
+    failed = error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= _SERVERS_FAULT
+    if failed or kind in _NOT_NOW:
+        return SigningError(SigningCode.KMS_UNAVAILABLE, detail)
+    return SigningError(SigningCode.KMS_REFUSED, detail)
 
 
 def section(key: Key, certificate_pem: bytes, pcr0: bytes) -> bytes:
     """The section's content: the certificate and a COSE_Sign1 over PCR0.
 
-    Raises DevkitError for a certificate that does not do, or is another key's.
+    Raises SigningError; what it returns verifies with the certificate.
     """
-    try:
-        (certificate,) = x509.load_pem_x509_certificates(certificate_pem)
-    except ValueError:
-        raise DevkitError("not exactly one certificate in PEM") from None
-    public = certificate.public_key()
-    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in _SUITES:
-        raise DevkitError("images are signed with keys on P-256, P-384 or P-521")
-    protected, _, half, _ = _SUITES[public.curve.name]
+    certificate, public = _signer(certificate_pem)
+    protected, algorithm, half, _ = _SUITES[public.curve.name]
     payload = cbor.encode({"register_index": 0, "register_value": list(pcr0)})
     message = cbor.encode(["Signature1", protected, b"", payload])
-    r, s = decode_dss_signature(key.sign(message, public.curve.name))
+    encoded = key.sign(message, public.curve.name)
+    try:
+        public.verify(encoded, message, ec.ECDSA(algorithm))
+    except InvalidSignature:
+        raise SigningError(SigningCode.KEY_MISMATCH, _ANOTHERS) from None
+    r, s = decode_dss_signature(encoded)
     signature = r.to_bytes(half, "big") + s.to_bytes(half, "big")
     cose = cbor.encode([protected, {}, payload, signature])
     pem = certificate.public_bytes(serialization.Encoding.PEM)
@@ -109,3 +170,15 @@ def section(key: Key, certificate_pem: bytes, pcr0: bytes) -> bytes:
     # serde's order, which the length-first order of deterministic CBOR is not.
     pairs = b"".join(cbor.encode(name) + cbor.encode(value) for name, value in entry.items())
     return b"\x81\xa2" + pairs
+
+
+def _signer(certificate_pem: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePublicKey]:
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(certificate_pem)
+        public = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        detail = "not exactly one certificate in PEM, with a key that is known"
+        raise SigningError(SigningCode.CERTIFICATE_UNUSABLE, detail) from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name not in _SUITES:
+        raise SigningError(SigningCode.CERTIFICATE_UNUSABLE, _WANTED)
+    return certificate, public
