@@ -42,6 +42,7 @@ class FrameType(IntEnum):
     DRAIN = 11
     REPLACE = 12
     MODELS = 13
+    CANCEL = 14
     NUMBERED = 32
 
 

@@ -168,6 +168,9 @@ FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection th
 LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
 # Threads that answer numbered frames, for all connections: twice what a host has under way.
 NUMBERED_THREADS: Final = 64
+# Questions of one connection that wait for a thread, unread: all that one host may have under way.
+NUMBERED_WAITING: Final = 64
+HANG_UP_LOOK_S: Final = 0.1  # how long a run may go on that its host has hung up on
 FINISH_TIMEOUT_S: Final = 30.0  # at a drain's end: for requests of sessions that are over
 # Enclave side: 32 relay connections, 32 streams, control, and room for a reconnect.
 CONNECTIONS_MAX: Final = 96

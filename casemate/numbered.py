@@ -37,6 +37,11 @@ def question(number: int, kind: FrameType, payload: Buffer, budget: int) -> tupl
     return _HEAD.pack(length, FrameType.NUMBERED, budget, number, kind), payload
 
 
+def cancel(number: int) -> tuple[Buffer, ...]:
+    """Return the frame that gives up question ``number``."""
+    return (_HEAD.pack(_COUNTED, FrameType.NUMBERED, 0, number, FrameType.CANCEL),)
+
+
 def answer(number: int, kind: int, pieces: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Return the frame that answers ``number``; raises FrameError (TOO_LARGE)."""
     length = _COUNTED + sum(map(len, pieces))

@@ -3,50 +3,83 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
     from casemate_enclave.watchdog import Terminable
 
 
 class Cancellation:
-    """Shared by all work for one asker; thread-safe."""
+    """Shared by all work for one asker; thread-safe. Cheap: every question has one."""
+
+    __slots__ = ("_cancelled", "_event", "_lock", "_runs")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._runs: dict[object, Terminable] = {}
-        self._cancelled = threading.Event()
+        self._runs: list[Terminable] = []
+        self._cancelled = False
+        self._event: threading.Event | None = None
 
     @property
     def cancelled(self) -> bool:
         """Whether nobody waits any more."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
         """End what runs and what will; later calls do nothing."""
         with self._lock:
-            self._cancelled.set()
-            for run in self._runs.values():
+            self._cancelled = True
+            for run in self._runs:
                 run.terminate = True
             self._runs.clear()
+            if self._event is not None:
+                self._event.set()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until cancelled, or for ``timeout_s`` seconds; True if cancelled."""
-        return self._cancelled.wait(timeout_s)
-
-    @contextmanager
-    def ending(self, run: Terminable) -> Iterator[None]:
-        """End ``run`` if this is cancelled during the block."""
-        ticket = object()
         with self._lock:
-            if self._cancelled.is_set():
+            if self._cancelled:
+                return True
+            event = self._event = self._event or threading.Event()
+        return event.wait(timeout_s)
+
+    def ending(self, run: Terminable) -> Ending:
+        """Return a context manager that ends ``run`` if this is cancelled during the block."""
+        return Ending(self, run)
+
+    def begin(self, run: Terminable) -> None:
+        """Have ``run`` ended from now on."""
+        with self._lock:
+            if self._cancelled:
                 run.terminate = True
-            self._runs[ticket] = run
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._runs.pop(ticket, None)
+            else:
+                self._runs.append(run)
+
+    def end(self, run: Terminable) -> None:
+        """Leave ``run`` alone from now on."""
+        with self._lock:
+            # By identity: what runs need not be comparable.
+            self._runs[:] = [other for other in self._runs if other is not run]
+
+
+class Ending:
+    """What ``Cancellation.ending`` returns."""
+
+    __slots__ = ("_cancellation", "_run")
+
+    def __init__(self, cancellation: Cancellation, run: Terminable) -> None:
+        self._cancellation = cancellation
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._cancellation.begin(self._run)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cancellation.end(self._run)

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casemate.wire import Buffer
+    from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.enclave import Enclave
     from casemate_enclave.events import Journal
+    from casemate_enclave.hangups import Watched
     from casemate_enclave.stream_link import StreamLink
 
     # None: all has been said, and the connection ends.
@@ -41,6 +43,10 @@ class Exchange(Protocol):
     @property
     def deadline(self) -> float:
         """When the sender stops waiting, in seconds of ``time.monotonic``."""
+        ...
+
+    def watched(self) -> Watched:
+        """Return a context manager that gives what is cancelled if the sender hangs up."""
         ...
 
     def model_data(self, size: int) -> Iterator[memoryview]:
@@ -103,14 +109,16 @@ class Dispatcher:
             raise _refusal(state, frame_type)
         return handler(exchange)
 
-    def numbered(self, kind: int, payload: memoryview, deadline: float) -> tuple[Buffer, ...]:
+    def numbered(
+        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
+    ) -> tuple[Buffer, ...]:
         """Answer a question that came in a numbered frame (SPEC 9.2.1); raises CasemateError."""
         if kind != FrameType.REQUEST:
             raise CasemateError(Code.MALFORMED, "no type that is numbered")
         state = self._enclave.state
         if FrameType.REQUEST not in self._table[state]:
             raise _refusal(state, FrameType.REQUEST)
-        return self._sealed(payload, deadline)
+        return self._sealed(payload, deadline, cancellation)
 
     def _configure(self, exchange: Exchange) -> Answer:
         try:
@@ -135,12 +143,15 @@ class Dispatcher:
         return b""
 
     def _request(self, exchange: Exchange) -> Answer:
-        return self._sealed(exchange.payload, exchange.deadline)
+        with exchange.watched() as cancellation:
+            return self._sealed(exchange.payload, exchange.deadline, cancellation)
 
-    def _sealed(self, payload: memoryview, deadline: float) -> tuple[Buffer, ...]:
+    def _sealed(
+        self, payload: memoryview, deadline: float, cancellation: Cancellation
+    ) -> tuple[Buffer, ...]:
         self._journal.count(Counter.REQUESTS)
         try:
-            return self._enclave.parts.service.answer(payload, deadline)
+            return self._enclave.parts.service.answer(payload, deadline, cancellation)
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise
@@ -214,6 +225,8 @@ def _frame_type(kind: int) -> FrameType:
         raise ConnectionEndError(Code.MALFORMED, "unknown type of frame") from None
     if frame_type is FrameType.MODEL_DATA:
         raise ConnectionEndError(Code.MALFORMED, "model data without a load")
+    if frame_type is FrameType.CANCEL:
+        raise ConnectionEndError(Code.MALFORMED, "a cancel frame that is not numbered")
     return frame_type
 
 

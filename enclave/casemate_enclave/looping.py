@@ -50,12 +50,15 @@ def last_piece(
     loop: ModelLoop | None,
     inputs: Tensors,
     outputs: Sequence[str],
+    *,
     deadline: float,
+    cancellation: Cancellation | None = None,
 ) -> Tensors:
     """Return the last step's outputs: the whole answer outside of a stream."""
     if loop is None:
-        return model.run(inputs, outputs, deadline)
-    steps = pieces(model, loop, inputs, outputs, deadline=deadline, cancellation=Cancellation())
+        return model.run(inputs, outputs, deadline, cancellation)
+    cancellation = cancellation or Cancellation()
+    steps = pieces(model, loop, inputs, outputs, deadline=deadline, cancellation=cancellation)
     [(values, _)] = deque(steps, maxlen=1)
     return values
 

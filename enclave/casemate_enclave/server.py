@@ -24,6 +24,7 @@ from casemate.frames import (
 )
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
+from casemate_enclave.hangups import HangUps, Watched
 from casemate_enclave.stream_link import StreamLink
 from casemate_enclave.turns import Crew, TurnConnection
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from casemate.frames import Frame
     from casemate.wire import Buffer
+    from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
 
@@ -52,6 +54,10 @@ class _Exchange:
     payload: memoryview
     deadline: float
     channel: socket.socket
+    hang_ups: HangUps
+
+    def watched(self) -> Watched:
+        return self.hang_ups.watching(self.channel)
 
     def model_data(self, size: int) -> Iterator[memoryview]:
         left = size
@@ -95,6 +101,7 @@ class Server:
         self._dispatcher = dispatcher
         self._journal = journal
         self._crew = Crew()
+        self._hang_ups = HangUps()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._stopping = False
@@ -124,6 +131,7 @@ class Server:
     def stop(self) -> None:
         """Take no more connections, end the present ones and wait a little for them."""
         self._stopping = True
+        self._hang_ups.stop()
         _hang_up(self._listener)
         with self._changed:
             if self._grace_s:
@@ -197,7 +205,7 @@ class Server:
 
     def _answer(self, frame: Frame, channel: socket.socket) -> bool:
         try:
-            answer = self._dispatcher.answer(frame.type, _exchange_of(frame, channel))
+            answer = self._dispatcher.answer(frame.type, self._exchange_of(frame, channel))
         except CasemateError as error:
             self._send_error(channel, error)
             return not isinstance(error, ConnectionEndError)
@@ -213,19 +221,28 @@ class Server:
     def _take_turns(self, channel: socket.socket, first: Frame) -> None:
         """Answer numbered frames until the connection ends (SPEC 9.2.1)."""
         try:
-            TurnConnection(channel, self._numbered, self._crew).serve(numbered.first(first))
+            turns = TurnConnection(channel, self._numbered, self._crew, self._is_finishing)
+            turns.serve(numbered.first(first))
         except FrameError as error:
             self._send_error(channel, error)
 
+    def _is_finishing(self) -> bool:
+        return self._stopping and self._grace_s > 0
+
     def _numbered(
-        self, kind: int, payload: memoryview, deadline: float
+        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
     ) -> tuple[int, tuple[Buffer, ...]]:
         try:
-            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline)
+            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline, cancellation)
         except CasemateError as error:
             return ERROR, (self._refusal(error),)
         except Exception:  # noqa: BLE001 - as in _exchange
             return ERROR, (self._refusal(self._internal()),)
+
+    def _exchange_of(self, frame: Frame, channel: socket.socket) -> _Exchange:
+        budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
+        deadline = time.monotonic() + budget / 1000
+        return _Exchange(frame.payload, deadline, channel, self._hang_ups)
 
     def _internal(self) -> CasemateError:
         self._journal.count(Counter.INTERNAL_ERRORS)
@@ -243,11 +260,6 @@ class Server:
         if error.code in _OUTSIDE:
             return encode_error(error.code, error.detail)
         return encode_error(Code.INTERNAL, "internal error")
-
-
-def _exchange_of(frame: Frame, channel: socket.socket) -> _Exchange:
-    budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
-    return _Exchange(frame.payload, time.monotonic() + budget / 1000, channel)
 
 
 def _hang_up(channel: socket.socket, how: int = socket.SHUT_RDWR) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate.envelope.replay import ReplayTable
+    from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
@@ -124,9 +125,12 @@ class RequestService:
         self._receipts = receipts
         self._lifetime = lifetime
 
-    def answer(self, payload: memoryview, deadline: float) -> tuple[wire.Buffer, ...]:
+    def answer(
+        self, payload: memoryview, deadline: float, cancellation: Cancellation | None = None
+    ) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
 
+        ``cancellation`` ends its run early.
         Raises CasemateError with a code of SPEC 11.1 for a request that was not accepted.
         """
         raw_header, ciphertext = parse_sealed(payload)
@@ -139,7 +143,7 @@ class RequestService:
             asker = identify(raw_header, header, opened.preamble_bytes, known)
         self._accept(header, wrapped, prk, asker)
         with self._journal.timed(Step.RUN):
-            outcome = self._outcome(opened, asker, deadline)
+            outcome = self._outcome(opened, asker, deadline, cancellation)
         with self._journal.timed(Step.SEAL):
             return encode_sealed(*self._seal(opened, outcome))
 
@@ -223,7 +227,13 @@ class RequestService:
         """Return a caller that a loaded model lists; all others share a pool (SPEC 6.8)."""
         return caller if caller is not None and self._models.lists(caller) else None
 
-    def _outcome(self, opened: OpenedRequest, asker: Asker, deadline: float) -> _Outcome:
+    def _outcome(
+        self,
+        opened: OpenedRequest,
+        asker: Asker,
+        deadline: float,
+        cancellation: Cancellation | None,
+    ) -> _Outcome:
         """Run the request; never raises."""
         model, preamble, caller = None, asker.preamble, asker.caller
         try:
@@ -231,7 +241,9 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             check_asker(model, preamble, caller)
-            message = self._answer(opened, preamble, caller, model, deadline)
+            message = self._answer(
+                *(opened, preamble, caller, model), deadline=deadline, cancellation=cancellation
+            )
             receipt = None
             if preamble.receipt:
                 receipt = self._receipts.issue(model, opened.th, opened.message, message)
@@ -248,12 +260,14 @@ class RequestService:
         preamble: Preamble,
         caller: bytes | None,
         model: ServedModel,
+        *,
         deadline: float,
+        cancellation: Cancellation | None,
     ) -> wire.Pieces:
         if preamble.operation == METADATA:
             return [self._metadata(model)]
         if preamble.sealed_data is None:
-            return _run(model, opened.message, deadline)
+            return _run(model, opened.message, deadline, cancellation)
         tensors = self._objects.open(
             opened.message,
             preamble.sealed_data,
@@ -261,7 +275,7 @@ class RequestService:
             model=model.digest,
             deadline=deadline,
         )
-        return _run_sealed(model, tensors, deadline)
+        return _run_sealed(model, tensors, deadline, cancellation)
 
     def _metadata(self, model: ServedModel) -> bytes:
         header = model.header
@@ -295,20 +309,29 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
         raise RequestError(Code.CALLER_REFUSED, "the model's publisher does not list this caller")
 
 
-def _run(model: ServedModel, message: memoryview, deadline: float) -> wire.Pieces:
+def _run(
+    model: ServedModel, message: memoryview, deadline: float, cancellation: Cancellation | None
+) -> wire.Pieces:
     header = model.header
-    if time.monotonic() >= deadline:
-        raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
+    if time.monotonic() >= deadline or (cancellation is not None and cancellation.cancelled):
+        detail = "the deadline passed before the model ran, or nobody waited any more"
+        raise RequestError(Code.DEADLINE_EXCEEDED, detail)
     request = model.requests.read(message)
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
-    outputs = last_piece(model.loaded, header.loop, request.inputs, request.outputs, deadline)
+    outputs = last_piece(
+        *(model.loaded, header.loop, request.inputs, request.outputs),
+        deadline=deadline,
+        cancellation=cancellation,
+    )
     return response_pieces(outputs, header.name, header.version, request.id)
 
 
-def _run_sealed(model: ServedModel, tensors: memoryview, deadline: float) -> wire.Pieces:
+def _run_sealed(
+    model: ServedModel, tensors: memoryview, deadline: float, cancellation: Cancellation | None
+) -> wire.Pieces:
     try:
-        return _run(model, tensors, deadline)
+        return _run(model, tensors, deadline, cancellation)
     except RequestError as error:
         if error.code not in {Code.INVALID_REQUEST, Code.INVALID_INPUT}:
             raise

@@ -4,31 +4,34 @@ Whoever has the turn takes what has arrived, answers one question after another,
 answers together before it waits for more. Small requests are spared what costs them most: waking a
 thread, and passing the interpreter's lock. No question waits long for another one's answer: a
 thread gives the turn away before it answers where answers have just been slow, and a second one
-stands by to take it from a thread that is not back in time.
+stands by to take it from a thread that is not back in time. So somebody always reads, be it only
+that a question has been given up: without a thread to stand by, questions wait and are not begun.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from casemate import frames, limits, numbered
-from casemate.errors import FrameError
-from casemate.frames import FrameType
+from casemate import limits, numbered
+from casemate.errors import Code, FrameError
+from casemate.frames import ERROR, FrameType, encode_error
+from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.numbered_link import NumberedLink
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
 
-    # Takes inner type, payload and deadline; returns inner type and payload. Never raises.
-    Answer = Callable[[int, memoryview, float], tuple[int, tuple[Buffer, ...]]]
+    # Takes inner type, payload, deadline and what ends it early; returns inner type and payload.
+    # Never raises.
+    Answer = Callable[[int, memoryview, float, Cancellation], tuple[int, tuple[Buffer, ...]]]
 
 # An answer as quick as this may keep others waiting. By the processor's time: on a busy machine
 # the clock says little about an answer.
@@ -36,12 +39,10 @@ _QUICK_S: Final = 0.001
 _WARY: Final = 32  # quick answers in a row that it takes to trust in the next one
 _LATE_S: Final = 0.005  # then the turn is taken away
 _IDLE_LOOK_S: Final = 0.05
-_READ: Final = 64 * limits.KIB
-_JOINED: Final = 16 * limits.KIB  # pieces below it are cheaper to join than to gather
 
 
 class Crew:
-    """How many threads all connections together may have beside their own; thread-safe."""
+    """How many threads all connections together may have beside two of their own; thread-safe."""
 
     def __init__(self, most: int = limits.NUMBERED_THREADS) -> None:
         self._lock = threading.Lock()
@@ -61,30 +62,46 @@ class Crew:
             self._left += 1
 
 
+class _Question(NamedTuple):
+    """A question, when it came, and what ends it."""
+
+    frame: Numbered
+    begun: float
+    cancellation: Cancellation
+
+
 class TurnConnection:
     """Answers the numbered questions of one connection, until it ends."""
 
-    def __init__(self, channel: socket.socket, answer: Answer, crew: Crew) -> None:
-        """``channel`` becomes blocking, and is not closed."""
-        channel.settimeout(None)
-        self._channel = channel
+    def __init__(
+        self,
+        channel: socket.socket,
+        answer: Answer,
+        crew: Crew,
+        finishing: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``channel`` becomes blocking, and is not closed.
+
+        ``finishing``: whether it was this side that ended the reading, to answer what is under way.
+        """
+        self._link = NumberedLink(channel)
         self._answer = answer
         self._crew = crew
-        self._frames = numbered.FrameBuffer(FrameType.NUMBERED, numbered.QUESTION_MAX)
+        self._finishing = finishing
         self._changed = threading.Condition()
         self._held = False
         self._turn = 0
         self._begun = 0.0  # when the holder of the turn began an answer; 0 while it reads
         self._wary = 0
-        self._idle = 0
+        self._idle = 0  # threads that stand by, or are about to
         self._others = 0
         self._over = False
-        self._sending = threading.Lock()
         self._first: Numbered | None = None
-        self._ready: deque[tuple[Buffer, ...]] = deque()
+        self._under_way: dict[int, Cancellation] = {}
+        self._parked: deque[_Question] = deque()
 
     def serve(self, first: Numbered) -> None:
-        """Answer everything until the host ends the connection, ``first`` being its first question.
+        """Answer everything until the host ends the connection, ``first`` being its first frame.
 
         Raises FrameError for what is no numbered frame, OSError if the host takes no answers.
         """
@@ -95,64 +112,81 @@ class TurnConnection:
             with self._changed:
                 self._changed.wait_for(lambda: not self._others)
 
-    def _work(self) -> None:
+    def _work(self, *, expected: bool = False) -> None:
         try:
-            while turn := self._await_turn():
-                self._take_turn(turn)
+            while (turn := self._await_turn(expected=expected)) is not None:
+                expected = False
+                if isinstance(turn, _Question):
+                    self._link.put(self._answered(turn))
+                    self._link.flush()
+                else:
+                    self._take_turn(turn)
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             self._end()
 
     # Turns
 
-    def _await_turn(self) -> int:
-        """Return the number of this thread's turn, or 0 when the connection is over."""
+    def _await_turn(self, *, expected: bool) -> int | _Question | None:
+        """Return the number of this thread's turn, or a question that waits for a thread.
+
+        None when the connection is over. ``expected``: this thread was counted as idle before.
+        """
         with self._changed:
-            self._idle += 1
-            while self._held and not self._over and not self._is_late():
+            self._idle += not expected
+            while self._held and not (self._over or self._parked or self._is_late()):
                 self._changed.wait(_LATE_S if self._begun else _IDLE_LOOK_S)
             self._idle -= 1
+            if self._parked:
+                return self._parked.popleft()
             if self._over:
-                return 0
+                return None
             self._held = True
             self._begun = 0.0
             self._turn += 1
-            turn = self._turn
-            alone = not self._idle and self._crew.join()
-            self._others += alone
-        if alone:
-            self._start()
-        return turn
+            return self._turn
 
     def _is_late(self) -> bool:
         begun = self._begun
         return bool(begun) and time.monotonic() - begun > _LATE_S
 
     def _take_turn(self, turn: int) -> None:
-        self._flush()  # what the one before had ready
+        self._link.flush()  # what the one before had ready
         while (frame := self._next()) is not None:
             begun = time.monotonic()
+            cancellation = self._under_way[frame.number] = Cancellation()
+            question = _Question(frame, begun, cancellation)
+            if not self._idle and self._park(question):
+                continue
             if self._wary:
-                self._flush()
+                self._link.flush()
                 self._give_away()
                 turn = 0
             else:
                 self._begun = begun
             spent = time.thread_time()
-            answer = self._answered(frame, begun)
+            answer = self._answered(question)
             self._learn(time.thread_time() - spent)
             with self._changed:
-                self._ready.append(answer)
+                self._link.put(answer)
                 kept = turn == self._turn
                 if kept:  # nobody may take the turn from a thread that reads
                     self._begun = 0.0
             if not kept:
-                self._flush()
+                self._link.flush()
                 return
         self._end()
+        if not self._finishing():
+            self._abandon()
 
-    def _answered(self, frame: Numbered, now: float) -> tuple[Buffer, ...]:
+    def _answered(self, question: _Question) -> tuple[Buffer, ...]:
+        frame, begun, cancellation = question
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
-        kind, pieces = self._answer(frame.type, memoryview(frame.payload), now + budget / 1000)
+        deadline = begun + budget / 1000
+        kind, pieces = self._answer(frame.type, memoryview(frame.payload), deadline, cancellation)
+        self._under_way.pop(frame.number, None)
         return numbered.answer(frame.number, kind, pieces)
 
     def _learn(self, spent_s: float) -> None:
@@ -175,78 +209,85 @@ class TurnConnection:
 
     # Standing by
 
-    def _start(self) -> None:
-        def stand_by() -> None:
-            try:
-                with contextlib.suppress(FrameError, OSError):
-                    self._work()
-            finally:
-                self._left()
+    def _park(self, question: _Question) -> bool:
+        """Have a question wait, as nobody could read while it is answered; False if one can."""
+        with self._changed:
+            if self._idle or self._hire():
+                return False
+            if len(self._parked) < limits.NUMBERED_WAITING:
+                self._parked.append(question)
+                return True
+        self._refuse(question.frame.number, Code.OVERLOADED, "too many questions under way")
+        return True
 
+    def _hire(self) -> bool:
+        """Start a thread to stand by; False if there may be none, or none is to be had."""
+        placed = self._others > 0  # the first needs no place: each connection has a reader
+        if placed and not self._crew.join():
+            return False
+        self._idle += 1
+        self._others += 1
         try:
-            threading.Thread(target=stand_by, name="answers", daemon=True).start()
-        except RuntimeError:  # no thread to be had
-            self._left()
+            threading.Thread(
+                target=self._stand_by, args=(placed,), name="answers", daemon=True
+            ).start()
+        except RuntimeError:
+            self._idle -= 1
+            self._left(placed=placed)
+            return False
+        return True
 
-    def _left(self) -> None:
-        self._crew.leave()
+    def _stand_by(self, placed: bool) -> None:  # noqa: FBT001 - an argument of a thread
+        try:
+            with contextlib.suppress(FrameError, OSError):
+                self._work(expected=True)
+        finally:
+            self._left(placed=placed)
+
+    def _left(self, *, placed: bool) -> None:
+        if placed:
+            self._crew.leave()
         with self._changed:
             self._others -= 1
             self._changed.notify_all()
 
-    # Bytes
+    # Questions given up
 
     def _next(self) -> Numbered | None:
-        """Return the next question; what is ready is sent before it is waited for."""
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        while (frame := self._frames.take()) is None:
-            self._begun = 0.0
-            self._flush()
-            if self._frames.begun:
-                self._wait(select.POLLIN)
-            data = self._channel.recv(_READ)
-            if not data:
-                return None
-            self._frames.add(data)
-        return frame
+        """Return the next question; those that are given up meanwhile are ended."""
+        frame, self._first = self._first, None
+        while True:
+            frame = frame or self._link.take()
+            if frame is None:
+                self._begun = 0.0
+                frame = self._link.receive()
+            if frame is None or frame.type != FrameType.CANCEL:
+                return frame
+            self._cancel(frame)
+            frame = None
 
-    def _flush(self) -> None:
-        if not self._ready:
-            return
-        with self._sending:
-            try:
-                while self._ready:
-                    self._send(self._gather())
-            except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
-                self._ready.clear()
-                with contextlib.suppress(OSError):
-                    self._channel.shutdown(socket.SHUT_RDWR)
-                raise
+    def _cancel(self, frame: Numbered) -> None:
+        if frame.payload:
+            raise FrameError(Code.MALFORMED, "a cancel frame is empty")
+        cancellation = self._under_way.get(frame.number)
+        if cancellation is None:
+            return  # its answer is on its way
+        cancellation.cancel()
+        with self._changed:
+            waiting = [q for q in self._parked if q.cancellation is cancellation]
+            for question in waiting:
+                self._parked.remove(question)
+        for question in waiting:
+            self._refuse(question.frame.number, Code.DEADLINE_EXCEEDED, "it was given up")
 
-    def _gather(self) -> list[Buffer]:
-        """Take what is ready, as much as goes into one call."""
-        small: list[Buffer] = []
-        size = 0
-        while self._ready and size < _JOINED:
-            pieces = self._ready.popleft()
-            size += sum(map(len, pieces))
-            small += pieces
-        return [b"".join(small)] if size < 2 * _JOINED else small
+    def _refuse(self, number: int, code: Code, detail: str) -> None:
+        self._under_way.pop(number, None)
+        self._link.put(numbered.answer(number, ERROR, (encode_error(code, detail),)))
 
-    def _send(self, buffers: list[Buffer]) -> None:
-        while buffers:
-            try:
-                sent = self._channel.sendmsg(buffers, (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-                continue
-            buffers = frames.unsent(buffers, sent)
-
-    def _wait(self, event: int) -> None:
-        """Wait until the host sends or takes more; raises TimeoutError if it does not."""
-        poll = select.poll()
-        poll.register(self._channel, event)
-        if not poll.poll(limits.FRAME_HEAD_TIMEOUT_S * 1000):
-            raise TimeoutError
+    def _abandon(self) -> None:
+        """End all that is under way: the host has ended the connection, and waits for nothing."""
+        self._link.drop()
+        with self._changed:
+            self._parked.clear()
+            for cancellation in list(self._under_way.values()):
+                cancellation.cancel()

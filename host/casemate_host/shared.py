@@ -2,7 +2,8 @@
 
 It has no thread: of the calls that wait one reads for all, until its own answer is there, and then
 wakes another. What calls want to send while one of them is sending leaves together. So a busy host
-moves many small messages by one call into the kernel, and an idle one wakes nobody.
+moves many small messages by one call into the kernel, and an idle one wakes nobody. A call that
+leaves without its answer tells the enclave so, and its number rests until the answer has come.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class UnsentError(Exception):
 
 
 class _Question:
-    """One call that waits."""
+    """One call that waits, or says that it does no longer."""
 
     __slots__ = ("_wake", "answer", "frame", "lost", "number", "size", "unsent")
 
@@ -86,6 +87,7 @@ class SharedConnection:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._questions: dict[int, _Question] = {}
+        self._given_up: set[int] = set()
         self._outbox: list[_Question] = []
         self._sender: _Question | None = None
         self._number = 0
@@ -103,6 +105,7 @@ class SharedConnection:
         Raises UnsentError; FrameError: DEADLINE_EXCEEDED, UNAVAILABLE if the enclave went away,
         INTERNAL for an answer that is none, or what the enclave said before it hung up.
         """
+        self._take_late()
         question = self._register(kind, payload, call)
         try:
             call.attach(question)
@@ -110,7 +113,7 @@ class SharedConnection:
             answer = self._await(question, call)
         finally:
             call.detach()
-            self._forget(question)
+            self._leave(question)
         if answer.type not in {ERROR, kind | ANSWER}:
             self.close()
             raise FrameError(Code.INTERNAL, f"answer of type {answer.type} to one of type {kind}")
@@ -135,16 +138,21 @@ class SharedConnection:
         with self._lock:
             if self._over or not self._is_quiet():
                 raise UnsentError
-            number = self._number
-            self._number = (number + 1) % _NUMBERS
+            number = self._next_number()
             question = _Question(number, numbered.question(number, kind, payload, budget_ms))
             self._questions[number] = question
             self._outbox.append(question)
             return question
 
+    def _next_number(self) -> int:
+        while (number := self._number) in self._questions or number in self._given_up:
+            self._number = (number + 1) % _NUMBERS
+        self._number = (number + 1) % _NUMBERS
+        return number
+
     def _is_quiet(self) -> bool:
         """Whether the connection is open and, as it must be between exchanges, silent."""
-        if self._questions or time.monotonic() - self._used < _FRESH_S:
+        if self._questions or self._given_up or time.monotonic() - self._used < _FRESH_S:
             return True
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
@@ -154,12 +162,25 @@ class SharedConnection:
         self._close_unused()
         return False
 
-    def _forget(self, question: _Question) -> None:
+    def _leave(self, question: _Question) -> None:
         with self._lock:
             del self._questions[question.number]
+            word = None if question.done or self._over else self._give_up(question)
             self._used = time.monotonic()
             self._close_unused()
             self._have_one_read()
+        if word is not None:
+            self._send_out(word)
+
+    def _give_up(self, question: _Question) -> _Question | None:
+        """Return what tells the enclave that nobody waits; None if it was never asked."""
+        if question in self._outbox:
+            self._outbox.remove(question)
+            return None
+        self._given_up.add(question.number)
+        word = _Question(question.number, numbered.cancel(question.number))
+        self._outbox.append(word)
+        return word
 
     def _have_one_read(self) -> None:
         """Whoever leaves sees to it that somebody reads.
@@ -233,13 +254,28 @@ class SharedConnection:
             raise UnsentError
         raise question.lost or AssertionError
 
-    def _read(self, mine: _Question) -> None:
-        """Read once, and hand out the answers that have arrived."""
-        if mine.done:
+    def _take_late(self) -> None:
+        """Take what has come of questions given up, unless somebody reads or is about to."""
+        if not self._given_up or self._questions or not self._reading.acquire(blocking=False):
             return
         try:
+            self._read_once(socket.MSG_DONTWAIT)
+        finally:
+            self._reading.release()
+            with self._lock:
+                self._close_unused()
+                self._have_one_read()
+
+    def _read(self, mine: _Question) -> None:
+        """Read once, and hand out the answers that have arrived."""
+        if not mine.done:
+            self._read_once(0)
+
+    def _read_once(self, how: int) -> None:
+        try:
             missing = self._frames.missing
-            data = self._channel.recv(missing or _READ, socket.MSG_WAITALL if missing else 0)
+            how |= socket.MSG_WAITALL if missing else 0
+            data = self._channel.recv(missing or _READ, how)
             if not data:
                 self._lost(FrameError(Code.UNAVAILABLE, "the enclave went away"))
                 return
@@ -254,9 +290,11 @@ class SharedConnection:
         while (answer := self._frames.take()) is not None:
             with self._lock:
                 question = self._questions.get(answer.number)
-            if question is not None:  # else its call has given up
-                question.answer = answer
-                question.rouse()
+            if question is None:  # its call has given up
+                self._given_up.discard(answer.number)
+                continue
+            question.answer = answer
+            question.rouse()
 
     def _last_word(self) -> FrameError:
         """What the enclave said when it refused the connection, if it did."""

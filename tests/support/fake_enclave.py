@@ -83,6 +83,7 @@ class FakeEnclave:
     models: list[tuple[str, int, bytes]] = field(default_factory=list)
     loads: int = 0
     accepted: int = 0
+    given_up: list[int] = field(default_factory=list)
     pcr0: bytes = evidence.IMAGE[0]
     counters: dict[str, int] = field(default_factory=lambda: {"requests": 7})
     histograms: dict[str, object] = field(
@@ -162,6 +163,9 @@ class FakeEnclave:
                     self.budgets.append(frame.budget)
                 if frame.type == FrameType.NUMBERED:
                     asked = numbered.first(frame)
+                    if asked.type == FrameType.CANCEL:
+                        self.given_up.append(asked.number)
+                        continue
                     threading.Thread(
                         target=self._number, args=(channel, asked), daemon=True
                     ).start()

@@ -142,6 +142,8 @@ class LyingRelay:
             while (frame := receive_frame(near)) is not None:
                 if frame.type == FrameType.NUMBERED:
                     asked = numbered.first(frame)
+                    if asked.type == FrameType.CANCEL:
+                        continue  # what was given up ends at its deadline
                     threading.Thread(target=self._number, args=(asked, near), daemon=True).start()
                 else:
                     kind, payload = self._exchange(frame, far)

@@ -40,6 +40,17 @@ def test_vectors(case: dict[str, Any]) -> None:
     assert numbered.first(Frame(32, asked.budget, memoryview(payload))) == asked
 
 
+@pytest.mark.parametrize("case", VECTORS["cancels"], ids=lambda case: case["number"])
+def test_cancel_frames(case: dict[str, Any]) -> None:
+    whole = b"".join(numbered.cancel(case["number"]))
+    assert whole.hex() == case["bytes"]
+    buffer = FrameBuffer(*QUESTIONS)
+    buffer.add(whole)
+    frame = buffer.take()
+    assert frame is not None
+    assert frame[:3] == (case["number"], FrameType.CANCEL, b"")
+
+
 @pytest.mark.parametrize("case", VECTORS["refused_numbered"], ids=lambda case: case["why"])
 def test_refused(case: dict[str, Any]) -> None:
     buffer = FrameBuffer(*QUESTIONS)

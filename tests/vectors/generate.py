@@ -918,6 +918,10 @@ def frames_vectors() -> Json:
             for number, kind, budget, payload in numbers
             for size in [10 + len(payload)]
         ],
+        "cancels": [
+            {"number": number, "bytes": struct.pack(">IBIIB", 10, 32, 0, number, 14)}
+            for number, _, _, _ in numbers
+        ],
         "refused_numbered": [
             {"why": why, "bytes": data, "code": code} for why, data, code in refused_numbers
         ],

@@ -298,7 +298,7 @@ def test_steps_go_on_until_the_model_says_stop_or_the_publisher() -> None:
     assert [value for value, _ in squares(LOOP, 99)] == [1, 4, 9, 16, 25]
     endless = ModelLoop((LoopState("next", "n"),), None, steps=2)
     assert squares(endless, 1) == [(1, False), (4, True)]
-    assert last_piece(Model(), LOOP, count_to(4), ["square"], deadline())["square"] == [16]
+    assert last_piece(Model(), LOOP, count_to(4), ["square"], deadline=deadline())["square"] == [16]
 
 
 def test_a_stop_of_several_elements_fails_the_model() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
+    from casemate_enclave.cancellation import Cancellation
 
 
 class Side:
@@ -34,7 +35,8 @@ class Side:
         self.deadlines: list[float] = []
         self.error: Exception | None = None
         self._answers = numbered.FrameBuffer(FrameType.NUMBERED | ANSWER, limits.FRAME_MAX)
-        self.connection = TurnConnection(far, self._answer, crew or Crew())
+        self.finishing = False
+        self.connection = TurnConnection(far, self._answer, crew or Crew(), lambda: self.finishing)
         self._far = far
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -51,11 +53,13 @@ class Side:
                 self.error = error
 
     def _answer(
-        self, kind: int, payload: memoryview, deadline: float
+        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
     ) -> tuple[int, tuple[Buffer, ...]]:
         text = bytes(payload)
         self.begun.append(text)
         self.deadlines.append(deadline)
+        if text.startswith(b"endless"):
+            return kind | ANSWER, (b"ended" if cancellation.wait(10) else b"late",)
         if text.startswith(b"wait"):
             self.gate.wait(10)
         if text.startswith(b"nearly late"):
@@ -70,6 +74,9 @@ class Side:
 
     def send(self, number: int, payload: bytes, budget: int = 5000) -> None:
         self.near.sendall(b"".join(numbered.question(number, FrameType.REQUEST, payload, budget)))
+
+    def cancel(self, number: int) -> None:
+        self.near.sendall(b"".join(numbered.cancel(number)))
 
     def receive(self) -> Numbered:
         while (frame := self._answers.take()) is None:
@@ -130,7 +137,7 @@ def test_where_answers_are_slow_questions_run_side_by_side(side: Side) -> None:
 
 def test_only_one_thread_reads_at_a_time(side: Side) -> None:
     """Not even where an answer was almost late: two would take one question twice, or lose it."""
-    reader, readers = side.connection._frames, 0
+    reader, readers = side.connection._link._frames, 0
     take, overlaps = reader.take, []
 
     def slowly() -> Numbered | None:
@@ -174,11 +181,12 @@ def test_questions_in_pieces(side: Side) -> None:
     assert side.receive().payload == b"re:pieces"
 
 
-def test_what_is_under_way_is_answered_after_the_host_has_said_all(side: Side) -> None:
+def test_what_is_under_way_is_answered_when_this_side_ends_the_reading(side: Side) -> None:
     side.send(1, b"wait")
     while b"wait" not in side.begun:
         time.sleep(0.005)
-    side.near.shutdown(socket.SHUT_WR)
+    side.finishing = True
+    side._far.shutdown(socket.SHUT_RD)
     side.gate.set()
     assert side.receive()[:3] == (1, 0x83, b"re:wait")
     side.thread.join(5)
@@ -244,4 +252,126 @@ def test_a_host_that_takes_nothing_is_left_once_and_for_all(
     with contextlib.suppress(ConnectionError):
         for _ in range(12):
             assert len(side.receive().payload) in {len(b"re:wait"), 2 << 20}
+    side.near.close()
+
+
+# Questions given up
+
+
+def begun(side: Side, text: bytes, count: int = 1) -> bool:
+    return eventually(lambda: side.begun.count(text) >= count)
+
+
+def test_a_question_that_is_given_up_ends_and_is_answered_once(side: Side) -> None:
+    """While its thread is busy with it, and whatever else is asked meanwhile."""
+    side.send(1, b"endless")
+    assert begun(side, b"endless")
+    side.send(2, b"quick")
+    assert side.receive().number == 2
+    side.cancel(1)
+    assert side.receive()[:3] == (1, 0x83, b"ended")
+    side.cancel(1)  # once more, and one that never was: nobody is harmed
+    side.cancel(77)
+    side.send(1, b"again")
+    assert side.receive()[:3] == (1, 0x83, b"re:again")
+
+
+def test_only_the_question_of_that_number_ends(side: Side) -> None:
+    for number in range(1, 9):
+        side.send(number, b"endless")
+    assert begun(side, b"endless", 8)
+    for number in (3, 7):
+        side.cancel(number)
+    assert {side.receive().number for _ in range(2)} == {3, 7}
+    side.near.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        side.receive()
+    side.near.settimeout(10)
+    for number in (1, 2, 4, 5, 6, 8):
+        side.cancel(number)
+    assert {side.receive().number for _ in range(6)} == {1, 2, 4, 5, 6, 8}
+
+
+def test_cancel_frames_are_read_where_no_thread_is_left() -> None:
+    """Neither for a question that runs, nor for one that waits for a thread."""
+    side = Side(Crew(0))
+    side.start()
+    side.receive()
+    side.send(1, b"endless")
+    assert begun(side, b"endless")
+    side.send(2, b"parked")
+    side.send(3, b"parked too")
+    side.cancel(2)
+    assert side.receive()[:2] == (2, 0xFF)
+    side.cancel(1)
+    assert side.receive()[:3] == (1, 0x83, b"ended")
+    assert side.receive()[:3] == (3, 0x83, b"re:parked too")
+    assert b"parked" not in side.begun
+    side.near.close()
+    side.thread.join(10)
+    assert not side.thread.is_alive()
+
+
+def test_questions_beyond_those_that_may_wait_are_refused_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "NUMBERED_WAITING", 4)
+    side = Side(Crew(0))
+    side.start()
+    side.receive()
+    side.send(1, b"endless")
+    assert begun(side, b"endless")
+    for number in range(2, 9):
+        side.send(number, b"%d" % number)
+    refused = [side.receive() for _ in range(3)]
+    assert [(frame.number, frame.type) for frame in refused] == [(6, 0xFF), (7, 0xFF), (8, 0xFF)]
+    assert all(b"OVERLOADED" in frame.payload for frame in refused)
+    side.cancel(1)
+    assert {side.receive().number for _ in range(5)} == {1, 2, 3, 4, 5}
+    side.near.close()
+    side.thread.join(10)
+    assert not side.thread.is_alive()
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
+def test_with_the_connection_end_its_questions(how: int) -> None:
+    side = Side()
+    side.start()
+    side.receive()
+    for number in range(1, 5):
+        side.send(number, b"endless")
+    assert begun(side, b"endless", 4)
+    side.near.shutdown(how)
+    side.thread.join(5)
+    assert not side.thread.is_alive()
+    with contextlib.suppress(ConnectionError):
+        assert side.receive().number > 4  # nothing that was ended is answered
+    side.near.close()
+
+
+def test_a_cancel_frame_with_a_payload_ends_the_connection(side: Side) -> None:
+    side.near.sendall(b"".join(numbered.question(1, FrameType.CANCEL, b"x", 0)))
+    side.thread.join(5)
+    assert isinstance(side.error, FrameError | None)
+    assert not side.thread.is_alive()
+
+
+# Bytes
+
+
+def test_a_frame_has_one_deadline_however_it_dribbles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then holds the connection no longer than none at all."""
+    monkeypatch.setattr(limits, "FRAME_HEAD_TIMEOUT_S", 0.5)
+    side = Side()
+    side.start()
+    side.receive()
+    whole = b"".join(numbered.question(9, FrameType.REQUEST, b"x" * 1000, 0))
+    began = time.monotonic()
+    with contextlib.suppress(OSError):
+        for at in range(len(whole)):
+            side.near.sendall(whole[at : at + 1])
+            time.sleep(0.05)
+    assert time.monotonic() - began < 5
+    side.thread.join(5)
+    assert not side.thread.is_alive()
     side.near.close()

@@ -36,6 +36,7 @@ class Enclave:
 
     def __init__(self, path: Path, *scripts: Script) -> None:
         self.asked: list[bytes] = []
+        self.given_up: list[int] = []
         self.accepted = 0
         self._scripts = scripts
         self._listener = listen(UnixAddress(str(path)))
@@ -59,6 +60,9 @@ class Enclave:
     def _questions(self, channel: socket.socket) -> Iterator[Numbered]:
         while (frame := frames.receive_frame(channel)) is not None:
             question = numbered.first(frame)
+            if question.type == FrameType.CANCEL:
+                self.given_up.append(question.number)
+                continue
             self.asked.append(question.payload)
             yield question
 
@@ -257,6 +261,115 @@ def test_a_cancelled_call_leaves_and_the_others_stay(start: Start) -> None:
         assert raised.value.code is Code.DEADLINE_EXCEEDED
         go.set()
         assert stays.result(5) == b"stays"
+
+
+def hold_until(go: threading.Event, count: int) -> Script:
+    """Answer the first ``count`` questions when ``go`` is set, the others at once."""
+
+    def play(channel: socket.socket, questions: Iterator[Numbered]) -> None:
+        held = [next(questions) for _ in range(count)]
+
+        def answer() -> None:
+            go.wait(10)
+            for question in held:
+                send(channel, question, b"late")
+
+        threading.Thread(target=answer, daemon=True).start()
+        echo(channel, questions)
+
+    return play
+
+
+def test_a_call_that_leaves_tells_the_enclave_its_number(start: Start) -> None:
+    """Because its caller went away, or because its time is over; who got an answer says nothing."""
+    go = threading.Event()
+    relay, enclave = start(hold_until(go, 2))
+    call = Call(20)
+    with ThreadPoolExecutor(2) as pool:
+        gone = pool.submit(relay.exchange, FrameType.REQUEST, b"gone", call)
+        assert eventually(lambda: len(enclave.asked) == 1)
+        late = pool.submit(code_of, relay, b"late", 0.1)
+        assert late.result(5) is Code.DEADLINE_EXCEEDED
+        assert eventually(lambda: enclave.given_up == [1])
+        assert call.cancel()
+        assert isinstance(gone.exception(5), FrameError)
+    assert eventually(lambda: enclave.given_up == [1, 0])
+    assert ask(relay, b"next") == b"next"
+    go.set()
+    assert ask(relay, b"after") == b"after"
+    assert enclave.given_up == [1, 0]
+    assert enclave.accepted == 1
+
+
+def test_a_number_rests_until_its_answer_has_come(start: Start) -> None:
+    go = threading.Event()
+    relay, enclave = start(hold_until(go, 1))
+    assert code_of(relay, b"held", 0.1) is Code.DEADLINE_EXCEEDED
+    shared = relay._shared
+    assert shared is not None
+    assert shared._given_up == {0}
+    shared._number = 0  # as after four thousand million questions
+    assert ask(relay, b"other") == b"other"
+    assert shared._number == 2
+    go.set()
+    assert eventually(lambda: ask(relay, b"read") == b"read" and not shared._given_up)
+    shared._number = 0
+    assert ask(relay, b"again") == b"again"
+    assert shared._number == 1
+    assert enclave.accepted == 1
+
+
+def test_a_late_answer_to_an_idle_connection_does_not_cost_it(start: Start) -> None:
+    go = threading.Event()
+    relay, enclave = start(hold_until(go, 1))
+    assert code_of(relay, b"held", 0.05) is Code.DEADLINE_EXCEEDED
+    go.set()
+    time.sleep(0.2)  # idle for longer than a connection is taken to be fresh
+    assert ask(relay, b"x") == b"x"
+    shared = relay._shared
+    assert shared is not None
+    assert not shared._given_up
+    assert enclave.accepted == 1
+
+
+def test_an_idle_connection_that_died_over_a_question_given_up_is_replaced(start: Start) -> None:
+    ended = threading.Event()
+
+    def die(_: socket.socket, questions: Iterator[Numbered]) -> None:
+        next(questions)
+        ended.wait(10)
+
+    relay, enclave = start(die, echo)
+    assert code_of(relay, b"held", 0.05) is Code.DEADLINE_EXCEEDED
+    ended.set()
+    time.sleep(0.2)
+    assert ask(relay, b"x") == b"x"
+    assert enclave.accepted == 2
+
+
+def test_what_was_never_sent_is_not_given_up_but_taken_back(start: Start) -> None:
+    """The enclave takes nothing; who waits to be sent and leaves is sent by nobody."""
+    go = threading.Event()
+
+    def stubborn(channel: socket.socket, questions: Iterator[Numbered]) -> None:
+        go.wait(10)
+        echo(channel, questions)
+
+    relay, enclave = start(stubborn)
+    relay._share(Call(5))
+    shared = relay._shared
+    assert shared is not None
+    shared._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with ThreadPoolExecutor(2) as pool:
+        sender = pool.submit(ask, relay, b"0" * limits.NUMBERED_MAX)
+        assert eventually(lambda: shared._sender is not None)
+        assert pool.submit(code_of, relay, b"1", 0.1).result(5) is Code.DEADLINE_EXCEEDED
+        assert not shared._outbox
+        go.set()
+        assert len(sender.result(10)) == limits.NUMBERED_MAX
+    assert ask(relay, b"2") == b"2"
+    assert b"1" not in enclave.asked
+    assert not enclave.given_up
 
 
 def test_an_idle_connection_that_spoke_unasked_is_replaced(start: Start) -> None:

@@ -1,0 +1,105 @@
+"""The bytes of a connection with numbered frames: questions in, answers out (SPEC 9.2.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from casemate import frames, limits, numbered
+from casemate.frames import FrameType
+
+if TYPE_CHECKING:
+    from casemate.numbered import Numbered
+    from casemate.wire import Buffer
+
+_READ: Final = 64 * limits.KIB
+_JOINED: Final = 16 * limits.KIB  # pieces below it are cheaper to join than to gather
+
+
+class NumberedLink:
+    """One thread may receive while others hand in answers and send."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        """``channel`` becomes blocking, and is not closed."""
+        channel.settimeout(None)
+        self._channel = channel
+        self._frames = numbered.FrameBuffer(FrameType.NUMBERED, numbered.QUESTION_MAX)
+        self._sending = threading.Lock()
+        self._ready: deque[tuple[Buffer, ...]] = deque()
+        self._dropping = False
+
+    def take(self) -> Numbered | None:
+        """Return the next frame if it has arrived; raises FrameError for what is none."""
+        return self._frames.take()
+
+    def receive(self) -> Numbered | None:
+        """Wait for the next frame, when what is ready has been sent; None when the host has ended.
+
+        Raises FrameError, OSError; TimeoutError for a frame that does not arrive whole in time,
+        counted from when it is waited for.
+        """
+        until = 0.0
+        while (frame := self._frames.take()) is None:
+            self.flush()
+            if self._frames.begun:
+                until = until or time.monotonic() + limits.FRAME_HEAD_TIMEOUT_S
+                self._wait(select.POLLIN, until)
+            data = self._channel.recv(_READ)
+            if not data:
+                return None
+            self._frames.add(data)
+        return frame
+
+    def put(self, answer: tuple[Buffer, ...]) -> None:
+        """Hand in one answer's frame, to be sent with the next ``flush``."""
+        self._ready.append(answer)
+
+    def drop(self) -> None:
+        """Send nothing more: nobody waits for it."""
+        self._dropping = True
+        self._ready.clear()
+
+    def flush(self) -> None:
+        """Send what is ready; raises OSError if the host does not take it in time."""
+        if not self._ready:
+            return
+        with self._sending:
+            try:
+                while self._ready:
+                    self._send(self._gather())
+            except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
+                self.drop()
+                with contextlib.suppress(OSError):
+                    self._channel.shutdown(socket.SHUT_RDWR)
+                raise
+
+    def _gather(self) -> list[Buffer]:
+        """Take what is ready, as much as goes into one call."""
+        small: list[Buffer] = []
+        size = 0
+        while self._ready and size < _JOINED:
+            pieces = self._ready.popleft()
+            size += sum(map(len, pieces))
+            small += pieces
+        return [b"".join(small)] if size < 2 * _JOINED else small
+
+    def _send(self, buffers: list[Buffer]) -> None:
+        while buffers and not self._dropping:
+            try:
+                sent = self._channel.sendmsg(buffers, (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, time.monotonic() + limits.FRAME_HEAD_TIMEOUT_S)
+                continue
+            buffers = frames.unsent(buffers, sent)
+
+    def _wait(self, event: int, until: float) -> None:
+        """Wait until the host sends or takes more; raises TimeoutError if it does not."""
+        poll = select.poll()
+        poll.register(self._channel, event)
+        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError

@@ -1,0 +1,146 @@
+"""A caller that goes away: what runs or waits for it ends inside (THREATS C5, SPEC 9.2.1).
+
+Each test's model has one place and no queue: whoever holds it is all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from casemate.channel import connect
+from casemate.client import AsyncClient, Client, RetryPolicy
+from casemate.envelope.sealed_message import encode_sealed
+from casemate.errors import CasemateError, Code
+from casemate.frames import FrameType, send_frame
+from casemate.sealed_model import Serving
+from casemate.tensors import TensorSpec, to_request
+from casemate_devkit.local import MODEL
+from tests.support import onnx_bytes
+from tests.support.attacker import eventually, genuine, second_host, start_session
+from tests.support.vendor_models import seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casemate_devkit.local import LocalDeployment
+    from tests.support.attacker import EnclaveSocket
+
+pytestmark = pytest.mark.integration
+VERSION = 31
+ONCE = RetryPolicy(attempts=0)
+ONE = {"x": np.ones((), np.float32)}
+SCALAR = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
+
+
+@pytest.fixture
+def endless(deployment: LocalDeployment, tmp_path: Path) -> Iterator[str]:
+    """A model that never ends, with one place and no queue."""
+    alone = Serving(concurrency=1, queue=0)
+    sealed = seal(
+        deployment, tmp_path, onnx_bytes.endless(), version=VERSION, serving=alone, **SCALAR
+    )
+    enclave = genuine(deployment)
+    enclave.load(sealed)
+    yield f"{MODEL}:{VERSION}"
+    enclave.unload(MODEL, VERSION)
+
+
+def outcome(client: Client, model: str) -> Code:
+    """OVERLOADED if the model's place is held, DEADLINE_EXCEEDED if it was free."""
+    with pytest.raises(CasemateError) as caught:
+        client.infer(model, ONE, timeout_s=0.3)
+    return caught.value.code
+
+
+class Watcher:
+    """Sees whether the model's place is held; it asks for nothing before a question has come."""
+
+    def __init__(self, client: Client, enclave: EnclaveSocket, model: str) -> None:
+        self.client = client
+        self.enclave = enclave
+        self.model = model
+        self.asked = self._requests()
+
+    def _requests(self) -> int:
+        return int(self.enclave.counters()["requests"])
+
+    def holds(self) -> bool:
+        """Whether a question that came since has the place."""
+        if not eventually(lambda: self._requests() > self.asked, 10):
+            return False
+        time.sleep(0.5)  # from when it is counted to when it runs
+        return outcome(self.client, self.model) is Code.OVERLOADED
+
+    def free(self) -> bool:
+        """Whether the place becomes free long before the question's deadline."""
+        return eventually(lambda: outcome(self.client, self.model) is Code.DEADLINE_EXCEEDED, 10)
+
+
+@pytest.fixture
+def watcher(deployment: LocalDeployment, endless: str) -> Iterator[Watcher]:
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+    with Client(deployment.target, policy, caller_key=key, retry=ONCE) as client:
+        yield Watcher(client, genuine(deployment), endless)
+
+
+def test_c5_a_cancelled_call_gives_up_its_models_place(
+    deployment: LocalDeployment, endless: str, watcher: Watcher
+) -> None:
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+
+    async def work() -> None:
+        async with AsyncClient(deployment.target, policy, caller_key=key) as client:
+            task = asyncio.create_task(client.infer(endless, ONE, timeout_s=60))
+            assert await asyncio.to_thread(watcher.holds)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(watcher.free)
+
+    asyncio.run(work())
+
+
+def test_c5_a_connection_hung_up_on_gives_up_its_models_place(
+    deployment: LocalDeployment, watcher: Watcher
+) -> None:
+    """A plain frame on a connection of its own, as larger questions travel."""
+    enclave, session = genuine(deployment), start_session(deployment)
+    call = session.seal(to_request(ONE), version=VERSION)
+    with connect(enclave.address, 5) as channel:
+        sealed = b"".join(encode_sealed(call.header, call.ciphertext))
+        send_frame(channel, FrameType.REQUEST, sealed, 60_000)
+        assert watcher.holds()
+    assert watcher.free()
+
+
+def test_c5_h13_a_host_that_dies_gives_up_its_models_places(
+    deployment: LocalDeployment, endless: str, watcher: Watcher
+) -> None:
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+
+    async def ask(target: str, killed: asyncio.Event) -> None:
+        async with AsyncClient(target, policy, caller_key=key, retry=ONCE) as client:
+            task = asyncio.create_task(client.infer(endless, ONE, timeout_s=60))
+            assert await asyncio.to_thread(watcher.holds)
+            killed.set()
+            with pytest.raises(CasemateError):
+                await task
+
+    async def work() -> None:
+        with second_host(deployment) as host:
+            killed = asyncio.Event()
+            asking = asyncio.create_task(ask(host.ready["address"], killed))
+            await killed.wait()
+            os.kill(host.pid, signal.SIGKILL)
+            await asking
+
+    asyncio.run(work())
+    assert watcher.free()
