@@ -25,6 +25,7 @@ VM = ROOT / ".qemu"
 FORMS: dict[str, Form] = {
     "process": ProcessForm(),
     "vm": MachineForm(tools=VM / "tools", images=VM / "images"),
+    "nitro-enclave": MachineForm(tools=VM / "tools", images=VM / "images", name="nitro-enclave"),
 }
 _chosen = ["process"]
 
@@ -40,18 +41,20 @@ def chosen_form() -> Form:
 
 
 @contextlib.contextmanager
-def prepared(base: Path, tree: Path, limits: ServiceLimits = LIMITS) -> Iterator[LocalDeployment]:
-    """KMS, keys and policies; neither enclave nor host runs yet."""
-    with LocalDeployment(base, tree, chosen_form()) as world:
+def prepared(
+    base: Path, tree: Path, limits: ServiceLimits = LIMITS, form: Form | None = None
+) -> Iterator[LocalDeployment]:
+    """KMS, keys and policies; neither enclave nor host runs yet. The form is the chosen one."""
+    with LocalDeployment(base, tree, form or chosen_form()) as world:
         world.start_kms()
         world.agree(world.form.measure(tree), limits)
         yield world
 
 
 @contextlib.contextmanager
-def running(base: Path, tree: Path) -> Iterator[LocalDeployment]:
+def running(base: Path, tree: Path, form: Form | None = None) -> Iterator[LocalDeployment]:
     """Everything, with the model loaded and every byte of the relay recorded."""
-    with prepared(base, tree) as world:
+    with prepared(base, tree, form=form) as world:
         sealed = world.seal_model(DATA.onnx)
         world.start_enclave()
         world.start_host([sealed])

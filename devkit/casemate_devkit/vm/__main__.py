@@ -2,22 +2,25 @@
 
 Prints one JSON object on standard output each time the enclave serves, and the enclave's events on
 standard error; of whatever else the machine prints, only how many lines it was. In the run
-directory ``enclave.sock`` leads to the enclave, and the enclave's egress to ``egress.sock``.
-Options and exit status are those of ``casemate-sim``. A machine that does not serve within two
-minutes is ended and started once more: an emulated processor on a busy machine can miss its timer.
+directory ``enclave.sock`` leads to the enclave, and the enclave's egress to ``egress.sock``. With
+``--parent`` both ways lead through a second machine, at context id 3, as on Nitro; ``past.sock``
+goes past it, which the enclave must not allow. Options and exit status are those of
+``casemate-sim``. A machine that does not serve within two minutes is ended and started once more:
+an emulated processor on a busy machine can miss its timer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from casemate.attestation.cmdline import EGRESS_PORT, ENCLAVE_PORT
+from casemate.attestation.cmdline import EGRESS_PORT, ENCLAVE_PORT, PARENT_CID
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.pki import NitroPki
 from casemate_devkit.supervision import DEBUG_WARNING, EventRelay, announce, keep_running, warn
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 BOOT_S: Final = 120.0
 BOOTS: Final = 2
 CID: Final = 16  # the first that a Nitro enclave may have
+PARENT: Final = PARENT_CID["nitro-enclave"]
 _CLEAN_END: Final = "STOPPED"
 _NAME: Final = "casemate-vm"
 
@@ -50,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "--run", type=Path, required=True, help="private directory for enclave.sock and egress.sock"
     )
     parser.add_argument(
+        "--parent", type=Path, metavar="EIF", help="the image of a machine that is the parent"
+    )
+    parser.add_argument(
         "--debug", action="store_true", help="as nitro-cli's debug mode: PCR0, 1 and 2 are zero"
     )
     parser.add_argument(
@@ -64,7 +71,7 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     pki = NitroPki.create(options.pki)
     with _booted(options, pki, run, events) as machine:
-        announce(_describe(machine, pki, debug=options.debug))
+        announce(_describe(machine, pki, options))
         machine.wait()
     return 0 if events.last == _CLEAN_END else 1
 
@@ -76,18 +83,32 @@ def _booted(
     tools = Toolbox.open(options.tools)
     for boot in range(1, BOOTS + 1):
         with contextlib.ExitStack() as resources:
-            vsock = resources.enter_context(Vsock(tools, [CID]))
-            vsock.way_out(CID, EGRESS_PORT, run / "egress.sock")
+            vsock = resources.enter_context(Vsock(tools, [CID, PARENT]))
             machine = Machine(options.eif, pki, tools, debug=options.debug)
-            machine.boot(vsock.device(CID), events.stream)
-            resources.callback(machine.stop)
-            if serves(machine, events):
-                door = Door(run / "enclave.sock", vsock.way_in(CID), ENCLAVE_PORT)
-                resources.enter_context(door)
+            if options.parent is None:
+                near, reachable = CID, True
+            else:
+                quiet = resources.enter_context(EventRelay(io.StringIO()))
+                parent = Machine(options.parent, pki, tools)
+                near, reachable = PARENT, _boots(parent, vsock, PARENT, quiet, resources)
+            vsock.way_out(near, EGRESS_PORT, run / "egress.sock")
+            if reachable and _boots(machine, vsock, CID, events, resources):
+                ways = {CID: "past.sock", near: "enclave.sock"}  # one, where there is no parent
+                for cid, name in ways.items():
+                    resources.enter_context(Door(run / name, vsock.way_in(cid), ENCLAVE_PORT))
                 yield machine
                 return
         warn(f"{_NAME}: boot {boot} of {BOOTS}: nothing served, last event {events.last or 'none'}")
     raise DevkitError(f"the image did not boot in {BOOTS} times {BOOT_S:.0f} s")
+
+
+def _boots(
+    machine: Machine, vsock: Vsock, cid: int, events: EventRelay, resources: contextlib.ExitStack
+) -> bool:
+    """Whether a machine serves in time; it runs until ``resources`` end."""
+    machine.boot(vsock.device(cid), events.stream)
+    resources.callback(machine.stop)
+    return serves(machine, events)
 
 
 def serves(machine: Machine, events: EventRelay) -> bool:
@@ -99,7 +120,7 @@ def serves(machine: Machine, events: EventRelay) -> bool:
     return True
 
 
-def _describe(machine: Machine, pki: NitroPki, *, debug: bool) -> str:
+def _describe(machine: Machine, pki: NitroPki, options: argparse.Namespace) -> str:
     measurement = machine.measurement
     return json.dumps(
         {
@@ -109,8 +130,8 @@ def _describe(machine: Machine, pki: NitroPki, *, debug: bool) -> str:
             "pcr2": measurement.pcr2.hex(),
             "root_sha256": pki.root_sha256.hex(),
             "module_id": machine.nsm.module_id,
-            "form": "vm",
-            "debug": debug,
+            "form": "vm" if options.parent is None else "nitro-enclave",
+            "debug": options.debug,
         }
     )
 
