@@ -55,9 +55,12 @@ def measure(
 
 def ratio(times: Mapping[str, Sequence[float]], name: str, base: str, target: float) -> Ratio:
     """Return the median, over the rounds, of what ``name`` costs in terms of ``base``."""
-    pairs = zip(times[name], times[base], strict=True)
-    value = statistics.median(one / other for one, other in pairs)
-    return Ratio(f"{name} / {base}", value, target)
+    return Ratio(f"{name} / {base}", median_of(times[name], times[base]), target)
+
+
+def median_of(times: Sequence[float], base: Sequence[float]) -> float:
+    """Return the median, over the rounds, of one time in terms of the other."""
+    return statistics.median(one / other for one, other in zip(times, base, strict=True))
 
 
 def report(title: str, times: Mapping[str, Sequence[float]], ratios: Sequence[Ratio]) -> int:

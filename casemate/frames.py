@@ -21,7 +21,7 @@ _HEAD = struct.Struct(">IBI")
 HEAD_BYTES = _HEAD.size
 COUNTED = 5  # bytes of the head that the length counts: type and budget
 _SCRATCH = 64 * limits.KIB
-_FIRST = limits.MIB  # most frames fit; longer ones grow by doubling
+_FIRST = limits.MODEL_DATA_MAX  # most frames fit; longer ones grow by doubling
 ANSWER = 0x80
 ERROR = 0xFF
 

@@ -158,6 +158,7 @@ ONNX_SIGNATURE_MAX: Final = 16 * MIB  # names of a hundred thousand initialisers
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
 
 # Frames (SPEC 9)
+MODEL_DATA_MAX: Final = CHUNK + 16  # a sealed chunk, which is then opened where it was received
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
 FRAME_BUDGET_DEFAULT: Final = 30_000
 NUMBERED_MAX: Final = 64 * KIB  # of a question: larger ones would keep others waiting

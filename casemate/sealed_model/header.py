@@ -25,6 +25,7 @@ ANY_CALLER: Final = "any"
 SIGNATURE_BYTES: Final = 64
 FILE_ID_BYTES: Final = 32
 PUBLIC_KEY_BYTES: Final = 32
+PREFIX_BYTES: Final = len(MAGIC) + 4  # before the header
 
 Callers = Literal["any"] | tuple[bytes, ...]
 
@@ -75,6 +76,15 @@ class ModelEntry:
     def as_map(self) -> dict[str, cbor.Value]:
         """Return the CBOR map of SPEC 8.2."""
         return {"path": self.path, "length": self.length, "digest": self.digest}
+
+
+def head_bytes(prefix: bytes) -> int:
+    """Return how many bytes precede the first chunk, as the first ``PREFIX_BYTES`` state it.
+
+    At most as many as any header allows, whatever they state.
+    """
+    header = int.from_bytes(prefix[len(MAGIC) : PREFIX_BYTES], "big")
+    return PREFIX_BYTES + min(header, limits.MODEL_HEADER_MAX) + 4 + SIGNATURE_BYTES
 
 
 def model_digest(entries: Sequence[ModelEntry]) -> bytes:

@@ -62,7 +62,7 @@ class _Exchange:
     def model_data(self, size: int) -> Iterator[memoryview]:
         left = size
         while left:
-            frame = self._next(min(left, limits.CHUNK))
+            frame = self._next(min(left, limits.MODEL_DATA_MAX))
             left -= len(frame.payload)
             yield frame.payload
 

@@ -14,11 +14,13 @@ from casemate import cbor, frames, limits
 from casemate.channel import connect
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
+from casemate.sealed_model.header import PREFIX_BYTES, head_bytes
 from casemate.wire import HASH_BYTES
 from casemate_host.histogram import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from io import BufferedReader
     from pathlib import Path
 
     from casemate.channel import Address
@@ -143,10 +145,9 @@ class Control:
             size = file.seek(0, 2)
             file.seek(0)
             budget = int(limits.LOAD_TIMEOUT_S * 1000)
-            chunk = bytearray(min(limits.CHUNK, size) or 1)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # read what it said
                 frames.send_frame(channel, kind, cbor.encode({"size": size, **fields}), budget)
-                for piece in _pieces(file, chunk, size):
+                for piece in _pieces(file, size):
                     if _readable(channel):
                         break  # refused before the end
                     frames.send_frame(channel, FrameType.MODEL_DATA, piece, budget)
@@ -192,14 +193,18 @@ class Control:
             channel.close()
 
 
-def _pieces(file: Any, chunk: bytearray, size: int) -> Iterator[memoryview]:  # noqa: ANN401 - raw file
-    view, left = memoryview(chunk), size
+def _pieces(file: BufferedReader, size: int) -> Iterator[memoryview]:
+    """Cut the file as SPEC 9.3 would have it, but for small contents before the last one."""
+    view, left = memoryview(bytearray(limits.MODEL_DATA_MAX)), size
+    most = head_bytes(file.read(PREFIX_BYTES))
+    file.seek(0)
     while left:
-        got = file.readinto(view[: min(len(view), left)])
+        got = file.readinto(view[: min(most, left)])
         if not got:
             raise FrameError(Code.MODEL_MALFORMED, "the file became shorter while it was sent")
         yield view[:got]
         left -= got
+        most = limits.MODEL_DATA_MAX
 
 
 def _readable(channel: socket.socket) -> bool:

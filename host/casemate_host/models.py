@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.errors import CasemateError, Code, ModelError
-from casemate.sealed_model.header import MAGIC, ModelHeader
+from casemate.sealed_model.header import MAGIC, PREFIX_BYTES, ModelHeader
 from casemate_host.backoff import Backoff
 from casemate_host.control import LoadedModel
 from casemate_host.events import log
@@ -38,13 +38,12 @@ def identify(path: Path) -> LoadedModel:
 
     Raises ModelError(MODEL_MALFORMED); OSError if the file cannot be read.
     """
-    prefix = len(MAGIC) + 4
     with path.open("rb") as file:
-        start = file.read(prefix + limits.MODEL_HEADER_MAX)
-    length = int.from_bytes(start[len(MAGIC) : prefix], "big")
-    if not start.startswith(MAGIC) or not 0 < length <= len(start) - prefix:
+        start = file.read(PREFIX_BYTES + limits.MODEL_HEADER_MAX)
+    length = int.from_bytes(start[len(MAGIC) : PREFIX_BYTES], "big")
+    if not start.startswith(MAGIC) or not 0 < length <= len(start) - PREFIX_BYTES:
         raise ModelError(Code.MODEL_MALFORMED, "not a sealed model")
-    header = ModelHeader.parse(start[prefix : prefix + length])
+    header = ModelHeader.parse(start[PREFIX_BYTES : PREFIX_BYTES + length])
     return LoadedModel(header.name, header.version, header.digest)
 
 

@@ -76,8 +76,8 @@ def _pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
     """Cut what arrives into pieces that the reader takes before it is unlocked."""
     for chunk in chunks:
         view = memoryview(chunk)
-        for at in range(0, len(view), limits.CHUNK):
-            yield view[at : at + limits.CHUNK]
+        for at in range(0, len(view), limits.MODEL_DATA_MAX):
+            yield view[at : at + limits.MODEL_DATA_MAX]
 
 
 def _release(header: ModelHeader, kms: KeyReleaser, deadline: float) -> bytes:
