@@ -7,27 +7,32 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "${here}/../.." && pwd)
 python=${root}/.venv/bin/python
 
-# Debian 12's docker-compose is version 1, in Python; version 2 is a plugin of the client.
-plugin() {
-    local apt=${1}/apt
-    mkdir -p "${apt}/lists/partial" "${apt}/archives/partial" "${1}/config/cli-plugins"
-    local mirror
+# What Debian 12 lacks, from Debian 13: `trixie DIR PACKAGE...` leaves the packages in DIR/apt. Compose, as Debian 12 has
+# version 1 alone; and Prometheus of the same minor version as the one that compose.yaml names.
+trixie() {
+    local apt=${1}/apt mirror
+    mkdir -p "${apt}/lists/partial" "${apt}/archives/partial"
     mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 debian)
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror} trixie main" >"${apt}/sources.list"
     local -a options=(-qq -o "Dir::Etc::sourcelist=${apt}/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=${apt}/lists" -o "Dir::Cache::archives=${apt}/archives" -o Dir::Cache::pkgcache=
         -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
     apt-get "${options[@]}" update
-    (cd "${apt}" && apt-get "${options[@]}" download docker-compose)
-    dpkg-deb --fsys-tarfile "${apt}"/docker-compose_*.deb |
-        tar -x -C "${apt}" --wildcards '*/cli-plugins/docker-compose'
-    find "${apt}" -name docker-compose -type f -exec cp {} "${1}/config/cli-plugins/" \;
+    (cd "${apt}" && apt-get "${options[@]}" download "${@:2}")
+}
+
+plugin() {
+    mkdir -p "${1}/config/cli-plugins"
+    dpkg-deb --fsys-tarfile "${1}"/apt/docker-compose_*.deb |
+        tar -x -C "${1}/apt" --wildcards '*/cli-plugins/docker-compose'
+    find "${1}/apt" -name docker-compose -type f -exec cp {} "${1}/config/cli-plugins/" \;
 }
 
 packages() {
     local -a missing=()
     command -v dockerd >/dev/null || missing+=(docker.io)
     command -v debootstrap >/dev/null || missing+=(debootstrap)
+    command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core)  # looks at the dashboard
     apt-get -qq update
     [[ ${#missing[@]} -eq 0 ]] && return
     DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
@@ -41,13 +46,14 @@ wheels() {
     done
 }
 
-# Debian's Prometheus with the libraries it needs, for the profile `observe`.
+# Debian's Prometheus with the libraries it needs, for the profile `observe`; busybox, as in the public image.
 prometheus() {
-    mkdir -p "${1}/prometheus/package" "${1}/prometheus/root"
-    (cd "${1}/prometheus/package" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
-    dpkg-deb --fsys-tarfile "${1}"/prometheus/package/*.deb | tar -x -C "${1}/prometheus/root" ./usr/bin/prometheus
-    ldd "${1}/prometheus/root/usr/bin/prometheus" | grep -o '/[^ ]*' | xargs cp --dereference --parents \
-        --target-directory "${1}/prometheus/root"
+    mkdir -p "${1}/prometheus/bin"
+    dpkg-deb --fsys-tarfile "${1}"/apt/prometheus_*.deb | tar -x -C "${1}/prometheus" ./usr/bin/prometheus
+    dpkg-deb --fsys-tarfile "${1}"/apt/busybox-static_*.deb | tar -x -C "${1}/prometheus" --wildcards '*bin/busybox'
+    find "${1}/prometheus" -name busybox -exec mv {} "${1}/prometheus/bin/wget" \;
+    ldd "${1}/prometheus/usr/bin/prometheus" | grep -o '/[^ ]*' | xargs cp --dereference --parents \
+        --target-directory "${1}/prometheus"
 }
 
 daemon() {
@@ -66,8 +72,8 @@ daemon() {
 start() {
     mkdir -p "${1}"
     packages
-    plugin "${1}" &
-    local plugin=$!
+    trixie "${1}" docker-compose prometheus busybox-static &
+    local trixie=$!
     mkdir -p "${1}/base"
     wheels "${1}/wheels" &
     local wheels=$!
@@ -79,10 +85,11 @@ start() {
     wait "${wheels}"
     mv "${1}/wheels" "${1}/base/wheels"
     printf '[global]\nno-index = true\nfind-links = /wheels\n' >"${1}/base/etc/pip.conf"
-    wait "${plugin}"
+    wait "${trixie}"
+    plugin "${1}"
     prometheus "${1}"
     daemon "${1}"
-    tar -C "${1}/prometheus/root" -c . |
+    tar -C "${1}/prometheus" -c . |
         docker import --change 'ENTRYPOINT ["/usr/bin/prometheus"]' - casemate-prometheus:local >/dev/null
     tar -C "${1}/base" -c . | docker import - casemate-base:local >/dev/null
     rm -rf "${1}/base" "${1}/apt" "${1}/prometheus"

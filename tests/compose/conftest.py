@@ -23,7 +23,6 @@ def stack() -> Iterator[Stack]:
     found.compose(*remove)
     try:
         found.up()
-        found.compose("--profile", "observe", "up", "--detach", "--no-deps", "prometheus")
         yield found
     finally:
         found.compose(*remove)

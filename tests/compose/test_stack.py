@@ -187,7 +187,7 @@ def test_the_sealed_model_survives_down_and_up(
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     before = sealed()
-    stack.compose("down")
+    stack.compose("--profile", "observe", "down")
     stack.up()
     assert sealed() == before
     with connect() as client:

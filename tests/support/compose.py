@@ -44,7 +44,8 @@ class Stack:
         )
 
     def up(self, *services: str) -> None:
-        self.compose("up", "--detach", "--wait", "--no-build", *services)
+        """Start all that serves and watches, or ``services``, and wait until it is healthy."""
+        self.compose("--profile", "observe", "up", "--detach", "--wait", "--no-build", *services)
 
     def docker(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return _run("docker", *arguments, environment=self.environment, check=check)
