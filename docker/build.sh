@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds what the images are made of: `build.sh PYTHON OUTPUT`, in a checkout. PYTHON has build.txt and devkit.txt.
 set -eu
+umask 022
 python=$1 output=$2
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1

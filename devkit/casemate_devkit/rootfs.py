@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from casemate_devkit import sbom
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.staging import packages, runtime
-from casemate_devkit.staging.files import normalise
+from casemate_devkit.staging.files import normalise, prune
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ def build(output: Path, lock: Path, wheels: Sequence[Path]) -> None:
     output.mkdir(parents=True)
     packages.install(lock, output / PACKAGES, keep=packages.belongs_outside)
     _install(wheels, output / PACKAGES)
+    prune(output / PACKAGES, packages.belongs_outside)  # of our wheels, pip notes where they lay
     runtime.stage(output)
     for folder in ("run", "dev"):  # mount points of enclaves
         shutil.rmtree(output / folder)

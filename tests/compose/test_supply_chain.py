@@ -59,6 +59,12 @@ def test_o2_a_policy_that_pins_awss_root_refuses_this_enclave(
 
 
 @pytest.mark.parametrize("name", LOCKS)
+def test_o4_no_file_says_where_its_image_was_built(files: dict[str, list[str]], name: str) -> None:
+    notes = ("/direct_url.json", "/RECORD", "/INSTALLER")
+    assert not [path for path in files[name] if path.endswith(notes)]
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_o3_the_packages_of_an_image_are_those_of_its_lock(
     files: dict[str, list[str]], name: str
 ) -> None:

@@ -59,8 +59,6 @@ def install(lock: Path, target: Path, keep: Callable[[Path], bool] | None = None
 
 def belongs(path: Path) -> bool:
     """Whether a file of an installed package is staged; ``path`` is relative to ``packages``."""
-    if path.name in _NOTES and path.parent.name.endswith(".dist-info"):
-        return False
     if not belongs_outside(path):
         return False
     text = path.as_posix()
@@ -70,5 +68,10 @@ def belongs(path: Path) -> bool:
 
 
 def belongs_outside(path: Path) -> bool:
-    """Whether a file is kept where no enclave is: all but tests, build inputs, type information."""
+    """Whether a file is kept where no enclave is.
+
+    All but tests, build inputs, type information, and notes about the installation.
+    """
+    if path.name in _NOTES and path.parent.name.endswith(".dist-info"):
+        return False
     return not (_FOLDERS.intersection(path.parts) or path.name.endswith(_SUFFIXES))

@@ -15,11 +15,11 @@ const boxes = panels.map(frame);
 choices();
 await refresh();
 setInterval(refresh, REFRESH_MS);
-let resized;
-addEventListener("resize", () => {
-  clearTimeout(resized);
-  resized = setTimeout(refresh, 200);
-});
+let width = document.body.clientWidth;
+new ResizeObserver(() => {
+  if (width === (width = document.body.clientWidth)) return;
+  refresh();
+}).observe(document.body);
 
 function choices() {
   for (const [seconds, text] of Object.entries(RANGES)) {
