@@ -219,6 +219,14 @@ CALLER_TOKENS_MAX: Final = 4  # of one caller: the present one, the next, and so
 CALLER_RATE_MAX: Final = 1_000_000
 CALLER_DAILY_MAX: Final = 1 << 50
 RECEIVE_TIMEOUT_S: Final = 30.0  # a caller may take this long to deliver its message
+# From then on calls that wait for their message give way, where they hold too many workers.
+RECEIVE_GRACE_S: Final = 0.25
+# Answers of one caller that gRPC holds because it does not read them: eight of the largest, or a
+# thousand small ones; of a caller with a bound on its calls twice as many as these, as some may
+# have ended just now.
+UNREAD_BYTES: Final = 8 * FRAME_MAX
+UNREAD_ANSWERS: Final = 1024
+UNREAD_LEAST: Final = 8
 DRAIN_DEFAULT_S: Final = 10.0
 HEALTH_PERIOD_S: Final = 2.0  # how long the loss of an idle enclave may go unseen
 # Health, evidence, configuration: the enclave answers in milliseconds.

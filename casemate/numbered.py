@@ -67,18 +67,27 @@ class FrameBuffer:
         """``most``: the largest length that a frame may state."""
         self._outer = outer
         self._most = most
-        self._data = b""
+        # bytes as they came while frames arrive whole; a bytearray, which grows in place, for one
+        # that arrives in pieces, however many these are.
+        self._data: bytes | bytearray = b""
         self._at = 0
 
     def add(self, data: bytes) -> None:
         """Take what has arrived."""
-        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        if self._at == len(self._data):
+            self._data, self._at = data, 0
+            return
+        if not isinstance(self._data, bytearray):
+            self._data = bytearray(memoryview(self._data)[self._at :])
+        elif self._at:
+            del self._data[: self._at]
         self._at = 0
+        self._data += data
 
     @property
     def rest(self) -> bytes:
         """What has arrived and was not taken."""
-        return self._data[self._at :]
+        return bytes(self._data[self._at :])
 
     @property
     def begun(self) -> bool:
@@ -113,11 +122,15 @@ class FrameBuffer:
         if end > len(data):
             return None
         self._at = end
-        return Numbered(
-            number, kind, data[at + _HEAD.size : end], budget or limits.FRAME_BUDGET_DEFAULT
-        )
+        if isinstance(data, bytes):
+            payload = data[at + _HEAD.size : end]
+        else:
+            payload = bytes(memoryview(data)[at + _HEAD.size : end])
+            if end == len(data):
+                self._data, self._at = b"", 0  # an idle connection keeps no large frame
+        return Numbered(number, kind, payload, budget or limits.FRAME_BUDGET_DEFAULT)
 
-    def _check_short(self, data: bytes, at: int) -> None:
+    def _check_short(self, data: bytes | bytearray, at: int) -> None:
         """A frame of another type may be shorter than this head: notice it all the same."""
         if len(data) - at > _LENGTH and data[at + _LENGTH] != self._outer:
             raise FrameError(Code.MALFORMED, "not a numbered frame")

@@ -12,9 +12,11 @@ from casemate import limits
 from casemate.errors import CasemateError, Code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import grpc
+
+    from casemate_host.unread import Unread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -138,12 +140,20 @@ class TokenBucket:
 
 
 class Patience:
-    """Ends calls whose message does not arrive in time: slow senders cannot keep workers."""
+    """Ends calls whose message does not arrive in time, or whose answer is not read in time.
 
-    def __init__(self, timeout_s: float = limits.RECEIVE_TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    Slow senders cannot keep all workers: when a call is refused for want of one, and more than half
+    of them wait for messages, whoever has waited longest gives way.
+    """
+
+    def __init__(
+        self, timeout_s: float = limits.RECEIVE_TIMEOUT_S, unread: Iterable[Unread] = ()
+    ) -> None:
+        """``unread``: the answers to watch."""
+        self.timeout_s = timeout_s
+        self._unread = tuple(unread)
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[float, grpc.ServicerContext]] = {}
+        self._waiting: dict[Workers | None, dict[int, tuple[float, grpc.ServicerContext]]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
 
@@ -152,16 +162,34 @@ class Patience:
         self._thread.start()
 
     @contextlib.contextmanager
-    def waiting(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Cancel the call of ``context`` if the block takes longer than the time allowed."""
+    def waiting(
+        self, context: grpc.ServicerContext, workers: Workers | None = None
+    ) -> Iterator[None]:
+        """Cancel the call of ``context`` if the block takes longer than the time allowed.
+
+        ``workers``: whose worker it holds meanwhile, if it is to give way.
+        """
         key = id(context)
         with self._lock:
-            self._waiting[key] = (time.monotonic() + self._timeout_s, context)
+            waiting = self._waiting.setdefault(workers, {})
+            waiting[key] = (time.monotonic(), context)
         try:
             yield
         finally:
             with self._lock:
-                self._waiting.pop(key, None)
+                waiting.pop(key, None)
+
+    def press(self, workers: Workers) -> None:
+        """Have one call give way, as a call was refused for want of ``workers``; never blocks."""
+        waiting = self._waiting.get(workers, {})
+        if len(waiting) <= workers.count // 2:
+            return
+        with self._lock:
+            since, context = next(iter(waiting.values()), (float("inf"), None))
+            if context is None or time.monotonic() - since < limits.RECEIVE_GRACE_S:
+                return
+            waiting.pop(id(context))
+        context.cancel()
 
     def stop(self) -> None:
         """End the watching thread."""
@@ -169,9 +197,16 @@ class Patience:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(min(1.0, self._timeout_s / 4)):
+        while not self._stopped.wait(min(1.0, self.timeout_s / 4)):
             now = time.monotonic()
             with self._lock:
-                late = [context for until, context in self._waiting.values() if until <= now]
+                late = [
+                    context
+                    for waiting in self._waiting.values()
+                    for since, context in waiting.values()
+                    if since + self.timeout_s <= now
+                ]
+            for unread in self._unread:
+                late += unread.late(now)
             for context in late:
                 context.cancel()

@@ -14,6 +14,7 @@ from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
     from casemate_host.tracing import Trace
+    from casemate_host.unread import Unread
 
 _CENTURY_S = 3.2e9
 
@@ -48,15 +49,20 @@ class Call:
             budget_s = default_s
         self.trace = trace
         self.caller: str | None = None
+        self.unread: Unread | None = None
         self._deadline = time.monotonic() + min(budget_s, limits.CALL_BUDGET_MAX_S)
         self._lock = threading.Lock()
         self._channel: Cuttable | None = None
         self._cancelled = False
         self._finished = False
 
-    def of(self, caller: str) -> None:
-        """Note who calls, by the name that the host's configuration gives it."""
+    def of(self, caller: str, unread: Unread | None = None) -> None:
+        """Note who calls, by the name that the host's configuration gives it.
+
+        ``unread``: where the call's answer counts until it has been read.
+        """
         self.caller = caller
+        self.unread = unread
         self.trace.caller(caller)
 
     @property
@@ -84,10 +90,11 @@ class Call:
         with self._lock:
             self._channel = None
 
-    def finish(self) -> None:
-        """Note that the worker is done: from now on ``cancel`` does nothing."""
+    def finish(self) -> bool:
+        """Note that the worker is done: from now on ``cancel`` does nothing; False if it came."""
         with self._lock:
             self._finished = True
+            return not self._cancelled
 
     def cancel(self) -> bool:
         """Note that the caller went away, and wake the worker; False if the call was finished."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate_host.admission import ShedError, Slots, TokenBucket
+from casemate_host.unread import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +103,7 @@ class Caller:
         """``evidence``: the bucket for fresh evidence that this caller takes from."""
         self.name = name
         self.evidence = evidence
+        self.unread = Unread(bounds.concurrent)
         self._slots = Slots(bounds.concurrent) if bounds.concurrent is not None else None
         self._streams = Slots(bounds.streams) if bounds.streams is not None else None
         # Calls for evidence do not count as calls, and have a share of their own.
@@ -116,6 +118,7 @@ class Caller:
 
     def enter(self) -> None:
         """Begin a call, to be ended with ``leave``; raises ShedError."""
+        self.unread.check()
         if self._slots is not None:
             self._slots.take()
         try:
@@ -147,6 +150,7 @@ class Caller:
 
     def asking(self) -> AbstractContextManager[None]:
         """Hold one of its calls for evidence within the block; raises ShedError."""
+        self.unread.check()
         return contextlib.nullcontext() if self._asking is None else self._asking.slot()
 
     def spend(self, size: int) -> None:
@@ -171,6 +175,14 @@ class Callers:
         self._anonymous = None
         if anonymous is not None:
             self._anonymous = Caller(ANONYMOUS, anonymous, _evidence_bucket())
+
+    @property
+    def unread(self) -> list[Unread]:
+        """Everybody's unread answers."""
+        known = {id(caller): caller for _, caller in self._tokens.values()}
+        known |= {id(caller): caller for caller in self._certificates.values()}
+        anonymous = [] if self._anonymous is None else [self._anonymous]
+        return [caller.unread for caller in (*known.values(), *anonymous)]
 
     def claimed(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
         """Return who a call's metadata says it is; None if only a certificate can say.

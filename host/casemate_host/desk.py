@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from casemate_host.admission import Patience
+    from casemate_host.admission import Patience, Workers
     from casemate_host.callers import Caller, Callers
     from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
@@ -65,10 +65,17 @@ class Desk:
         return caller or self._callers.certified(context)
 
     def receive(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext, limit: int
+        self,
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
+        limit: int,
+        workers: Workers | None = None,
     ) -> bytes:
-        """Return the call's message; raises CasemateError, and ends the call if none comes."""
-        with self._patience.waiting(context):
+        """Return the call's message; raises CasemateError, and ends the call if none comes.
+
+        ``workers``: whose worker waits, so that it may give way when all of them are taken.
+        """
+        with self._patience.waiting(context, workers):
             request = next(messages, None)
         if request is None:
             raise CasemateError(Code.MALFORMED, "a call without a message")
@@ -126,20 +133,25 @@ class Desk:
     def _outcome(
         self, method: str, context: grpc.ServicerContext, answer: Answer, call: Call
     ) -> bytes | CasemateError:
-        def gone() -> None:
+        def ended() -> None:
             if call.cancel():
                 self._relay.wake()
+            elif call.unread is not None:
+                call.unread.ended(context)
 
-        if not context.add_callback(gone):
+        if not context.add_callback(ended):
             return _gone()
         try:
             response, size = answer(call)
+            if call.unread is not None:
+                call.unread.keep(context, len(response), self._patience.timeout_s)
         except CasemateError as error:
             return error
         except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
             return _unexpected(error, method, context)
         finally:
-            call.finish()
+            if not call.finish() and call.unread is not None:
+                call.unread.ended(context)
         self.traffic.answered(method, size)
         return response
 

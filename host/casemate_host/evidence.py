@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from casemate_host.admission import Workers
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
@@ -30,7 +31,8 @@ _REQUEST_MAX: Final = 1024
 class EvidenceService:
     """Shows evidence; each caller has a share of the fresh documents."""
 
-    def __init__(self, desk: Desk, relay: Relay, board: Board) -> None:
+    def __init__(self, desk: Desk, relay: Relay, board: Board, workers: Workers) -> None:
+        self._workers = workers
         self._desk = desk
         self._relay = relay
         self._board = board
@@ -43,9 +45,9 @@ class EvidenceService:
 
         def answer(call: Call) -> tuple[bytes, int]:
             known = self._desk.known(caller, context)
-            call.of(known.name)
+            call.of(known.name, known.unread)
             with known.asking():
-                data = self._desk.receive(messages, context, _REQUEST_MAX)
+                data = self._desk.receive(messages, context, _REQUEST_MAX, self._workers)
                 return self._evidence(data, call, known), len(data)
 
         return self._desk.serve("GetEvidence", context, answer)

@@ -63,20 +63,20 @@ class Front:
         self._metrics = metrics
         streams = Slots(limits.STREAMS_MAX)
         self.health = health.Health(streams)
-        self._patience = Patience(config.receive_s)
+        self._patience = Patience(config.receive_s, callers.unread)
         self._desk = Desk(relay, callers, metrics, self._patience, tracer)
         self.unary = Workers(config.unary, "call")
         self._evidence = Workers(limits.EVIDENCE_CALLS_MAX + limits.SPARE_WORKERS, "call-evidence")
         self._others = Workers(limits.STREAMS_MAX + limits.SPARE_WORKERS, "call-other")
-        self._gate = Gate(callers, self._others, self._desk.refused)
+        self._gate = Gate(callers, self._others, self._desk.refused, self._patience)
         self._pace = self._gate.add(f"/{SERVICE}/Infer", Route("Infer", self.unary, self._infer))
-        evidence = EvidenceService(self._desk, relay, board).serve
+        evidence = EvidenceService(self._desk, relay, board, self._evidence).serve
         self._gate.add(
             f"/{SERVICE}/GetEvidence",
             Route("GetEvidence", self._evidence, evidence, metered=False),
         )
         self.streams = Workers(config.streams, "stream")
-        streaming = StreamService(self._desk, relay, board).serve
+        streaming = StreamService(self._desk, relay, board, self.streams).serve
         self._gate.add(
             f"/{SERVICE}/InferStream",
             Route("InferStream", self.streams, streaming, response_streaming=True),
@@ -87,6 +87,12 @@ class Front:
         self._server.add_generic_rpc_handlers((reflection_handler(names, streams),))
         metrics.gauge("calls_under_way", "Infer calls admitted", lambda: self.unary.taken)
         metrics.gauge("streams_under_way", "InferStream calls", lambda: self.streams.taken)
+        unread = callers.unread
+        metrics.gauge(
+            "answers_unread",
+            "Answers that their callers have not read yet",
+            lambda: sum(answers.count for answers in unread),
+        )
         metrics.gauge("relay_busy", "Exchanges with the enclave under way", lambda: relay.busy)
         metrics.gauge("relay_waiting", "Calls that wait for a connection", lambda: relay.waiting)
 
@@ -130,9 +136,9 @@ class Front:
             begun = time.monotonic()
             self._board.require()
             with self._desk.admitted(caller, context) as admitted:
-                call.of(admitted.name)
+                call.of(admitted.name, admitted.unread)
                 with call.trace.step(ADMISSION):
-                    request = self._desk.receive(messages, context, MESSAGE_MAX)
+                    request = self._desk.receive(messages, context, MESSAGE_MAX, self.unary)
                     admitted.spend(len(request))
                 received = time.monotonic()
                 with call.trace.step(RELAY):

@@ -21,6 +21,7 @@ from casemate_host.status import abort, to_status
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casemate_host.admission import Patience
     from casemate_host.callers import Caller, Callers
 
     # (caller, or None if its certificate is still to be looked at; messages; context)
@@ -94,8 +95,11 @@ class Route:
 class Gate(grpc.ServerInterceptor):
     """Lets a call through to its workers, or refuses it on the spot."""
 
-    def __init__(self, callers: Callers, others: Workers, counted: Counted) -> None:
+    def __init__(
+        self, callers: Callers, others: Workers, counted: Counted, patience: Patience
+    ) -> None:
         """``others``: workers of methods without a route; ``counted``: told of refusals."""
+        self._patience = patience
         self._callers = callers
         self._others = others
         self._counted = counted
@@ -121,6 +125,7 @@ class Gate(grpc.ServerInterceptor):
                 return self._refusal("other", self._full(limits.RETRY_S))
             return continuation(details)
         if route.workers.full:
+            self._patience.press(route.workers)
             return self._refusal(route.name, self._full(self._paces[route.workers].wait_s()))
         try:
             caller = self._callers.claimed(details.invocation_metadata)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from casemate_host.admission import Workers
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
@@ -35,7 +36,8 @@ _GRACE_S: Final = 0.5  # as in the relay: the enclave ends the stream at the dea
 class StreamService:
     """``InferStream``: relays streams to the enclave; knows of a message its length alone."""
 
-    def __init__(self, desk: Desk, relay: Relay, board: Board) -> None:
+    def __init__(self, desk: Desk, relay: Relay, board: Board, workers: Workers) -> None:
+        self._workers = workers
         self._desk = desk
         self._relay = relay
         self._board = board
@@ -50,7 +52,9 @@ class StreamService:
             with self._desk.admitted(caller, context) as admitted, admitted.stream():
                 call.of(admitted.name)
                 with call.trace.step(ADMISSION):
-                    first = self._desk.receive(messages, context, limits.STREAM_MESSAGE_MAX)
+                    first = self._desk.receive(
+                        messages, context, limits.STREAM_MESSAGE_MAX, self._workers
+                    )
                     admitted.spend(len(first))
                 with (
                     call.trace.step(RELAY),

@@ -73,6 +73,25 @@ def test_frames_arrive_in_any_pieces(step: int) -> None:
     assert not buffer.begun
 
 
+def test_a_frame_in_many_pieces_is_gathered_in_one_place() -> None:
+    """Each piece is added to what is there, which is not copied for it."""
+    payload = bytes(range(256)) * 256
+    whole = b"".join(numbered.question(5, FrameType.REQUEST, payload, 0))
+    buffer = FrameBuffer(*QUESTIONS)
+    buffer.add(whole[:1])
+    buffer.add(whole[1:2])
+    gathered = buffer._data
+    for at in range(2, len(whole)):
+        assert buffer.take() is None
+        buffer.add(whole[at : at + 1])
+        assert buffer._data is gathered
+    frame = buffer.take()
+    assert frame is not None
+    assert frame.payload == payload
+    assert isinstance(frame.payload, bytes)
+    assert len(buffer._data) == 0  # and nothing of it stays
+
+
 def test_what_is_missing_is_known_from_the_head_on() -> None:
     whole = b"".join(numbered.question(5, FrameType.REQUEST, b"x" * 1000, 0))
     buffer = FrameBuffer(*QUESTIONS)

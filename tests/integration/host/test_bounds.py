@@ -116,6 +116,27 @@ def test_callers_who_send_nothing_cannot_keep_the_workers(
         ended.set()
 
 
+def test_c3_calls_without_a_message_give_way_when_all_workers_are_taken(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    """Half of the workers may wait for slow senders; those beyond it keep nobody out for long."""
+    with serving(short_path, chain, "unary = 8") as bench:
+        ended = threading.Event()
+        infer = bench.channel.stream_unary(SERVICE + "Infer")
+
+        def nothing() -> Iterator[bytes]:
+            ended.wait(20)
+            yield from ()
+
+        calls = [infer.future(nothing(), timeout=25) for _ in range(8)]
+        eventually(lambda: bench.host._front.unary.taken == 8)
+        eventually(lambda: _answers(bench), 5)  # the messages may take 30 seconds
+        for _ in range(20):
+            assert bench.infer(b"x") == b"x"
+        assert sum(not call.done() for call in calls) >= 4
+        ended.set()
+
+
 def test_a_call_without_a_message_is_malformed(bench: Bench) -> None:
     infer = bench.channel.stream_unary(SERVICE + "Infer")
     assert refused(lambda: infer(iter([]), timeout=5))[1] == Code.MALFORMED
