@@ -159,13 +159,14 @@ class FakeEnclave:
     def _serve(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, FrameError):
             while (frame := frames.receive_frame(channel)) is not None:
-                if frame.type in {FrameType.REQUEST, FrameType.NUMBERED}:
+                if frame.type == FrameType.REQUEST:
                     self.budgets.append(frame.budget)
                 if frame.type == FrameType.NUMBERED:
                     asked = numbered.first(frame)
                     if asked.type == FrameType.CANCEL:
                         self.given_up.append(asked.number)
                         continue
+                    self.budgets.append(frame.budget)
                     threading.Thread(
                         target=self._number, args=(channel, asked), daemon=True
                     ).start()
