@@ -1,4 +1,4 @@
-"""What many models, joined runs and many sessions cost, over a real host and a real enclave.
+"""What joined runs and many sessions cost, over a real host and a real enclave.
 
 Run by `make bench`, from the root of the repository and with a staged tree:
 `python -m bench.serving [--json]`.
@@ -10,7 +10,6 @@ import contextlib
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from casemate.envelope.sealed_message import encode_sealed
 from casemate.frames import FrameType, exchange
 from casemate.sealed_model import Serving
 from casemate.tensors import TensorSpec, to_request
-from casemate_devkit.local import LIMITS, MODEL
+from casemate_devkit.local import MODEL
 from tests.support import onnx_bytes
 from tests.support.attacker import genuine, start_session
 from tests.support.deployment import DATA, prepared
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from casemate_devkit.local import LocalDeployment
 
 TREE = Path(__file__).resolve().parents[1] / ".stage/tree"
-MODELS = 50
 IN_FLIGHT = 32
 WIDTH, LAYERS = 1024, 6  # about one millisecond
 ROUNDS, WARM_UP = 15, 3  # as `measure` warms up
@@ -49,17 +47,15 @@ ENDS = (TensorSpec("x", "FP32", (0, WIDTH)),), (TensorSpec("y", "FP32", (0, WIDT
 
 def main() -> int:
     """Measure, print, and return 1 if a target is missed."""
-    limits = replace(LIMITS, models=MODELS + 2)
     with (
         tempfile.TemporaryDirectory(prefix="cm-") as folder,
-        prepared(Path(folder), TREE, limits) as world,
+        prepared(Path(folder), TREE) as world,
     ):
         world.start_enclave()
         world.start_host([world.seal_model(DATA.onnx)], tapped=False)
         world.wait_until_serving()
         with world.client() as client, tempfile.TemporaryDirectory() as scratch:
             return max(
-                many_models(world, client, Path(scratch)),
                 joined_runs(world, client, Path(scratch)),
                 many_sessions(world),
             )
@@ -76,25 +72,6 @@ def loaded(world: LocalDeployment, files: dict[int, bytes]) -> Iterator[None]:
     finally:
         for version in files:
             enclave.unload(MODEL, version)
-
-
-def many_models(world: LocalDeployment, client: Client, folder: Path) -> int:
-    """Cost of a request with 50 models loaded, beside the same with one, before and after."""
-    rows = {"features": np.ascontiguousarray(DATA.features[:4])}
-    files = {
-        version: seal(world, folder, onnx_bytes.linear(), version=version)
-        for version in range(2, MODELS + 1)
-    }
-
-    def ask() -> object:
-        return client.infer(f"{MODEL}:1", rows)
-
-    times = measure({"1 model": ask}, 300)
-    with loaded(world, files):
-        times |= measure({"50 models": ask}, 300)
-    times["1 model"] += measure({"again": ask}, 300)["again"]
-    times["50 models"] *= 2
-    return report("many models", times, [ratio(times, "50 models", "1 model", 1.1)])
 
 
 class Crowd:
