@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import tensors
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
-from casemate.client.steps import Alone, Ask, Pause, remaining, worked
+from casemate.client.steps import Alone, Ask, Pause, deadline_after, remaining, worked
 from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
@@ -138,12 +138,12 @@ class ClientCore:
         self, observe: Callable[[Step], None] | None, timeout_s: float
     ) -> Steps[VerifiedEvidence]:
         """Fetch evidence and verify it now."""
-        _, evidence = yield from self._sessions.reach(time.monotonic() + timeout_s, observe)
+        _, evidence = yield from self._sessions.reach(deadline_after(timeout_s), observe)
         return evidence
 
     def ask(self, question: Question, *, repeatable: bool, timeout_s: float) -> Steps[Answer]:
         """Ask until there is an answer, or a failure that asking again does not mend."""
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         attempts = Attempts(
             self._retry,
             repeatable=repeatable,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LARGE: Final = 256 * limits.KIB  # above it sealing and opening get a thread: some 0.2 ms
+_LONGEST_S: Final = (
+    365 * 86_400.0
+)  # what is longer means as long: clocks of libraries end somewhere
 
 
 class Connection(Protocol):
@@ -122,6 +126,21 @@ class Give:
 
 Effect: TypeAlias = "Ask | Pause | Work[Any] | Alone[Any] | Take | Give"
 Steps: TypeAlias = Generator[Effect, Any, T]
+
+
+def deadline_after(timeout_s: float) -> float:
+    """Return when ``timeout_s`` seconds will have passed, in seconds of ``time.monotonic``.
+
+    Raises RequestError (INVALID_ARGUMENT) for what is no finite number of at least 0.
+    """
+    try:
+        seconds = math.nan if isinstance(timeout_s, str | bytes) else float(timeout_s)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        detail = "timeout_s: a finite number of seconds, at least 0"
+        raise RequestError(Code.INVALID_ARGUMENT, detail)
+    return time.monotonic() + min(seconds, _LONGEST_S)
 
 
 def remaining(deadline: float) -> float:

@@ -7,13 +7,12 @@ refused is decided here, the receiving side as a course of `casemate.client.step
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate import limits, tensors
 from casemate.client.models import split_version
-from casemate.client.steps import Give, Take, worked
+from casemate.client.steps import Give, Take, deadline_after, worked
 from casemate.client.stream_answers import Asked, Released
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
@@ -52,7 +51,7 @@ def begin_stream(
 ) -> Steps[StreamPlace]:
     """Verify, pin the model and seal the opening of a stream; nothing of it is sent yet."""
     model, version = split_version(model, version)
-    deadline = time.monotonic() + timeout_s
+    deadline = deadline_after(timeout_s)
     session, entry = yield from core.pinned(model, version, deadline)
     sealed = session.keys.seal_stream(
         model=model,

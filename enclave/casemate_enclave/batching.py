@@ -14,6 +14,7 @@ import numpy as np
 
 from casemate import limits
 from casemate.errors import Code, RequestError
+from casemate_enclave.cancellation import Cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,23 @@ class State(Enum):
     LEFT = auto()  # its deadline passed, or nobody waits for it any more
 
 
+class Group:
+    """Requests that run together; the run ends early only when none of them waits any more."""
+
+    def __init__(self, members: int) -> None:
+        self.cancellation = Cancellation()
+        self._lock = threading.Lock()
+        self._waiting = members
+
+    def leave(self) -> None:
+        """Note that one of them has left."""
+        with self._lock:
+            self._waiting -= 1
+            last = not self._waiting
+        if last:
+            self.cancellation.cancel()
+
+
 class Job:
     """A request that waits; ``deadline`` in seconds of ``time.monotonic``.
 
@@ -41,7 +59,7 @@ class Job:
     """
 
     __slots__ = (
-        *("alone", "answer", "deadline", "inputs", "outputs"),
+        *("alone", "answer", "deadline", "group", "inputs", "outputs"),
         *("rows", "shape", "state", "wake"),
     )
 
@@ -62,6 +80,7 @@ class Job:
         self.shape = () if axis is None else _shape(inputs, outputs, axis)
         self.state = State.QUEUED
         self.answer: Tensors | None = None
+        self.group: Group | None = None
         self.wake = threading.Lock()
         self.wake.acquire()
 

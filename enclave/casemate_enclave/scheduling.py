@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import Code, RequestError
-from casemate_enclave.batching import Job, State, count_rows, gather, join, split
+from casemate_enclave.batching import Group, Job, State, count_rows, gather, join, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,20 +169,25 @@ class ScheduledModel:
 
     def leave(self, job: Job) -> bool:
         """Have a job wait no longer; False if it is granted a place or done."""
+        group = None
         with self._lock:
             if job.state is State.QUEUED:
                 self._queue.remove(job)
             if job.state in _WAITING:
+                group = job.group if job.state is State.JOINED else None
                 job.state = State.LEFT
                 job.wake.release()
-            return job.state is State.LEFT
+            left = job.state is State.LEFT
+        if group is not None:
+            group.leave()
+        return left
 
     # Runs together
 
     def _lead(self, leader: Job, cancellation: Cancellation | None) -> Tensors:
         """Run with whoever can be taken along; the leader holds a place."""
         try:
-            answer = self._lead_others(leader)
+            answer = self._lead_others(leader, cancellation)
         except BaseException:
             self._leave()
             raise
@@ -191,7 +196,7 @@ class ScheduledModel:
         self._leave()
         return answer
 
-    def _lead_others(self, leader: Job) -> Tensors | None:
+    def _lead_others(self, leader: Job, cancellation: Cancellation | None) -> Tensors | None:
         """Run together; None if the leader is to run alone."""
         now = time.monotonic()
         # Others' rows may cost nobody more than half of its time.
@@ -201,30 +206,34 @@ class ScheduledModel:
             return None
         with self._lock:
             _, *followers = gather(leader, self._queue, most, cut)
-            self._take(followers)
+            group = Group(1 + len(followers))
+            self._take(followers, group)
         if not followers:
             return None
-        answers = self._together([leader, *followers], cut)
+        with cancellation.ending(_LeavingGroup(group)) if cancellation else nullcontext():
+            answers = self._together([leader, *followers], cut, group)
         if answers is None:
             self._return(followers)
             return None
         self._hand_out(followers, answers[1:])
         return answers[0]
 
-    def _together(self, members: list[Job], cut: float) -> list[Tensors] | None:
+    def _together(self, members: list[Job], cut: float, group: Group) -> list[Tensors] | None:
         """Run all at once; None if that gave no answer that can be split, for whatever reason."""
         axis = self._bounds.axis or 0
         until = min(cut, time.monotonic() + self._bounds.run_s)
         try:
-            outputs = self._model.run(join(members, axis), members[0].outputs, until)
+            inputs, wanted = join(members, axis), members[0].outputs
+            outputs = self._model.run(inputs, wanted, until, group.cancellation)
             return split(outputs, members, axis)
         except Exception:  # noqa: BLE001 - each member meets its own failure when it runs alone
             return None
 
-    def _take(self, members: Sequence[Job]) -> None:
+    def _take(self, members: Sequence[Job], group: Group) -> None:
         for member in members:
             self._queue.remove(member)
             member.state = State.JOINED
+            member.group = group
 
     def _hand_out(self, members: Sequence[Job], answers: Sequence[Tensors]) -> None:
         with self._lock:
@@ -261,3 +270,22 @@ class _Leaving:
     def terminate(self, value: bool) -> None:
         if value:
             self._model.leave(self._job)
+
+
+class _LeavingGroup:
+    """What a cancellation ends while a request leads others; a ``Terminable``."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._left = False
+
+    @property
+    def terminate(self) -> bool:
+        """Whether it has left."""
+        return self._left
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value and not self._left:
+            self._left = True
+            self._group.leave()

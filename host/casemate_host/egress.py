@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.channel import VsockAddress, listen
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, Code
 from casemate_host.admission import Slots
 from casemate_host.events import describe, log
 from casemate_host.splice import splice
@@ -95,7 +95,17 @@ class Egress:
         thread = threading.Thread(target=self._run, args=(channel,), name="splice", daemon=True)
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread to be had
+            self._ended(thread)
+            log.warning("egress_full", code=Code.OVERLOADED)
+            _end(channel, _UNREACHABLE)
+
+    def _ended(self, thread: threading.Thread) -> None:
+        self._slots.free()
+        with self._lock:
+            self._threads.discard(thread)
 
     def _run(self, channel: socket.socket) -> None:
         try:
@@ -106,9 +116,7 @@ class Egress:
         except Exception as error:  # noqa: BLE001 - one stream's failure must not pass unseen, nor end others
             log.error("internal_error", **describe(error))
         finally:
-            self._slots.free()
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+            self._ended(threading.current_thread())
 
     def _serve(self, channel: socket.socket) -> None:
         name = _read_name(channel)

@@ -347,3 +347,24 @@ def test_answers_do_not_print_themselves(service: Service) -> None:
 def test_a_multi_region_key_is_not_used_for_data() -> None:
     arn = "arn:aws:kms:eu-central-1:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab"
     assert refusal(lambda: KmsDataKeys(arn, kms=object())).code is Code.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [float("nan"), float("inf"), -1, -0.001, None, "5", b"5", 10**400, [1.0], 1j],
+    ids=repr,
+)
+def test_a_timeout_that_is_none_is_an_argument_that_is_refused(
+    service: Service,
+    timeout: Any,  # noqa: ANN401 - whatever a person gives
+) -> None:
+    with connect(service) as c:
+        for act in (
+            lambda: c.infer("wdbc", {"x": X}, timeout_s=timeout),
+            lambda: c.verify(timeout_s=timeout),
+            lambda: c.stream("wdbc", timeout_s=timeout),
+        ):
+            error = refusal(act)
+            assert isinstance(error, RequestError)
+            assert error.code is Code.INVALID_ARGUMENT
+        assert np.array_equal(c.infer("wdbc", {"x": X}, timeout_s=1e308).outputs["x"], X * 2)

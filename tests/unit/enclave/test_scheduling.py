@@ -57,7 +57,8 @@ class Gate:
         try:
             self.open.wait(10)
             if (rows == ENDLESS).any():
-                time.sleep(max(0.0, deadline - time.monotonic()))
+                left_s = max(0.0, deadline - time.monotonic())
+                (cancellation or Cancellation()).wait(left_s)
                 raise RequestError(Code.DEADLINE_EXCEEDED, "stopped")
             if (rows == POISON).any():
                 raise RequestError(Code.MODEL_FAILED, "poisoned")
@@ -279,6 +280,44 @@ def test_whoever_is_not_waited_for_leaves_the_queue(gate: Gate, pool: ThreadPool
     assert [future.result(5)["y"][0, 0] for future in (first, second)] == [0, 6]
     assert gate.runs == [1, 1]
     assert asker.model._free == 1
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (2, 3, 1)])
+def test_a_joined_run_ends_when_nobody_of_it_waits_any_more(
+    gate: Gate, pool: ThreadPoolExecutor, order: tuple[int, ...]
+) -> None:
+    """Not before the last has left, whoever leads; then it gives its place to others at once."""
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0))
+    leaving = {n: Cancellation() for n in (1, 2, 3)}
+    gone = {n: asker.waiting(rows(ENDLESS), within=60, cancellation=leaving[n]) for n in (1, 2, 3)}
+    gate.open.set()
+    first.result(5)
+    assert gate.entered.acquire(timeout=5)
+    last = asker.waiting(rows(4), within=60)
+    for n in order[:2]:
+        leaving[n].cancel()
+    with pytest.raises(TimeoutError):
+        last.result(0.2)
+    leaving[order[2]].cancel()
+    assert last.result(5)["y"][0, 0] == 8
+    assert {code_of(future) for future in gone.values()} == {Code.DEADLINE_EXCEEDED}
+    assert asker.model._free == 1
+    assert gate.runs[:2] == [1, 3]
+
+
+def test_a_leader_that_left_spoils_nobodys_run(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate), pool, gate)
+    cancellation = Cancellation()
+    first = asker.running(rows(0))
+    leader = asker.waiting(rows(1), cancellation=cancellation)
+    follower = asker.waiting(rows(2))
+    gate.open.set()
+    first.result(5)
+    cancellation.cancel()
+    assert follower.result(5)["y"][0, 0] == 4
+    with contextlib.suppress(CasemateError):
+        leader.result(5)
 
 
 def test_a_deadline_that_passes_in_a_joined_run_is_nobody_elses(

@@ -218,3 +218,25 @@ def test_another_context_id_is_not_served(tmp_path: Path, upstream: socket.socke
     with channel:
         assert channel.recv(1) == b""
     egress.stop()
+
+
+def test_without_a_thread_the_enclave_hears_it_and_the_place_is_free(
+    start: Callable[..., UnixAddress], upstream: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = start(connections=1)
+    begin = threading.Thread.start
+    failures = iter([True, True])
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "splice" and next(failures, False):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(2):
+        channel, verdict = ask(address, lp(NAME.encode()))
+        channel.close()
+        assert verdict == b"\x02"
+    channel, verdict = ask(address, lp(NAME.encode()))
+    assert verdict == b"\x00"
+    channel.close()
