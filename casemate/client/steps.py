@@ -134,13 +134,13 @@ def deadline_after(timeout_s: float) -> float:
     Raises RequestError (INVALID_ARGUMENT) for what is no finite number of at least 0.
     """
     try:
-        seconds = math.nan if isinstance(timeout_s, str | bytes) else float(timeout_s)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
+        usable = math.isfinite(timeout_s) and timeout_s >= 0
+    except (TypeError, OverflowError):
+        usable = False
+    if not usable:
         detail = "timeout_s: a finite number of seconds, at least 0"
         raise RequestError(Code.INVALID_ARGUMENT, detail)
-    return time.monotonic() + min(seconds, _LONGEST_S)
+    return time.monotonic() + min(timeout_s, _LONGEST_S)
 
 
 def remaining(deadline: float) -> float:
