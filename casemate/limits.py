@@ -171,6 +171,9 @@ LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
 NUMBERED_THREADS: Final = 64
 # Questions of one connection that wait for a thread, unread: all that one host may have under way.
 NUMBERED_WAITING: Final = 64
+# Answers that are made and not sent, before further runs wait: four of the largest. What runs then
+# may add what `limits.run_bytes` allows.
+UNSENT_BYTES: Final = 4 * FRAME_MAX
 HANG_UP_LOOK_S: Final = 0.1  # how long a run may go on that its host has hung up on
 FINISH_TIMEOUT_S: Final = 30.0  # at a drain's end: for requests of sessions that are over
 # Enclave side: 32 relay connections, 32 streams, control, and room for a reconnect.

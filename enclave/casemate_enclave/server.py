@@ -22,6 +22,7 @@ from casemate.frames import (
     send_error,
     send_frame,
 )
+from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.hangups import HangUps, Watched
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from casemate.frames import Frame
     from casemate.wire import Buffer
-    from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
 
@@ -55,9 +55,10 @@ class _Exchange:
     deadline: float
     channel: socket.socket
     hang_ups: HangUps
+    context: RequestContext
 
     def watched(self) -> Watched:
-        return self.hang_ups.watching(self.channel)
+        return self.hang_ups.watching(self.channel, self.context)
 
     def model_data(self, size: int) -> Iterator[memoryview]:
         left = size
@@ -102,6 +103,7 @@ class Server:
         self._journal = journal
         self._crew = Crew()
         self._hang_ups = HangUps()
+        self._unsent = Unsent()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._stopping = False
@@ -204,8 +206,16 @@ class Server:
         return self._answer(frame, channel)
 
     def _answer(self, frame: Frame, channel: socket.socket) -> bool:
+        exchange = self._exchange_of(frame, channel)
         try:
-            answer = self._dispatcher.answer(frame.type, self._exchange_of(frame, channel))
+            return self._answer_to(frame.type, exchange)
+        finally:
+            exchange.context.release()
+
+    def _answer_to(self, kind: int, exchange: _Exchange) -> bool:
+        channel = exchange.channel
+        try:
+            answer = self._dispatcher.answer(kind, exchange)
         except CasemateError as error:
             self._send_error(channel, error)
             return not isinstance(error, ConnectionEndError)
@@ -215,13 +225,17 @@ class Server:
         if answer is None:
             return False
         channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
-        send_frame(channel, frame.type | ANSWER, answer)
+        send_frame(channel, kind | ANSWER, answer)
         return True
 
     def _take_turns(self, channel: socket.socket, first: Frame) -> None:
         """Answer numbered frames until the connection ends (SPEC 9.2.1)."""
         try:
-            turns = TurnConnection(channel, self._numbered, self._crew, self._is_finishing)
+            turns = TurnConnection(
+                *(channel, self._numbered, self._crew),
+                finishing=self._is_finishing,
+                unsent=self._unsent,
+            )
             turns.serve(numbered.first(first))
         except FrameError as error:
             self._send_error(channel, error)
@@ -230,10 +244,10 @@ class Server:
         return self._stopping and self._grace_s > 0
 
     def _numbered(
-        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
+        self, kind: int, payload: memoryview, deadline: float, context: RequestContext
     ) -> tuple[int, tuple[Buffer, ...]]:
         try:
-            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline, cancellation)
+            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline, context)
         except CasemateError as error:
             return ERROR, (self._refusal(error),)
         except Exception:  # noqa: BLE001 - as in _exchange
@@ -242,7 +256,8 @@ class Server:
     def _exchange_of(self, frame: Frame, channel: socket.socket) -> _Exchange:
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
         deadline = time.monotonic() + budget / 1000
-        return _Exchange(frame.payload, deadline, channel, self._hang_ups)
+        context = RequestContext(self._unsent)
+        return _Exchange(frame.payload, deadline, channel, self._hang_ups, context)
 
     def _internal(self) -> CasemateError:
         self._journal.count(Counter.INTERNAL_ERRORS)

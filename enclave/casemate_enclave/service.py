@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casemate.envelope.replay import ReplayTable
-    from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.clock import AttestedClock
+    from casemate_enclave.context import RequestContext
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
     from casemate_enclave.keys import KeyCache, KeyRing
@@ -126,11 +126,11 @@ class RequestService:
         self._lifetime = lifetime
 
     def answer(
-        self, payload: memoryview, deadline: float, cancellation: Cancellation | None = None
+        self, payload: memoryview, deadline: float, context: RequestContext | None = None
     ) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
 
-        ``cancellation`` ends its run early.
+        ``context``: what goes along with it; it holds the answer until that is sent.
         Raises CasemateError with a code of SPEC 11.1 for a request that was not accepted.
         """
         raw_header, ciphertext = parse_sealed(payload)
@@ -143,7 +143,7 @@ class RequestService:
             asker = identify(raw_header, header, opened.preamble_bytes, known)
         self._accept(header, wrapped, prk, asker)
         with self._journal.timed(Step.RUN):
-            outcome = self._outcome(opened, asker, deadline, cancellation)
+            outcome = self._outcome(opened, asker, deadline, context)
         with self._journal.timed(Step.SEAL):
             return encode_sealed(*self._seal(opened, outcome))
 
@@ -232,7 +232,7 @@ class RequestService:
         opened: OpenedRequest,
         asker: Asker,
         deadline: float,
-        cancellation: Cancellation | None,
+        context: RequestContext | None,
     ) -> _Outcome:
         """Run the request; never raises."""
         model, preamble, caller = None, asker.preamble, asker.caller
@@ -242,7 +242,7 @@ class RequestService:
             model = self._models.find(preamble.model, preamble.version)
             check_asker(model, preamble, caller)
             message = self._answer(
-                *(opened, preamble, caller, model), deadline=deadline, cancellation=cancellation
+                *(opened, preamble, caller, model), deadline=deadline, context=context
             )
             receipt = None
             if preamble.receipt:
@@ -262,12 +262,12 @@ class RequestService:
         model: ServedModel,
         *,
         deadline: float,
-        cancellation: Cancellation | None,
+        context: RequestContext | None,
     ) -> wire.Pieces:
         if preamble.operation == METADATA:
             return [self._metadata(model)]
         if preamble.sealed_data is None:
-            return _run(model, opened.message, deadline, cancellation)
+            return _run(model, opened.message, deadline, context)
         tensors = self._objects.open(
             opened.message,
             preamble.sealed_data,
@@ -275,7 +275,7 @@ class RequestService:
             model=model.digest,
             deadline=deadline,
         )
-        return _run_sealed(model, tensors, deadline, cancellation)
+        return _run_sealed(model, tensors, deadline, context)
 
     def _metadata(self, model: ServedModel) -> bytes:
         header = model.header
@@ -310,10 +310,10 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
 
 
 def _run(
-    model: ServedModel, message: memoryview, deadline: float, cancellation: Cancellation | None
+    model: ServedModel, message: memoryview, deadline: float, context: RequestContext | None
 ) -> wire.Pieces:
     header = model.header
-    if time.monotonic() >= deadline or (cancellation is not None and cancellation.cancelled):
+    if time.monotonic() >= deadline or (context is not None and context.cancelled):
         detail = "the deadline passed before the model ran, or nobody waited any more"
         raise RequestError(Code.DEADLINE_EXCEEDED, detail)
     request = model.requests.read(message)
@@ -322,16 +322,19 @@ def _run(
     outputs = last_piece(
         *(model.loaded, header.loop, request.inputs, request.outputs),
         deadline=deadline,
-        cancellation=cancellation,
+        cancellation=context,
     )
-    return response_pieces(outputs, header.name, header.version, request.id)
+    message = response_pieces(outputs, header.name, header.version, request.id)
+    if context is not None:
+        context.hold(message)
+    return message
 
 
 def _run_sealed(
-    model: ServedModel, tensors: memoryview, deadline: float, cancellation: Cancellation | None
+    model: ServedModel, tensors: memoryview, deadline: float, context: RequestContext | None
 ) -> wire.Pieces:
     try:
-        return _run(model, tensors, deadline, cancellation)
+        return _run(model, tensors, deadline, context)
     except RequestError as error:
         if error.code not in {Code.INVALID_REQUEST, Code.INVALID_INPUT}:
             raise

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from casemate import limits, numbered
 from casemate.errors import Code, FrameError
 from casemate.frames import ERROR, FrameType, encode_error
-from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.numbered_link import NumberedLink
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
 
-    # Takes inner type, payload, deadline and what ends it early; returns inner type and payload.
-    # Never raises.
-    Answer = Callable[[int, memoryview, float, Cancellation], tuple[int, tuple[Buffer, ...]]]
+    # Takes inner type, payload, deadline and the question's context; returns inner type and
+    # payload. Never raises.
+    Answer = Callable[[int, memoryview, float, RequestContext], tuple[int, tuple[Buffer, ...]]]
 
 # An answer as quick as this may keep others waiting. By the processor's time: on a busy machine
 # the clock says little about an answer.
@@ -63,11 +63,11 @@ class Crew:
 
 
 class _Question(NamedTuple):
-    """A question, when it came, and what ends it."""
+    """A question, when it came, and what goes along with it."""
 
     frame: Numbered
     begun: float
-    cancellation: Cancellation
+    context: RequestContext
 
 
 class TurnConnection:
@@ -78,7 +78,9 @@ class TurnConnection:
         channel: socket.socket,
         answer: Answer,
         crew: Crew,
-        finishing: Callable[[], bool] = lambda: False,
+        *,
+        finishing: Callable[[], bool],
+        unsent: Unsent,
     ) -> None:
         """``channel`` becomes blocking, and is not closed.
 
@@ -88,6 +90,7 @@ class TurnConnection:
         self._answer = answer
         self._crew = crew
         self._finishing = finishing
+        self._unsent = unsent
         self._changed = threading.Condition()
         self._held = False
         self._turn = 0
@@ -97,7 +100,7 @@ class TurnConnection:
         self._others = 0
         self._over = False
         self._first: Numbered | None = None
-        self._under_way: dict[int, Cancellation] = {}
+        self._under_way: dict[int, RequestContext] = {}
         self._parked: deque[_Question] = deque()
 
     def serve(self, first: Numbered) -> None:
@@ -117,7 +120,7 @@ class TurnConnection:
             while (turn := self._await_turn(expected=expected)) is not None:
                 expected = False
                 if isinstance(turn, _Question):
-                    self._link.put(self._answered(turn))
+                    self._link.put(self._answered(turn), turn.context)
                     self._link.flush()
                 else:
                     self._take_turn(turn)
@@ -156,8 +159,8 @@ class TurnConnection:
         self._link.flush()  # what the one before had ready
         while (frame := self._next()) is not None:
             begun = time.monotonic()
-            cancellation = self._under_way[frame.number] = Cancellation()
-            question = _Question(frame, begun, cancellation)
+            context = self._under_way[frame.number] = RequestContext(self._unsent)
+            question = _Question(frame, begun, context)
             if not self._idle and self._park(question):
                 continue
             if self._wary:
@@ -170,7 +173,7 @@ class TurnConnection:
             answer = self._answered(question)
             self._learn(time.thread_time() - spent)
             with self._changed:
-                self._link.put(answer)
+                self._link.put(answer, context)
                 kept = turn == self._turn
                 if kept:  # nobody may take the turn from a thread that reads
                     self._begun = 0.0
@@ -182,12 +185,16 @@ class TurnConnection:
             self._abandon()
 
     def _answered(self, question: _Question) -> tuple[Buffer, ...]:
-        frame, begun, cancellation = question
+        frame, begun, context = question
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
         deadline = begun + budget / 1000
-        kind, pieces = self._answer(frame.type, memoryview(frame.payload), deadline, cancellation)
+        kind, pieces = self._answer(frame.type, memoryview(frame.payload), deadline, context)
         self._under_way.pop(frame.number, None)
-        return numbered.answer(frame.number, kind, pieces)
+        try:
+            return numbered.answer(frame.number, kind, pieces)
+        except FrameError:
+            context.release()
+            raise
 
     def _learn(self, spent_s: float) -> None:
         if spent_s > _QUICK_S:
@@ -269,12 +276,12 @@ class TurnConnection:
     def _cancel(self, frame: Numbered) -> None:
         if frame.payload:
             raise FrameError(Code.MALFORMED, "a cancel frame is empty")
-        cancellation = self._under_way.get(frame.number)
-        if cancellation is None:
+        context = self._under_way.get(frame.number)
+        if context is None:
             return  # its answer is on its way
-        cancellation.cancel()
+        context.cancel()
         with self._changed:
-            waiting = [q for q in self._parked if q.cancellation is cancellation]
+            waiting = [question for question in self._parked if question.context is context]
             for question in waiting:
                 self._parked.remove(question)
         for question in waiting:
@@ -289,5 +296,5 @@ class TurnConnection:
         self._link.drop()
         with self._changed:
             self._parked.clear()
-            for cancellation in list(self._under_way.values()):
-                cancellation.cancel()
+            for context in list(self._under_way.values()):
+                context.cancel()

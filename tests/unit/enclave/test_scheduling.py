@@ -19,6 +19,7 @@ from casemate.attestation.structures import ServiceLimits
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.sealed_model import Serving
 from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.scheduling import Bounds, ScheduledModel
 
 if TYPE_CHECKING:
@@ -279,6 +280,46 @@ def test_whoever_is_not_waited_for_leaves_the_queue(gate: Gate, pool: ThreadPool
     gate.open.set()
     assert [future.result(5)["y"][0, 0] for future in (first, second)] == [0, 6]
     assert gate.runs == [1, 1]
+    assert asker.model._free == 1
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> tuple[Unsent, RequestContext]:
+    """Answers that are not taken, as many as there may be, and a further question."""
+    monkeypatch.setattr("casemate.limits.UNSENT_BYTES", 1 << 20)
+    unsent = Unsent()
+    RequestContext(unsent).hold((bytes(1 << 20),))
+    return unsent, RequestContext(unsent)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after waiting"])
+def test_no_run_begins_while_too_many_answers_are_unsent(
+    gate: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    unsent, context = full(monkeypatch)
+    asker = Asker(scheduled(gate), pool, gate)
+    first = asker.running(rows(0)) if waits else None
+    second = (asker.waiting if waits else asker.ask)(rows(1), cancellation=context)
+    gate.open.set()
+    if first is not None:
+        first.result(5)
+    with pytest.raises(TimeoutError):
+        second.result(0.3)
+    assert gate.runs == [1] * waits
+    unsent.free(1)
+    assert second.result(5)["y"][0, 0] == 2
+
+
+def test_whoever_waits_for_answers_to_be_taken_waits_to_its_deadline(
+    gate: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, context = full(monkeypatch)
+    asker = Asker(scheduled(gate), pool, gate)
+    gate.open.set()
+    assert code_of(asker.ask(rows(1), within=0.2, cancellation=context)) is Code.DEADLINE_EXCEEDED
+    given_up = asker.ask(rows(1), within=60, cancellation=context)
+    context.cancel()
+    assert code_of(given_up) is Code.DEADLINE_EXCEEDED
+    assert gate.runs == []
     assert asker.model._free == 1
 
 

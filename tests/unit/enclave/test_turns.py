@@ -13,6 +13,7 @@ import pytest
 from casemate import limits, numbered
 from casemate.errors import Code, FrameError
 from casemate.frames import ANSWER, FrameType
+from casemate_enclave.context import Unsent
 from casemate_enclave.turns import Crew, TurnConnection
 from tests.support.attacker import eventually
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
-    from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.context import RequestContext
 
 
 class Side:
@@ -36,7 +37,12 @@ class Side:
         self.error: Exception | None = None
         self._answers = numbered.FrameBuffer(FrameType.NUMBERED | ANSWER, limits.FRAME_MAX)
         self.finishing = False
-        self.connection = TurnConnection(far, self._answer, crew or Crew(), lambda: self.finishing)
+        self.unsent = Unsent()
+        self.connection = TurnConnection(
+            *(far, self._answer, crew or Crew()),
+            finishing=lambda: self.finishing,
+            unsent=self.unsent,
+        )
         self._far = far
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -53,13 +59,13 @@ class Side:
                 self.error = error
 
     def _answer(
-        self, kind: int, payload: memoryview, deadline: float, cancellation: Cancellation
+        self, kind: int, payload: memoryview, deadline: float, context: RequestContext
     ) -> tuple[int, tuple[Buffer, ...]]:
         text = bytes(payload)
         self.begun.append(text)
         self.deadlines.append(deadline)
         if text.startswith(b"endless"):
-            return kind | ANSWER, (b"ended" if cancellation.wait(10) else b"late",)
+            return kind | ANSWER, (b"ended" if context.wait(10) else b"late",)
         if text.startswith(b"wait"):
             self.gate.wait(10)
         if text.startswith(b"nearly late"):
@@ -68,7 +74,8 @@ class Side:
             until = time.thread_time() + 0.002
             while time.thread_time() < until:
                 pass
-        if text.startswith(b"large"):
+        if text.endswith(b"large"):
+            context.hold((bytes(2 << 20),))
             return kind | ANSWER, (bytes(1 << 20), bytes(1 << 20))
         return kind | ANSWER, (b"re:", payload)
 
@@ -375,3 +382,32 @@ def test_a_frame_has_one_deadline_however_it_dribbles(monkeypatch: pytest.Monkey
     side.thread.join(5)
     assert not side.thread.is_alive()
     side.near.close()
+
+
+def test_an_answer_counts_as_unsent_until_the_host_has_taken_it(side: Side) -> None:
+    for number in range(1, 5):
+        side.send(number, b"wait, large")
+    assert begun(side, b"wait, large", 4)
+    side.gate.set()
+    assert eventually(lambda: side.unsent._size == 4 * (2 << 20))
+    for left in (3, 2, 1, 0):
+        side.receive()
+        assert eventually(lambda left=left: side.unsent._size <= (left + 1) * (2 << 20))
+    assert eventually(lambda: side.unsent._size == 0)
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
+def test_answers_that_nobody_will_take_count_no_longer(how: int) -> None:
+    side = Side()
+    side.start()
+    side.receive()
+    for number in range(1, 5):
+        side.send(number, b"wait, large")
+    assert begun(side, b"wait, large", 4)
+    side.gate.set()
+    assert eventually(lambda: side.unsent._size == 4 * (2 << 20))
+    side.near.shutdown(how)
+    side.near.close()
+    side.thread.join(10)
+    assert not side.thread.is_alive()
+    assert side.unsent._size == 0
