@@ -324,10 +324,10 @@ def _run(
         deadline=deadline,
         cancellation=context,
     )
-    message = response_pieces(outputs, header.name, header.version, request.id)
+    answer = response_pieces(outputs, header.name, header.version, request.id)
     if context is not None:
-        context.hold(message)
-    return message
+        context.hold(answer)
+    return answer
 
 
 def _run_sealed(
