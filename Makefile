@@ -30,7 +30,7 @@ MACHINE_TESTS := tests/machine tests/integration/test_deployment.py \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom docs protos lock clean
+.PHONY: help venv stage demo eif qemu units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
 
 qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run the integration tests against it
 	@$(BIN)/python -m pytest --form vm -o timeout=600 $(MACHINE_TESTS)
+
+units: stage ## Run deploy/systemd under a systemd of its own, in namespaces (needs root)
+	@$(BIN)/python -m pytest -o timeout=300 tests/systemd
 
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
