@@ -102,6 +102,9 @@ STRANGERS_DIVISOR: Final = 2  # whoever has no name here leaves half of the sess
 OWNER_DIVISOR: Final = (
     8  # one process holds one or two sessions; no caller runs out by itself alone
 )
+# Of what askers share inside: whoever holds more than an eighth leaves a quarter to the others.
+SHARE_DIVISOR: Final = OWNER_DIVISOR
+RESERVE_DIVISOR: Final = 4
 # Unwrapped data keys, some 2 KiB each with who asked; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
 KEY_CACHE_MAX: Final = 16_384
 # New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
@@ -198,7 +201,8 @@ RECEIPT_FILE_MAX: Final = 2 * REQUEST_MAX + 2 * MIB  # question and answer shown
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
 UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains
-INFER_STREAMS_DEFAULT: Final = 16  # two threads and a connection to the enclave each
+# Two threads and a connection to the enclave each; as many as it opens, which gives out shares.
+INFER_STREAMS_DEFAULT: Final = 32
 INFER_STREAMS_MAX: Final = STREAMS_OPEN_MAX  # more the enclave would refuse
 # Fresh documents being made; a stalled device must not hold the workers.
 EVIDENCE_CALLS_MAX: Final = 4

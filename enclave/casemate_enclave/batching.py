@@ -59,7 +59,7 @@ class Job:
     """
 
     __slots__ = (
-        *("alone", "answer", "deadline", "group", "inputs", "outputs"),
+        *("alone", "answer", "deadline", "group", "inputs", "outputs", "owner"),
         *("rows", "shape", "state", "wake"),
     )
 
@@ -71,7 +71,10 @@ class Job:
         *,
         rows: int | None,
         axis: int | None,
+        owner: bytes | None = None,
     ) -> None:
+        """``owner``: a caller or a session, of which each has its turn."""
+        self.owner = owner
         self.inputs = inputs
         self.outputs = outputs
         self.deadline = deadline

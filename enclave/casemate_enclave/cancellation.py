@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class Cancellation:
     """Shared by all work for one asker; thread-safe. Cheap: every question has one."""
 
-    __slots__ = ("_cancelled", "_event", "_lock", "_runs")
+    __slots__ = ("_cancelled", "_event", "_lock", "_runs", "owner")
 
     def __init__(self) -> None:
+        self.owner: bytes | None = None  # a caller whom a model lists, else the session
         self._lock = threading.Lock()
         self._runs: list[Terminable] = []
         self._cancelled = False

@@ -87,6 +87,10 @@ class ModelRegistry:
         """Whether a loaded model names ``caller`` among its callers (SPEC 6.8)."""
         return caller in self._listed
 
+    def listing(self) -> bool:
+        """Whether a loaded model names callers at all (SPEC 6.9)."""
+        return bool(self._listed)
+
     def versions(self, name: str) -> tuple[int, ...]:
         """Every loaded version of ``name``, ascending."""
         with self._lock:

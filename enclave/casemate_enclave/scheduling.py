@@ -1,6 +1,6 @@
 """Which request of a model runs when: bounds, a queue, and runs together (SPEC 8.8).
 
-No thread of its own: who finishes hands its place to whoever waits longest, and that request's own
+No thread of its own: who finishes hands its place to whoever's turn it is, and that request's own
 thread runs, together with those that it can take along. So nobody waits while a place is free.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from casemate import limits
 from casemate.errors import Code, RequestError
 from casemate_enclave.batching import Group, Job, State, count_rows, gather, join, split
+from casemate_enclave.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class ScheduledModel:
         self._queued = queued
         self._lock = threading.Lock()
         self._free = bounds.places
-        self._queue: deque[Job] = deque()
+        self._queue = FairQueue(bounds.queue)
 
     def run(
         self,
@@ -101,7 +101,8 @@ class ScheduledModel:
         rows = self._rows(inputs)
         if self._enter():
             return self._run(inputs, outputs, deadline, cancellation)
-        job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis)
+        owner = cancellation.owner if cancellation else None
+        job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
         leaving = cancellation.ending(_Leaving(self, job)) if cancellation else nullcontext()
         with self._queued():
             if self._enqueue(job):
@@ -120,7 +121,7 @@ class ScheduledModel:
     def _enqueue(self, job: Job) -> bool:
         """Let the job wait; False if a place became free meanwhile, which it then holds."""
         with self._lock:
-            if len(self._queue) >= self._bounds.queue and not self._free:
+            if not self._free and not self._queue.has_room(job.owner):
                 raise RequestError(Code.OVERLOADED, "too many requests wait for the model")
             self._queue.append(job)
             self._grant()
@@ -158,7 +159,7 @@ class ScheduledModel:
     def _grant(self) -> None:
         while self._free and self._queue:
             self._free -= 1
-            job = self._queue.popleft()
+            job = self._queue.pop()
             job.state = State.GRANTED
             job.wake.release()
 
@@ -252,7 +253,7 @@ class ScheduledModel:
                 if member.state is State.JOINED:
                     member.alone = True
                     member.state = State.QUEUED
-                    self._queue.appendleft(member)
+                    self._queue.put_back(member)
             self._grant()
 
 

@@ -37,6 +37,7 @@ from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
 from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
+from casemate_enclave.shares import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,7 @@ class OpenedHead:
     stream: OpenedStream
     preamble: Preamble | None
     caller: bytes | None
+    owner: Owner
 
 
 class RequestService:
@@ -141,7 +143,9 @@ class RequestService:
         with self._journal.timed(Step.OPEN):
             opened = open_request(raw_header, ciphertext, prk)
             asker = identify(raw_header, header, opened.preamble_bytes, known)
-        self._accept(header, wrapped, prk, asker)
+        listed = self._accept(header, wrapped, prk, asker)
+        if context is not None:
+            context.owner = listed or header.key_commitment
         with self._journal.timed(Step.RUN):
             outcome = self._outcome(opened, asker, deadline, context)
         with self._journal.timed(Step.SEAL):
@@ -161,8 +165,9 @@ class RequestService:
         prk, known = self._session_key(header, wrapped, deadline)
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead)
         asker = identify(raw_header, header, stream.open(chunk), known)
-        self._accept(header, wrapped, prk, asker)
-        return OpenedHead(stream, asker.preamble, asker.caller)
+        listed = self._accept(header, wrapped, prk, asker)
+        owner = Owner(listed or header.key_commitment, listed=listed is not None)
+        return OpenedHead(stream, asker.preamble, asker.caller, owner)
 
     def _check_header(self, header: RequestHeader, size: int) -> None:
         """Everything that costs no cryptography, in the order of SPEC 6.4."""
@@ -210,8 +215,14 @@ class RequestService:
         context = data_context(self._bounds.audience)
         return self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
 
-    def _accept(self, header: RequestHeader, wrapped: bytes, prk: bytes, asker: Asker) -> None:
-        """Let an authenticated request run, once, and remember its session (SPEC 6.4, 6.6)."""
+    def _accept(
+        self, header: RequestHeader, wrapped: bytes, prk: bytes, asker: Asker
+    ) -> bytes | None:
+        """Let an authenticated request run, once, and remember its session (SPEC 6.4, 6.6).
+
+        Returns its caller if a loaded model lists it.
+        """
+        owner = self._owner(asker.caller)
         self._replay.accept(
             header.key_commitment,
             header.not_before,
@@ -219,9 +230,10 @@ class RequestService:
             header.sequence,
             # The present time: an unwrap may have taken longer than the session had left.
             self._clock.now(),
-            owner=self._owner(asker.caller),
+            owner=owner,
         )
         self._cache.put(wrapped, header.key_commitment, prk, header.not_after, asker)
+        return owner
 
     def _owner(self, caller: bytes | None) -> bytes | None:
         """Return a caller that a loaded model lists; all others share a pool (SPEC 6.8)."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
     from casemate_enclave.receipts import ReceiptDraft, ReceiptIssuer
     from casemate_enclave.registry import ServedModel
+    from casemate_enclave.shares import Owner
     from casemate_enclave.stream_places import StreamPlaces
 
 
@@ -53,6 +54,7 @@ class Answering:
         model: ServedModel,
         *,
         places: StreamPlaces,
+        owner: Owner,
         served: Callable[[], bool],
         th: bytes,
         receipts: ReceiptIssuer | None,
@@ -60,7 +62,7 @@ class Answering:
     ) -> None:
         """``served`` says whether the model still is; with ``receipts`` each answer has one."""
         self._model = model
-        self._running = places.waiting(model.loaded)
+        self._running = places.waiting(model.loaded, owner)
         self._served = served
         self._th = th
         self._receipts = receipts

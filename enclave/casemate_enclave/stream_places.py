@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import Code, RequestError
 from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.shares import Shares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from casemate_enclave.runtime import LoadedModel, Tensors
+    from casemate_enclave.shares import Owner
 
 _AGAIN_S = 0.005  # a small model has run some times meanwhile
 
 
 class StreamPlaces:
-    """The places of all streams; thread-safe."""
+    """The places of all streams, of which each asker has a share; thread-safe."""
 
-    def __init__(self, count: int = limits.STREAM_RUNS_MAX) -> None:
-        self._free = threading.Semaphore(count)
+    def __init__(
+        self, count: int = limits.STREAM_RUNS_MAX, listing: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._shares = Shares(count, listing)
 
-    def waiting(self, model: LoadedModel) -> WaitingModel:
-        """Return ``model`` as streams run it."""
-        return WaitingModel(model, self._free)
+    def waiting(self, model: LoadedModel, owner: Owner) -> WaitingModel:
+        """Return ``model`` as streams of ``owner`` run it."""
+        return WaitingModel(model, self._shares, owner)
 
 
 class WaitingModel:
@@ -35,9 +38,10 @@ class WaitingModel:
     A stream's questions wait anyway: while they do, no more of them is read.
     """
 
-    def __init__(self, model: LoadedModel, free: threading.Semaphore) -> None:
+    def __init__(self, model: LoadedModel, places: Shares, owner: Owner) -> None:
         self._model = model
-        self._free = free
+        self._places = places
+        self._owner = owner
 
     def run(
         self,
@@ -48,21 +52,20 @@ class WaitingModel:
     ) -> Tensors:
         """As ``LoadedModel.run``; never OVERLOADED."""
         cancellation = cancellation or Cancellation()
+
+        def give_up() -> None:
+            if cancellation.cancelled or time.monotonic() >= deadline:
+                detail = "the deadline passed before the model ran, or nobody waited any more"
+                raise RequestError(Code.DEADLINE_EXCEEDED, detail)
+
         while True:
-            self._await_place(deadline, cancellation)
+            give_up()
+            self._places.take(self._owner, give_up)
             try:
                 return self._model.run(inputs, outputs, deadline, cancellation)
             except RequestError as error:
                 if error.code is not Code.OVERLOADED:
                     raise
             finally:
-                self._free.release()
+                self._places.free(self._owner)
             cancellation.wait(_AGAIN_S)
-
-    def _await_place(self, deadline: float, cancellation: Cancellation) -> None:
-        while True:
-            if cancellation.cancelled or time.monotonic() >= deadline:
-                detail = "the deadline passed before the model ran, or nobody waited any more"
-                raise RequestError(Code.DEADLINE_EXCEEDED, detail)
-            if self._free.acquire(timeout=limits.STREAM_LOOK_S):
-                return

@@ -11,6 +11,7 @@ from casemate.envelope.messages import INFER, Preamble, Trailer
 from casemate.envelope.sealed_chunks import parse_chunks
 from casemate.errors import CasemateError, Code, RequestError
 from casemate_enclave.service import check_asker
+from casemate_enclave.shares import Shares
 from casemate_enclave.stream_answers import Answering
 from casemate_enclave.stream_memory import StreamMemory
 from casemate_enclave.stream_places import StreamPlaces
@@ -41,8 +42,9 @@ class StreamService:
         journal: Journal,
     ) -> None:
         """``memory_bytes``: what the questions of all streams may hold at a time."""
-        self._memory = StreamMemory(memory_bytes)
-        self._places = StreamPlaces()
+        self._memory = StreamMemory(memory_bytes, models.listing)
+        self._places = StreamPlaces(listing=models.listing)
+        self._streams = Shares(limits.STREAMS_OPEN_MAX, models.listing)
         self._requests = requests
         self._models = models
         self._identity = identity
@@ -72,13 +74,20 @@ class StreamService:
         self, stream: Stream, raw_header: bytes, chunks: list[memoryview], deadline: float
     ) -> None:
         head = self._requests.open_stream(raw_header, chunks[0], stream.take, deadline)
-        stream.release()  # the preamble's: while it waits for questions it holds nothing
+        stream.belong(head.owner)  # while it waits for questions it holds nothing
         answer = head.stream.answer(self._identity.instance_digest)
-        outcome = self._answering(head)
-        if isinstance(outcome, Answering):
-            stream.run(head.stream, chunks[1:], answer, outcome)
-        else:
-            stream.refuse(answer, *outcome)
+        if not self._streams.try_take(head.owner):
+            detail = "the caller has its share of the streams"
+            stream.refuse(answer, Trailer(Code.OVERLOADED, detail), 0)
+            return
+        try:
+            outcome = self._answering(head)
+            if isinstance(outcome, Answering):
+                stream.run(head.stream, chunks[1:], answer, outcome)
+            else:
+                stream.refuse(answer, *outcome)
+        finally:
+            self._streams.free(head.owner)
 
     def _answering(self, head: OpenedHead) -> Answering | tuple[Trailer, int]:
         """Return what answers the stream, or why nothing does and the bucket for saying so."""
@@ -96,6 +105,7 @@ class StreamService:
         return Answering(
             model,
             places=self._places,
+            owner=head.owner,
             served=lambda: self._models.serves(model),
             th=head.stream.th,
             receipts=self._receipts if preamble.receipt else None,

@@ -7,6 +7,7 @@ as far as its own sending, and nobody else's.
 
 from __future__ import annotations
 
+import secrets
 import struct
 import threading
 import time
@@ -18,6 +19,7 @@ from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_c
 from casemate.errors import Code, RequestError
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Event, Step
+from casemate_enclave.shares import Owner
 from casemate_enclave.stream_answers import StreamQuestion
 from casemate_enclave.stream_desk import ClosedError, Desk
 from casemate_enclave.stream_link import HungUpError
@@ -44,6 +46,8 @@ class Stream:
     ) -> None:
         """``deadline`` in seconds of ``time.monotonic``."""
         self._link = link
+        # Until it is known whose the stream is, its own.
+        self._owner = Owner(secrets.token_bytes(16), listed=False)
         self._memory = memory
         self._deadline = deadline
         self._journal = journal
@@ -59,10 +63,16 @@ class Stream:
 
     def take(self, size: int) -> None:
         """Take memory for the unit that begins; for the stream's UnitReader."""
-        self._memory.take(size, self._check)
+        self._memory.take(self._owner, size, self._check)
         with self._lock:
             self._held += size
         self._taken = size
+
+    def belong(self, owner: Owner) -> None:
+        """Give back what the preamble held; what follows is ``owner``'s."""
+        self.release()
+        self._owner = owner
+        self._cancellation.owner = owner.key
 
     def refuse(self, answer: StreamAnswer, trailer: Trailer, floor: int) -> None:
         """Say, sealed, that no question of this stream is answered."""
@@ -74,7 +84,7 @@ class Stream:
         """Give back what the stream holds: after its preamble, and however it ended."""
         with self._lock:
             held, self._held = self._held, 0
-        self._memory.free(held)
+        self._memory.free(self._owner, held)
 
     def run(
         self,
@@ -178,7 +188,7 @@ class Stream:
     def _answer(self, question: StreamQuestion, answering: Answering) -> None:
         for answered in answering.answers(question, self._deadline, self._cancellation):
             self._desk.answer(answered)
-        self._memory.free(question.taken)
+        self._memory.free(self._owner, question.taken)
         with self._lock:
             self._held -= question.taken
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.channel import connect
 from casemate.client import AsyncClient, Client
@@ -27,6 +29,7 @@ from tests.support.attacker import (
     ROWS,
     TIMEOUT_S,
     EnclaveSocket,
+    Session,
     eventually,
     genuine,
     refusal,
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-ENDLESS, COUNTING, LARGEST, ZEROS = 21, 22, 23, 24
+ENDLESS, COUNTING, LARGEST, ZEROS, SHARED = 21, 22, 23, 24, 25
 FLOATS = {name: TensorSpec(name, "FP32", (1,)) for name in ("n", "limit", "next", "square")}
 
 
@@ -362,9 +365,9 @@ def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
 def test_too_many_streams_are_refused_and_the_others_go_on(
     deployment: LocalDeployment, client: Client
 ) -> None:
-    """The host has room for sixteen; unary calls have workers of their own."""
+    """Host and enclave have room for 32, of one caller 24; unary calls have their own workers."""
     with client.stream(MODEL, version=1) as first:
-        open_streams = [client.stream(MODEL, version=1) for _ in range(20)]
+        open_streams = [client.stream(MODEL, version=1) for _ in range(28)]
         codes = []
         for stream in open_streams:
             try:
@@ -377,6 +380,41 @@ def test_too_many_streams_are_refused_and_the_others_go_on(
         for stream in open_streams:
             stream.cancel()
     assert eventually(lambda: _opens(client))
+
+
+def first_status(stack: contextlib.ExitStack, enclave: EnclaveSocket, session: Session) -> Code:
+    """Begin a stream that stays open, and return what its first question comes to."""
+    channel = stack.enter_context(connect(enclave.address, TIMEOUT_S))
+    spoken = speak(channel, session.keys, version=SHARED)
+    question = to_request({"x": np.ones(3, np.float32)})
+    spoken.begin(spoken.call.question([question]))
+    while not spoken.units:
+        assert spoken.receive()
+    return spoken.units[0].trailer.status
+
+
+def test_c3_one_caller_does_not_hold_all_streams(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    """Whoever comes first may hold three quarters of them; others find their share of the rest."""
+    lab = Ed25519PrivateKey.generate()
+    callers = deployment.clinic.public_key, lab.public_key().public_bytes_raw()
+    tensors = {
+        "inputs": (TensorSpec("x", "FP32", (0,)),),
+        "outputs": (TensorSpec("y", "FP32", ()),),
+    }
+    enclave.load(
+        seal(deployment, tmp_path, onnx_bytes.largest(), version=SHARED, callers=callers, **tensors)
+    )
+    hog, other = start_session(deployment), start_session(deployment, caller=lab)
+    try:
+        with contextlib.ExitStack() as stack:
+            codes = [first_status(stack, enclave, hog) for _ in range(26)]
+            assert codes == [Code.OK] * 24 + [Code.OVERLOADED] * 2
+            codes = [first_status(stack, enclave, other) for _ in range(5)]
+            assert codes == [Code.OK] * 4 + [Code.OVERLOADED]
+    finally:
+        enclave.unload(MODEL, SHARED)
 
 
 def _opens(client: Client) -> bool:

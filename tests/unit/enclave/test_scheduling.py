@@ -283,6 +283,49 @@ def test_whoever_is_not_waited_for_leaves_the_queue(gate: Gate, pool: ThreadPool
     assert asker.model._free == 1
 
 
+def asked_by(name: bytes) -> Cancellation:
+    cancellation = Cancellation()
+    cancellation.owner = name
+    return cancellation
+
+
+def test_c3_askers_have_their_turns_however_many_requests_one_of_them_has(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    asker = Asker(scheduled(gate, batch_rows=None), pool, gate)
+    done: list[str] = []
+
+    def note(future: Future[Any], name: str) -> None:
+        future.add_done_callback(lambda _: done.append(name))
+
+    first = asker.running(rows(0))
+    for number in range(5):
+        note(asker.waiting(rows(1), cancellation=asked_by(b"hog")), f"hog {number}")
+    for name in ("a", "b"):
+        note(asker.waiting(rows(1), cancellation=asked_by(name.encode())), name)
+    note(asker.waiting(rows(1), cancellation=asked_by(b"a")), "a again")
+    gate.open.set()
+    first.result(5)
+    until = time.monotonic() + 5
+    while len(done) < 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert done == ["hog 0", "a", "b", "hog 1", "a again", "hog 2", "hog 3", "hog 4"]
+
+
+def test_c3_one_asker_does_not_fill_the_queue(gate: Gate, pool: ThreadPoolExecutor) -> None:
+    asker = Asker(scheduled(gate, batch_rows=None, queue=16), pool, gate)
+    futures = [asker.running(rows(0))]
+    futures += [asker.waiting(rows(1), cancellation=asked_by(b"hog")) for _ in range(12)]
+    assert code_of(asker.ask(rows(1), cancellation=asked_by(b"hog"))) is Code.OVERLOADED
+    futures += [asker.waiting(rows(1), cancellation=asked_by(b"other")) for _ in range(2)]
+    assert code_of(asker.ask(rows(1), cancellation=asked_by(b"other"))) is Code.OVERLOADED
+    futures += [asker.waiting(rows(1), cancellation=asked_by(b"%d" % n)) for n in range(2)]
+    assert code_of(asker.ask(rows(1), cancellation=asked_by(b"late"))) is Code.OVERLOADED
+    gate.open.set()
+    for future in futures:
+        future.result(5)
+
+
 def full(monkeypatch: pytest.MonkeyPatch) -> tuple[Unsent, RequestContext]:
     """Answers that are not taken, as many as there may be, and a further question."""
     monkeypatch.setattr("casemate.limits.UNSENT_BYTES", 1 << 20)

@@ -18,6 +18,7 @@ from casemate.limits import MIB
 from casemate.sealed_model import LoopState, ModelLoop
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.looping import last_piece, pieces
+from casemate_enclave.shares import Owner
 from casemate_enclave.stream_answers import Answered, StreamQuestion
 from casemate_enclave.stream_desk import ClosedError, Desk
 from casemate_enclave.stream_link import HungUpError, StreamLink
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 SOON = 5.0
+ME = Owner(b"me", listed=False)
 
 
 def later(act: Callable[[], object], after_s: float = 0.1) -> threading.Timer:
@@ -63,43 +65,49 @@ def test_a_cancellation_ends_what_runs_and_what_will() -> None:
 
 def test_memory_is_shared_and_waited_for() -> None:
     memory = StreamMemory(100 * MIB)
-    memory.take(60 * MIB, _never)
+    memory.take(ME, 60 * MIB, _never)
     with pytest.raises(RequestError) as caught:
-        memory.take(101 * MIB, _never)
+        memory.take(ME, 101 * MIB, _never)
     assert caught.value.code is Code.TOO_LARGE
-    timer = later(lambda: memory.free(60 * MIB))
-    memory.take(100 * MIB, lambda: None)
+    timer = later(lambda: memory.free(ME, 60 * MIB))
+    memory.take(ME, 100 * MIB, lambda: None)
     timer.join()
     assert memory.used == 100 * MIB
 
 
 def test_a_unit_of_one_chunk_need_not_wait_for_a_long_one() -> None:
-    memory = StreamMemory(2 * limits.CHUNK)
-    memory.take(2 * limits.CHUNK, _never)
-    for _ in range(limits.STREAM_UNITS_MAX):
-        memory.take(limits.CHUNK, _never)
+    """Not those of whoever sends the long one, and of others some beyond that."""
+    memory = StreamMemory(8 * limits.CHUNK)
+    memory.take(ME, 8 * limits.CHUNK, _never)
 
     def give_up() -> None:
         raise TimeoutError
 
+    for _ in range(limits.STREAM_UNITS_MAX - 2):
+        memory.take(ME, limits.CHUNK, _never)
+    with pytest.raises(TimeoutError):
+        memory.take(ME, limits.CHUNK, give_up)
+    for name in (b"a", b"b"):
+        memory.take(Owner(name, listed=False), limits.CHUNK, _never)
+    other = Owner(b"c", listed=False)
     for size in (1, limits.CHUNK + 1):
         with pytest.raises(TimeoutError):
-            memory.take(size, give_up)
-    memory.free(2 * limits.CHUNK)
-    memory.take(limits.CHUNK, _never)
+            memory.take(other, size, give_up)
+    memory.free(ME, 8 * limits.CHUNK)
+    memory.take(other, limits.CHUNK, _never)
     with pytest.raises(TimeoutError):
-        memory.take(limits.CHUNK + 1, give_up)
+        memory.take(other, limits.CHUNK + 1, give_up)
 
 
 def test_whoever_waits_for_memory_can_give_up() -> None:
     memory = StreamMemory(10 * MIB)
-    memory.take(10 * MIB, _never)
+    memory.take(ME, 10 * MIB, _never)
 
     def give_up() -> None:
         raise HungUpError
 
     with pytest.raises(HungUpError):
-        memory.take(2 * MIB, give_up)
+        memory.take(ME, 2 * MIB, give_up)
     assert memory.used == 10 * MIB
 
 
@@ -319,21 +327,21 @@ def test_steps_are_paced_and_the_pace_ends_with_the_deadline() -> None:
 
 def test_streams_wait_where_a_request_would_be_refused() -> None:
     model = Model(refusals=3)
-    waiting = StreamPlaces(1).waiting(model)
+    waiting = StreamPlaces(1).waiting(model, ME)
     assert waiting.run(count_to(1), ["next"], deadline())["next"] == [1]
     assert (model.refusals, model.runs) == (0, 1)
 
 
 def test_a_place_is_given_up_when_nobody_waits_any_more() -> None:
     places = StreamPlaces(1)
-    places._free.acquire()
+    assert places._shares.try_take(ME)
     cancellation = Cancellation()
     later(cancellation.cancel)
     with pytest.raises(RequestError) as caught:
-        places.waiting(Model()).run(count_to(1), ["next"], deadline(), cancellation)
+        places.waiting(Model(), ME).run(count_to(1), ["next"], deadline(), cancellation)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
     with pytest.raises(RequestError):
-        places.waiting(Model()).run(count_to(1), ["next"], time.monotonic() + 0.15)
-    places._free.release()
-    places.waiting(Model()).run(count_to(1), ["next"], deadline())
-    places.waiting(Model()).run(count_to(1), ["next"], deadline())
+        places.waiting(Model(), ME).run(count_to(1), ["next"], time.monotonic() + 0.15)
+    places._shares.free(ME)
+    places.waiting(Model(), ME).run(count_to(1), ["next"], deadline())
+    places.waiting(Model(), ME).run(count_to(1), ["next"], deadline())
