@@ -137,7 +137,7 @@ def test_without_callers_everybody_is_served_without_bounds() -> None:
 def test_with_callers_the_unknown_are_refused_unless_the_file_says_otherwise() -> None:
     (clinic,) = parse(MINIMAL + CALLER).callers.known
     assert (clinic.name, clinic.tokens) == ("clinic", (bytes(32),))
-    assert clinic.limits == CallerLimits(rate=100, concurrent=32, streams=8)
+    assert clinic.limits == CallerLimits(rate=100, concurrent=32, streams=16)
     assert parse(MINIMAL + CALLER).callers.anonymous is None
     anonymous = parse(
         MINIMAL + CALLER + "[anonymous]\nconcurrent = 4\nstreams = 2"
