@@ -83,6 +83,7 @@ STREAM_READY_MAX: Final = 16 * MIB
 # While more questions wait, an answer may wait this long for others to share its message.
 STREAM_LINGER_S: Final = 0.0005
 STREAM_LOOK_S: Final = 0.1  # how long it may take to notice that nobody waits any more
+STREAM_END_S: Final = 2.0  # for saying that a stream ends with the enclave; its runs end first
 STREAM_BYTES_MAX: Final = 1 << 40
 STREAM_BYTES_DEFAULT: Final = 256 * MIB  # of a configuration that is written without a number
 # For units of one chunk beside STREAM_BYTES: as many as one stream may have under way.

@@ -30,7 +30,7 @@ from casemate_enclave.stream_link import StreamLink
 from casemate_enclave.turns import Crew, TurnConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from casemate.frames import Frame
     from casemate.wire import Buffer
@@ -56,6 +56,7 @@ class _Exchange:
     channel: socket.socket
     hang_ups: HangUps
     context: RequestContext
+    begin: Callable[[StreamLink], None]
 
     def watched(self) -> Watched:
         return self.hang_ups.watching(self.channel, self.context)
@@ -68,7 +69,9 @@ class _Exchange:
             yield frame.payload
 
     def link(self) -> StreamLink:
-        return StreamLink(self.channel, self.deadline)
+        link = StreamLink(self.channel, self.deadline)
+        self.begin(link)
+        return link
 
     def _next(self, most: int) -> Frame:
         within_s = limits.FRAME_HEAD_TIMEOUT_S
@@ -106,6 +109,7 @@ class Server:
         self._unsent = Unsent()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
+        self._links: dict[socket.socket, StreamLink] = {}
         self._stopping = False
         self._grace_s = 0.0
 
@@ -137,12 +141,21 @@ class Server:
         _hang_up(self._listener)
         with self._changed:
             if self._grace_s:
-                for channel in self._connections:
+                for channel in self._connections - self._links.keys():
                     _hang_up(channel, socket.SHUT_RD)
                 self._changed.wait_for(lambda: not self._connections, self._grace_s)
+            for link in self._links.values():
+                link.expire()
+            self._changed.wait_for(lambda: not self._links, limits.STREAM_END_S)
             for channel in self._connections:
                 _hang_up(channel)
             self._changed.wait_for(lambda: not self._connections, limits.STOP_TIMEOUT_S)
+
+    def _begin_stream(self, link: StreamLink) -> None:
+        with self._changed:
+            self._links[link.channel] = link
+            if self._stopping:  # its connection was not spared: it began too late
+                link.expire()
 
     def _admit(self, channel: socket.socket, peer: object) -> None:
         channel.settimeout(limits.FRAME_HEAD_TIMEOUT_S)
@@ -187,6 +200,7 @@ class Server:
     def _forget(self, channel: socket.socket) -> None:
         with self._changed:
             self._connections.discard(channel)
+            self._links.pop(channel, None)
             self._changed.notify_all()
 
     def _exchange(self, channel: socket.socket) -> bool:
@@ -257,7 +271,9 @@ class Server:
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
         deadline = time.monotonic() + budget / 1000
         context = RequestContext(self._unsent)
-        return _Exchange(frame.payload, deadline, channel, self._hang_ups, context)
+        return _Exchange(
+            *(frame.payload, deadline, channel, self._hang_ups, context, self._begin_stream)
+        )
 
     def _internal(self) -> CasemateError:
         self._journal.count(Counter.INTERNAL_ERRORS)

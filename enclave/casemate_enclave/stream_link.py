@@ -31,7 +31,8 @@ class StreamLink:
         """``deadline`` in seconds of ``time.monotonic``."""
         # Set once: both threads' time-out is that of the socket.
         channel.settimeout(max(deadline - time.monotonic(), 0) + _GRACE_S)
-        self._channel = channel
+        self.channel = channel
+        self._expired = False
         self._deadline = deadline
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN | select.POLLRDHUP)
@@ -39,26 +40,42 @@ class StreamLink:
     def receive(self) -> memoryview | None:
         """Return the next message of the question; None when the host says that it has all.
 
-        Raises HungUpError, TimeoutError at the deadline, FrameError for anything but the next
-        frame of this stream.
+        Raises HungUpError, TimeoutError at the deadline, FrameError (UNAVAILABLE) when the stream
+        has expired and for anything but the next frame of this stream.
         """
         if not self._poll.poll(max(self._deadline - time.monotonic(), 0) * 1000):
             raise TimeoutError
         try:
-            frame = receive_frame(self._channel, _LIMIT)
+            frame = receive_frame(self.channel, _LIMIT)
         except TimeoutError:
             raise
         except OSError:
-            raise HungUpError from None
+            frame = None
         if frame is None:
+            self._check_expired()
             raise HungUpError
         if frame.type != FrameType.STREAM:
             raise FrameError(Code.MALFORMED, "a frame that is not of this stream")
         return frame.payload or None
 
-    def gone(self) -> bool:
-        """Whether the host ended the connection, whatever it has sent before."""
-        return any(event & _GONE for _, event in self._poll.poll(0))
+    def check(self) -> None:
+        """Raise HungUpError if the host ended the connection, whatever it has sent before.
+
+        Raises FrameError (UNAVAILABLE) when the stream has expired.
+        """
+        self._check_expired()
+        if any(event & _GONE for _, event in self._poll.poll(0)):
+            raise HungUpError
+
+    def expire(self) -> None:
+        """End the stream with an error that says so: the enclave's life is over (SPEC 9.7)."""
+        self._expired = True
+        with contextlib.suppress(OSError):
+            self.channel.shutdown(socket.SHUT_RD)  # whoever receives wakes
+
+    def _check_expired(self) -> None:
+        if self._expired:
+            raise FrameError(Code.UNAVAILABLE, "the enclave's life is over")
 
     def send(self, message: tuple[Buffer, ...]) -> None:
         """Send one message of the answer; waits while the host takes nothing.
@@ -66,7 +83,7 @@ class StreamLink:
         Raises HungUpError, TimeoutError.
         """
         try:
-            send_frame(self._channel, FrameType.STREAM | ANSWER, message)
+            send_frame(self.channel, FrameType.STREAM | ANSWER, message)
         except TimeoutError:
             raise
         except OSError:
@@ -82,10 +99,10 @@ class StreamLink:
         until = time.monotonic() + _GRACE_S
         with contextlib.suppress(OSError):
             while self._poll.poll(max(until - time.monotonic(), 0) * 1000):
-                if not self._channel.recv(limits.KIB * 64):
+                if not self.channel.recv(limits.KIB * 64):
                     return
 
     def hang_up(self) -> None:
         """End the connection: whoever receives or sends stops."""
         with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)
+            self.channel.shutdown(socket.SHUT_RDWR)

@@ -165,8 +165,7 @@ class Stream:
 
     def _check(self) -> None:
         self._check_broken()
-        if self._link.gone():
-            raise HungUpError
+        self._link.check()
         if time.monotonic() >= self._deadline:
             raise TimeoutError
 

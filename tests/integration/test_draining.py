@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from casemate import cbor
+from casemate import cbor, limits
 from casemate.client import Client
 from casemate.client.transport import HostConnection
 from casemate.errors import CasemateError, Code, FrameError, RequestError
 from casemate.frames import FrameType
-from casemate.tensors import TensorSpec
+from casemate.sealed_model import LoopState, ModelLoop
+from casemate.tensors import TensorSpec, to_request
 from casemate.wire import digest
 from casemate_devkit.local import LIMITS as LOCAL_LIMITS
 from casemate_devkit.local import MODEL
@@ -32,12 +33,14 @@ from tests.support.attacker import eventually
 from tests.support.deployment import DATA, prepared
 from tests.support.enclave_bench import ANSWER, HOUR, Bench, rows_of
 from tests.support.replicas import Replica
+from tests.support.streams import speak
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from casemate_devkit.local import LocalDeployment
+    from casemate_enclave.server import Server
 
 pytestmark = pytest.mark.integration
 SCALAR = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
@@ -173,6 +176,70 @@ def test_what_is_under_way_at_the_end_is_answered(served: Bench) -> None:
         assert idle.recv(1) == b""
     with pytest.raises(CasemateError):
         served.health()
+
+
+@contextlib.contextmanager
+def ending(server: Server) -> Iterator[None]:
+    """End an enclave's life while the block runs."""
+
+    def end() -> None:
+        server.finish()
+        server.stop()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_stream_under_way_at_the_end_is_asked_and_answered_to_its_own(served: Bench) -> None:
+    session = served.session()
+    floats = {name: TensorSpec(name, "FP32", (1,)) for name in ("n", "limit", "square")}
+    served.serve(
+        name="counting",
+        files={"m": onnx_bytes.counting()},
+        inputs=(floats["n"], floats["limit"]),
+        outputs=(floats["square"],),
+        loop=ModelLoop((LoopState("next", "n"),), "done", steps=50, interval=20),
+    )
+    question = to_request({"n": np.zeros(1, np.float32), "limit": np.full(1, 30, np.float32)})
+    with served.connect() as channel:
+        spoken = speak(channel, session, model="counting")
+        spoken.begin(spoken.call.question([question]))
+        assert spoken.receive()
+        with ending(served.server):
+            spoken.ask(question)
+            spoken.end()
+            units = spoken.receive_all()
+    assert spoken.complete
+    assert {unit.trailer.status for unit in units} == {Code.OK}
+    assert units[-1].trailer.unit == 2
+    assert sum(unit.trailer.final for unit in units) == 3  # two answers and the end
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["waits for questions", "runs"])
+def test_a_stream_that_outlives_the_end_is_told_so(
+    served: Bench, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """By a code upon which a client goes elsewhere, and not by a connection that is cut."""
+    monkeypatch.setattr(limits, "FINISH_TIMEOUT_S", 1.0)
+    session = served.session()
+    served.serve(name="endless", files={"m": onnx_bytes.endless()}, **SCALAR)
+    question = to_request({"x": np.ones((), np.float32)})
+    with served.connect() as channel:
+        spoken = speak(channel, session, model="endless")
+        spoken.begin(spoken.call.question([question]) if busy else [])
+        assert eventually(lambda: served.counters()["streams"] == 1)
+        time.sleep(0.2)
+        begun = time.monotonic()
+        with ending(served.server):
+            with pytest.raises(FrameError) as told:
+                spoken.receive_all()
+            assert time.monotonic() - begun > 0.9
+    assert told.value.code is Code.UNAVAILABLE
 
 
 # Real processes
