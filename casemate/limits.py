@@ -198,6 +198,30 @@ TOKEN_FILE_MAX: Final = 1 * KIB  # a bearer token and a line's end
 RETRY_HINT_MAX_S: Final = 5.0  # longer is the user's to wait, not a call's
 RECEIPT_FILE_MAX: Final = 2 * REQUEST_MAX + 2 * MIB  # question and answer shown, evidence, the rest
 
+# Calls of one client on one stream (SPEC 9.6.2). What is larger travels by itself, and shares
+# no connection to the enclave either.
+CALL_STREAM_REQUEST_MAX: Final = NUMBERED_MAX
+# A message is closed at the first size; one request more may be in it. Larger ones gain nothing.
+CALL_STREAM_MESSAGE: Final = 256 * KIB
+CALL_STREAM_MESSAGE_MAX: Final = CALL_STREAM_MESSAGE + CALL_STREAM_REQUEST_MAX + KIB
+CALL_STREAM_ENTRIES_MAX: Final = (
+    256  # in one message: as many requests of the smallest bucket fill it
+)
+# Of one stream: read and not answered, or answered and not taken. More stay in gRPC's window. As
+# many as a host executes by default, and as many again that may be refused.
+CALL_STREAM_UNDER_WAY: Final = 128
+CALL_STREAM_READY_MAX: Final = 4 * MIB  # of answers not taken; while there are more nothing is read
+# A stream costs the host two threads. Clients beyond them make unary calls.
+CALL_STREAMS_MAX: Final = 64
+CALL_STREAMS_SHARE: Final = CALL_STREAMS_MAX // 4  # of one caller, where callers have shares
+CALL_STREAM_IDLE_S: Final = 60.0  # without a request the host asks the client to end the stream
+CALL_STREAM_AGE_S: Final = 120.0  # so often may a balancer send the client elsewhere
+CALL_STREAM_CLOSE_S: Final = 10.0  # a client that was asked to end its side and does not is cut off
+CALL_STREAM_AFTER: Final = 4  # unary calls of a client before it begins a stream: it will make more
+CALL_STREAM_AGAIN_S: Final = 30.0  # before a client asks for a stream again that it was refused
+CALL_STREAM_ABSENT_S: Final = 600.0  # and of a host that does not know of any
+CALL_STREAM_GIVEN_UP_MAX: Final = 1024  # of one stream, without the answer that each of them gets
+
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection

@@ -11,15 +11,15 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from grpc_status import rpc_status
 
 from casemate import limits
 from casemate.attestation import EvidenceBundle
 from casemate.client.access import HostAccess
+from casemate.client.aio_call_stream import AsyncCallStreams
+from casemate.client.call_stream import METHOD, CallStreams
+from casemate.client.host_words import translated
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
-from casemate.errors import CLEAR_CODES, Code, RequestError
+from casemate.errors import Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ _OPTIONS: Final = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
-_BY_STATUS: Final = {
-    grpc.StatusCode.DEADLINE_EXCEEDED: Code.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Code.OVERLOADED,
-    grpc.StatusCode.CANCELLED: Code.UNAVAILABLE,
-}
 
 
 class HostConnection:
@@ -59,13 +54,21 @@ class HostConnection:
             name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS
         }
         self._stream: _StreamMethod = self._channel.stream_stream(_SERVICE + "InferStream")
+        self._shared = CallStreams(self._channel, self._metadata, target)
 
     def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
-        """Make one unary call; raises RequestError."""
+        """Make one unary call, with others on one stream where that is less work.
+
+        Raises RequestError.
+        """
+        if method == "Infer":
+            answer = self._shared.call(request, timeout_s)
+            if answer is not None:
+                return answer
         try:
             return self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _translate(error, self.target) from None
+            raise translated(error, self.target) from None
 
     def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostCall:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
@@ -93,6 +96,7 @@ class HostConnection:
 
     def close(self) -> None:
         """Close the channel; calls under way fail."""
+        self._shared.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -119,7 +123,7 @@ class HostCall:
         try:
             message: bytes | None = next(self._call, None)
         except grpc.RpcError as error:
-            raise _translate(error, self._target) from None
+            raise translated(error, self._target) from None
         return message
 
     def cancel(self) -> None:
@@ -170,7 +174,7 @@ class AsyncHostCall:
         try:
             message = await self._call.read()
         except grpc.RpcError as error:
-            raise _translate(error, self._target) from None
+            raise translated(error, self._target) from None
         except asyncio.CancelledError:
             if self._stops():
                 raise
@@ -200,6 +204,7 @@ class AsyncHostConnection:
         self._metadata = access.metadata
         self.target = target
         self._channel: grpc.aio.Channel | None = None
+        self._shared = AsyncCallStreams(self._begin, target)
         self._methods: dict[str, Any] = {}
 
     def _opened(self) -> grpc.aio.Channel:
@@ -215,14 +220,18 @@ class AsyncHostConnection:
         return self._channel
 
     async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
-        """Make one unary call; raises RequestError."""
+        """As `HostConnection.call`."""
         self._opened()
+        if method == "Infer":
+            joined = await self._shared.call(request, timeout_s)
+            if joined is not None:
+                return joined
         try:
             answer: bytes = await self._methods[method](
                 request, timeout=timeout_s, metadata=self._metadata
             )
         except grpc.RpcError as error:
-            raise _translate(error, self.target) from None
+            raise translated(error, self.target) from None
         return answer
 
     def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:
@@ -231,42 +240,12 @@ class AsyncHostConnection:
         call = method(timeout=timeout_s, metadata=self._metadata)
         return AsyncHostCall(call, messages, self.target)
 
+    def _begin(self) -> Any:  # noqa: ANN401 - gRPC names no such type
+        method: Any = self._opened().stream_stream(METHOD)
+        return method(metadata=self._metadata)
+
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
+        await self._shared.close()
         if self._channel is not None:
             await self._channel.close()
-
-
-def _translate(error: grpc.RpcError, target: str) -> RequestError:
-    """Give the reason code that the host states, or the nearest one to its gRPC status."""
-    info = _error_info(error)
-    if info is not None:
-        return info
-    status = error.code()
-    code = _BY_STATUS.get(status, Code.HOST_UNREACHABLE)
-    return RequestError(code, f"{target}: {status.name}: {_printable(error.details() or '')}")
-
-
-def _printable(text: str) -> str:
-    """What the host says may reach a terminal: nothing in it may steer one."""
-    cut = text[: limits.DETAIL_MAX]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
-def _error_info(error: grpc.RpcError) -> RequestError | None:
-    """Return what the host states by ``ErrorInfo``, and ``RetryInfo`` where it has a wish."""
-    reason, retry_after_s = None, None
-    try:
-        status = rpc_status.from_call(error)
-        for detail in status.details if status is not None else ():
-            info, retry = ErrorInfo(), RetryInfo()
-            if detail.Unpack(info) and info.domain == "casemate" and info.reason in CLEAR_CODES:
-                reason = Code(info.reason)
-            if detail.Unpack(retry):
-                retry_after_s = max(0.0, retry.retry_delay.ToNanoseconds() / 1e9)
-    except (ValueError, DecodeError):
-        return None  # an inconsistent status: judged by its gRPC code alone
-    if status is None or reason is None:
-        return None
-    message = status.message.removeprefix(f"{reason}: ")
-    return RequestError(reason, _printable(message), retry_after_s)

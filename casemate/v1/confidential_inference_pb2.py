@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(casemate/v1/confidential_inference.proto\x12\x0b\x63\x61semate.v1\"r\n\x12GetEvidenceRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12#\n\x16instance_config_digest\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x08\n\x06_nonceB\x19\n\x17_instance_config_digest\"\xad\x01\n\x08\x45vidence\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x1c\n\x14\x61ttestation_document\x18\x02 \x01(\x0c\x12\x15\n\rconfiguration\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_configs\x18\x04 \x03(\x0c\x12\x17\n\x0finstance_config\x18\x05 \x01(\x0c\x12\x17\n\x0fmeasurement_log\x18\x06 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x03(\x0c\"3\n\rSealedRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"4\n\x0eSealedResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\".\n\x0cSealedChunks\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\x0c\x32\xe9\x01\n\x15\x43onfidentialInference\x12\x45\n\x0bGetEvidence\x12\x1f.casemate.v1.GetEvidenceRequest\x1a\x15.casemate.v1.Evidence\x12@\n\x05Infer\x12\x1a.casemate.v1.SealedRequest\x1a\x1b.casemate.v1.SealedResponse\x12G\n\x0bInferStream\x12\x19.casemate.v1.SealedChunks\x1a\x19.casemate.v1.SealedChunks(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(casemate/v1/confidential_inference.proto\x12\x0b\x63\x61semate.v1\"r\n\x12GetEvidenceRequest\x12\x12\n\x05nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12#\n\x16instance_config_digest\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x08\n\x06_nonceB\x19\n\x17_instance_config_digest\"\xad\x01\n\x08\x45vidence\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x1c\n\x14\x61ttestation_document\x18\x02 \x01(\x0c\x12\x15\n\rconfiguration\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_configs\x18\x04 \x03(\x0c\x12\x17\n\x0finstance_config\x18\x05 \x01(\x0c\x12\x17\n\x0fmeasurement_log\x18\x06 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x03(\x0c\"3\n\rSealedRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"4\n\x0eSealedResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\".\n\x0cSealedChunks\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\x0c\"@\n\x0eSealedRequests\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.casemate.v1.NumberedRequest\"B\n\x0fNumberedRequest\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06\x62udget\x18\x02 \x01(\r\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"Q\n\x0fSealedResponses\x12\x30\n\tresponses\x18\x01 \x03(\x0b\x32\x1d.casemate.v1.NumberedResponse\x12\x0c\n\x04last\x18\x02 \x01(\x08\"[\n\x10NumberedResponse\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12%\n\x07refusal\x18\x03 \x01(\x0b\x32\x14.casemate.v1.Refusal\">\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x13\n\x0bretry_delay\x18\x03 \x01(\r2\xb5\x02\n\x15\x43onfidentialInference\x12\x45\n\x0bGetEvidence\x12\x1f.casemate.v1.GetEvidenceRequest\x1a\x15.casemate.v1.Evidence\x12@\n\x05Infer\x12\x1a.casemate.v1.SealedRequest\x1a\x1b.casemate.v1.SealedResponse\x12G\n\x0bInferStream\x12\x19.casemate.v1.SealedChunks\x1a\x19.casemate.v1.SealedChunks(\x01\x30\x01\x12J\n\tInferMany\x12\x1b.casemate.v1.SealedRequests\x1a\x1c.casemate.v1.SealedResponses(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEALEDRESPONSE']._serialized_end=454
   _globals['_SEALEDCHUNKS']._serialized_start=456
   _globals['_SEALEDCHUNKS']._serialized_end=502
-  _globals['_CONFIDENTIALINFERENCE']._serialized_start=505
-  _globals['_CONFIDENTIALINFERENCE']._serialized_end=738
+  _globals['_SEALEDREQUESTS']._serialized_start=504
+  _globals['_SEALEDREQUESTS']._serialized_end=568
+  _globals['_NUMBEREDREQUEST']._serialized_start=570
+  _globals['_NUMBEREDREQUEST']._serialized_end=636
+  _globals['_SEALEDRESPONSES']._serialized_start=638
+  _globals['_SEALEDRESPONSES']._serialized_end=719
+  _globals['_NUMBEREDRESPONSE']._serialized_start=721
+  _globals['_NUMBEREDRESPONSE']._serialized_end=812
+  _globals['_REFUSAL']._serialized_start=814
+  _globals['_REFUSAL']._serialized_end=876
+  _globals['_CONFIDENTIALINFERENCE']._serialized_start=879
+  _globals['_CONFIDENTIALINFERENCE']._serialized_end=1188
 # @@protoc_insertion_point(module_scope)

@@ -1,8 +1,8 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -55,3 +55,47 @@ class SealedChunks(_message.Message):
     header: bytes
     chunks: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, header: _Optional[bytes] = ..., chunks: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SealedRequests(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[NumberedRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[NumberedRequest, _Mapping]]] = ...) -> None: ...
+
+class NumberedRequest(_message.Message):
+    __slots__ = ("number", "budget", "request")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    budget: int
+    request: bytes
+    def __init__(self, number: _Optional[int] = ..., budget: _Optional[int] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class SealedResponses(_message.Message):
+    __slots__ = ("responses", "last")
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[NumberedResponse]
+    last: bool
+    def __init__(self, responses: _Optional[_Iterable[_Union[NumberedResponse, _Mapping]]] = ..., last: bool = ...) -> None: ...
+
+class NumberedResponse(_message.Message):
+    __slots__ = ("number", "response", "refusal")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    response: bytes
+    refusal: Refusal
+    def __init__(self, number: _Optional[int] = ..., response: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("reason", "detail", "retry_delay")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    detail: str
+    retry_delay: int
+    def __init__(self, reason: _Optional[str] = ..., detail: _Optional[str] = ..., retry_delay: _Optional[int] = ...) -> None: ...

@@ -102,6 +102,15 @@ class Workers(ThreadPoolExecutor):
         future.add_done_callback(self._ended)
         return future
 
+    def hold(self) -> None:
+        """Count a call that needs no thread, until ``let_go``."""
+        with self._changed:
+            self._held += 1
+
+    def let_go(self) -> None:
+        """Count a call without a thread no longer."""
+        self._ended(None)
+
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until no call is left; False when ``timeout_s`` passed first."""
         with self._changed:

@@ -108,6 +108,9 @@ class Caller:
         self._streams = Slots(bounds.streams) if bounds.streams is not None else None
         # Calls for evidence do not count as calls, and have a share of their own.
         self._asking = Slots(limits.EVIDENCE_SHARE) if bounds.concurrent is not None else None
+        self._call_streams = None
+        if bounds.concurrent is not None:
+            self._call_streams = Slots(limits.CALL_STREAMS_SHARE)
         self._bucket = None
         if bounds.rate is not None:
             burst = bounds.burst if bounds.burst is not None else max(1, int(bounds.rate))
@@ -147,6 +150,10 @@ class Caller:
     def stream(self) -> AbstractContextManager[None]:
         """Hold one of its streams within the block; raises ShedError."""
         return contextlib.nullcontext() if self._streams is None else self._streams.slot()
+
+    def call_stream(self) -> AbstractContextManager[None]:
+        """Hold one of its streams of calls within the block; raises ShedError."""
+        return contextlib.nullcontext() if self._call_streams is None else self._call_streams.slot()
 
     def asking(self) -> AbstractContextManager[None]:
         """Hold one of its calls for evidence within the block; raises ShedError."""

@@ -15,8 +15,9 @@ from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate.frames import FrameType
 from casemate.v1 import confidential_inference_pb2 as pb
-from casemate_host import health
+from casemate_host import call_streams, health
 from casemate_host.admission import Patience, Slots, Workers
+from casemate_host.call_streams import Admission, CallStreamService
 from casemate_host.desk import Desk
 from casemate_host.evidence import EvidenceService
 from casemate_host.gate import Gate, Route
@@ -81,11 +82,34 @@ class Front:
             f"/{SERVICE}/InferStream",
             Route("InferStream", self.streams, streaming, response_streaming=True),
         )
+        self._carriers = Workers(limits.CALL_STREAMS_MAX, "call-stream")
+        admission = Admission(
+            self._desk,
+            board,
+            metrics,
+            self.unary,
+            self._pace,
+            patience=self._patience,
+            tracer=tracer,
+        )
+        self._call_streams = CallStreamService(self._desk, relay, admission, self._patience)
+        self._gate.add(
+            f"/{SERVICE}/{call_streams.METHOD}",
+            Route(
+                call_streams.METHOD,
+                self._carriers,
+                self._call_streams.serve,
+                response_streaming=True,
+                metered=False,
+            ),
+        )
         self._server = _server(self._others, self._gate)
         self._server.add_generic_rpc_handlers((self.health.handler(),))
         names = (SERVICE, health.SERVICE)
         self._server.add_generic_rpc_handlers((reflection_handler(names, streams),))
         metrics.gauge("calls_under_way", "Infer calls admitted", lambda: self.unary.taken)
+        self._workers = self.unary, self.streams, self._carriers, self._evidence, self._others
+        metrics.gauge("call_streams", "Streams of calls", lambda: self._carriers.taken)
         metrics.gauge("streams_under_way", "InferStream calls", lambda: self.streams.taken)
         unread = callers.unread
         metrics.gauge(
@@ -114,14 +138,15 @@ class Front:
     def stop(self, drain_s: float) -> None:
         """Refuse new calls, let those under way end within ``drain_s`` seconds, cut the rest."""
         self.health.end()
+        self._call_streams.drain()
         done = self._server.stop(drain_s)
         until = time.monotonic() + drain_s
-        for workers in (self.unary, self.streams):
+        for workers in (self.unary, self.streams, self._carriers):
             workers.wait_empty(max(0.0, until - time.monotonic()))
         self._server.stop(min(0.5, drain_s))
         done.wait()
         self._patience.stop()
-        for workers in (self.unary, self.streams, self._evidence, self._others):
+        for workers in self._workers:
             workers.shutdown(wait=True)
         self.report()
 

@@ -55,6 +55,12 @@ class Metrics:
             if caller is not None:
                 self._callers[caller, str(code)] += 1
 
+    def answered(self, caller: str, took_s: float) -> None:
+        """Count an `Infer` that came on a stream and was answered in ``took_s`` seconds."""
+        self.ended("Infer", Code.OK, caller)
+        self.steps[RELAY].add(took_s)
+        self.calls.add(took_s)
+
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show what ``read`` returns at the time, as ``casemate_<name>``."""
         self._gauges[name] = (meaning, read)

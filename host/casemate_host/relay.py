@@ -14,17 +14,19 @@ from casemate import frames, limits
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
 from casemate_host.places import Places
-from casemate_host.shared import SharedConnection, UnsentError
+from casemate_host.posting import PostingConnection
+from casemate_host.shared import UnsentError
 from casemate_host.transfer import Answer, Connection
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from casemate.channel import Address
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
     from casemate_host.call import Call
+    from casemate_host.posting import Posted
 
 _CONNECT_S: Final = 2.0
 _EARLY_ANSWER_S: Final = 0.5
@@ -47,7 +49,7 @@ class Relay:
         self._idle: list[Connection] = []
         self._closed = False
         self._sharing = threading.Lock()
-        self._shared: SharedConnection | None = None
+        self._shared: PostingConnection | None = None
 
     @property
     def busy(self) -> int:
@@ -71,6 +73,25 @@ class Relay:
             if error.code is Code.UNAVAILABLE:
                 self._lost()
             raise
+
+    def post(self, posts: Sequence[Posted], call: Call) -> None:
+        """Ask small requests that no thread waits for, over the shared connection.
+
+        Raises FrameError (UNAVAILABLE, DEADLINE_EXCEEDED) if none was asked.
+        """
+        while True:
+            try:
+                shared, fresh = self._share(call)
+            except FrameError:
+                self._lost()
+                raise
+            try:
+                return shared.post(posts)
+            except UnsentError:
+                if fresh:
+                    self._lost()
+                    detail = "the enclave closed the connection"
+                    raise FrameError(Code.UNAVAILABLE, detail) from None
 
     def dial(self, call: Call) -> Connection:
         """Return a connection of its own for a stream, beside the pool; raises FrameError."""
@@ -136,7 +157,7 @@ class Relay:
                     detail = "the enclave closed the connection"
                     raise FrameError(Code.UNAVAILABLE, detail) from None
 
-    def _share(self, call: Call) -> tuple[SharedConnection, bool]:
+    def _share(self, call: Call) -> tuple[PostingConnection, bool]:
         """Return the shared connection, and whether it was made for this call."""
         shared = self._shared
         if shared is not None and not shared.over:
@@ -147,7 +168,7 @@ class Relay:
             shared = self._shared
             if shared is not None and not shared.over:
                 return shared, False
-            self._shared = SharedConnection(self._dial(call))
+            self._shared = PostingConnection(self._dial(call))
             return self._shared, True
         finally:
             self._sharing.release()

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate import frames, limits, numbered
 from casemate.errors import Code, FrameError
@@ -38,6 +38,31 @@ class UnsentError(Exception):
     """The connection died before the kernel took the whole question: it was not executed."""
 
 
+class Asking(Protocol):
+    """One question under way."""
+
+    number: int
+    frame: tuple[Buffer, ...]
+    size: int
+    answer: Numbered | None
+    lost: FrameError | None
+    unsent: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer, or will be none."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether whoever waits for it reads when roused."""
+        ...
+
+    def rouse(self) -> None:
+        """Wake whoever waits for it, or keep it from going to sleep once."""
+        ...
+
+
 class _Question:
     """One call that waits, or says that it does no longer."""
 
@@ -52,6 +77,11 @@ class _Question:
         self.unsent = False
         self._wake = threading.Lock()
         self._wake.acquire()
+
+    @property
+    def reads(self) -> bool:
+        """Whether its call reads when roused."""
+        return True
 
     @property
     def done(self) -> bool:
@@ -86,10 +116,10 @@ class SharedConnection:
         self._frames = numbered.FrameBuffer(FrameType.NUMBERED | ANSWER, limits.FRAME_MAX)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-        self._questions: dict[int, _Question] = {}
+        self._questions: dict[int, Asking] = {}
         self._given_up: set[int] = set()
-        self._outbox: list[_Question] = []
-        self._sender: _Question | None = None
+        self._outbox: list[Asking] = []
+        self._sender: Asking | None = None
         self._number = 0
         self._used = time.monotonic()
         self._over = False
@@ -172,7 +202,7 @@ class SharedConnection:
         if word is not None:
             self._send_out(word)
 
-    def _give_up(self, question: _Question) -> _Question | None:
+    def _give_up(self, question: Asking) -> _Question | None:
         """Return what tells the enclave that nobody waits; None if it was never asked."""
         if question in self._outbox:
             self._outbox.remove(question)
@@ -190,7 +220,7 @@ class SharedConnection:
         if self._reading.locked():
             return
         for question in self._questions.values():
-            if question is not self._sender:
+            if question is not self._sender and question.reads:
                 question.rouse()
                 return
 
@@ -200,7 +230,7 @@ class SharedConnection:
 
     # Sending
 
-    def _send_out(self, mine: _Question) -> None:
+    def _send_out(self, mine: Asking) -> None:
         """Send what waits, unless somebody is at it, who then sends this as well."""
         while True:
             with self._lock:
@@ -216,7 +246,7 @@ class SharedConnection:
                 self._sender = None
                 raise
 
-    def _send(self, batch: list[_Question]) -> None:
+    def _send(self, batch: list[Asking]) -> None:
         buffers = [piece for question in batch for piece in question.frame]
         sent = 0
         try:
@@ -271,30 +301,36 @@ class SharedConnection:
         if not mine.done:
             self._read_once(0)
 
-    def _read_once(self, how: int) -> None:
+    def _read_once(self, how: int) -> bool:
+        """Tell whether something came."""
         try:
             missing = self._frames.missing
             how |= socket.MSG_WAITALL if missing else 0
             data = self._channel.recv(missing or _READ, how)
-            if not data:
-                self._lost(FrameError(Code.UNAVAILABLE, "the enclave went away"))
-                return
-            self._frames.add(data)
-            self._hand_out()
+            if data:
+                self._frames.add(data)
+                self._hand_out()
+                return True
+            self._lost(FrameError(Code.UNAVAILABLE, "the enclave went away"))
         except BlockingIOError:
-            return
+            return False
         except (OSError, FrameError):
             self._lost(self._last_word())
+        return False
 
     def _hand_out(self) -> None:
         while (answer := self._frames.take()) is not None:
-            with self._lock:
-                question = self._questions.get(answer.number)
+            question = self._taken_by(answer.number)
             if question is None:  # its call has given up
                 self._given_up.discard(answer.number)
                 continue
             question.answer = answer
             question.rouse()
+
+    def _taken_by(self, number: int) -> Asking | None:
+        """Return who waits for the answer to ``number``."""
+        with self._lock:
+            return self._questions.get(number)
 
     def _last_word(self) -> FrameError:
         """What the enclave said when it refused the connection, if it did."""

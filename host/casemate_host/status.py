@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
+from casemate.v1.confidential_inference_pb2 import Refusal
 from casemate_host.admission import ShedError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN: Final = "casemate"
+_DELAY_MAX: Final = (1 << 32) - 1
 
 _STATUS: Final[Mapping[Code, grpc.StatusCode]] = {
     Code.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
@@ -68,6 +70,16 @@ def to_status(error: CasemateError) -> grpc.Status:
     )
     result: grpc.Status = rpc_status.to_status(status)
     return result
+
+
+def to_refusal(error: CasemateError) -> Refusal:
+    """Return ``error`` as it is told of one request of a stream (SPEC 9.6.2); see ``to_status``."""
+    retry_s = _retry_s(error)
+    return Refusal(
+        reason=str(error.code),
+        detail=error.detail[: limits.DETAIL_MAX],
+        retry_delay=0 if retry_s is None else min(int(retry_s * 1000) or 1, _DELAY_MAX),
+    )
 
 
 def abort(context: grpc.ServicerContext, error: CasemateError) -> NoReturn:

@@ -39,16 +39,17 @@ class Unread:
         self._most = calls
         self._lock = threading.Lock()
         self._answers: dict[int, _Answer] = {}
+        self._on_streams = 0
         self._size = 0
 
     @property
     def count(self) -> int:
         """How many there are."""
-        return len(self._answers)
+        return len(self._answers) + self._on_streams
 
     def check(self) -> None:
         """Raise ShedError(OVERLOADED) if too much is unread for a further call."""
-        if len(self._answers) >= self._most or self._size >= limits.UNREAD_BYTES:
+        if self.count >= self._most or self._size >= limits.UNREAD_BYTES:
             raise ShedError("too many answers wait to be read", limits.RETRY_S)
 
     def keep(self, context: grpc.ServicerContext, size: int, within_s: float) -> None:
@@ -64,6 +65,15 @@ class Unread:
             answer = self._answers.pop(id(context), None)
             if answer is not None:
                 self._size -= answer.size
+
+    def on_stream(self, count: int, size: int) -> None:
+        """Note that ``count`` more answers of ``size`` bytes wait on streams of calls.
+
+        Negative numbers: gRPC has taken so many, which it does as the client reads them.
+        """
+        with self._lock:
+            self._on_streams += count
+            self._size += size
 
     def late(self, now: float) -> list[grpc.ServicerContext]:
         """Return the calls whose answers should have been read by ``now``."""

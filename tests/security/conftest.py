@@ -59,6 +59,7 @@ def lying_host(_lying_host: LyingHost) -> Iterator[LyingHost]:
     yield _lying_host
     _lying_host.evidence = _lying_host.infer = honest
     _lying_host.stream = honest_stream
+    _lying_host.many = None
 
 
 @pytest.fixture(scope="session")

@@ -47,13 +47,17 @@ def honest_stream(messages: Iterator[bytes], forward: ForwardStream) -> Iterator
 
 
 class LyingHost:
-    """A host as clients see it; ``evidence``, ``infer`` and ``stream`` are its methods' lies."""
+    """A host as clients see it; ``evidence``, ``infer`` and ``stream`` are its methods' lies.
+
+    So is ``many``, if there is one: otherwise each question comes as a call of its own.
+    """
 
     def __init__(self, target: str) -> None:
         """Stand in front of the genuine host at ``target``."""
         self.evidence: Lie = honest
         self.infer: Lie = honest
         self.stream: StreamLie = honest_stream
+        self.many: StreamLie | None = None
         self.requests = 0
         self._channel = grpc.insecure_channel(target)
         self._server = grpc.server(ThreadPoolExecutor(8))
@@ -62,6 +66,7 @@ class LyingHost:
             for name in ("GetEvidence", "Infer")
         }
         handlers["InferStream"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        handlers["InferMany"] = grpc.stream_stream_rpc_method_handler(self._many)
         generic = grpc.method_handlers_generic_handler(_SERVICE, handlers)
         self._server.add_generic_rpc_handlers([generic])
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -85,12 +90,22 @@ class LyingHost:
 
         return handle
 
+    def _many(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        if self.many is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+        yield from self._pass("InferMany", self.many, messages, context)
+
     def _stream(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield from self._pass("InferStream", self.stream, messages, context)
+
+    def _pass(
+        self, name: str, lie: StreamLie, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
-            f"/{_SERVICE}/InferStream"
+            f"/{_SERVICE}/{name}"
         )
         try:
-            yield from self.stream(messages, lambda given: iter(method(iter(given), timeout=60)))
+            yield from lie(messages, lambda given: iter(method(iter(given), timeout=60)))
         except grpc.RpcError as error:
             metadata: Any = error.trailing_metadata()
             context.set_trailing_metadata(tuple(metadata or ()))

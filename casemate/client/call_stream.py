@@ -1,0 +1,335 @@
+"""Calls of many threads on one stream to a host (SPEC 9.6.2): less work for each, same meaning.
+
+Whoever sends takes along what waits at that moment; of the calls that wait one reads for all. So
+nobody waits for others to come, and a lone call changes no thread. The first calls, and all where
+the host or this gRPC has no such stream, are for the caller to make by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from casemate import limits
+from casemate.client.call_book import BrokenError, CallBook, Failure
+from casemate.client.host_words import translated
+from casemate.client.polled_call import Event, Kind, NotOfferedError, PolledCall
+from casemate.errors import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from casemate.client.polled_call import EndedError
+
+METHOD: Final = "/casemate.v1.ConfidentialInference/InferMany"
+_LOOK_S: Final = 1.0  # how often the watch looks, and after how long without calls it reads itself
+_SOON_S: Final = 0.02
+_STUCK_S: Final = 1.0  # how late the reading call may be if the host takes no bytes either
+_CLOSE_S: Final = 5.0
+
+
+class Opening:
+    """When a client may begin a stream."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._not_before = 0.0
+
+    def wanted(self) -> bool:
+        """Note a call that was made by itself; tell whether a stream is worth while now."""
+        self._calls += 1
+        return self._calls > limits.CALL_STREAM_AFTER and time.monotonic() >= self._not_before
+
+    def over(self, refusal: grpc.StatusCode | None) -> None:
+        """Note that a stream is over, or was refused; the next calls tell whether one is wanted."""
+        self._calls = 0
+        if refusal is not None:
+            absent = refusal is grpc.StatusCode.UNIMPLEMENTED
+            pause_s = limits.CALL_STREAM_ABSENT_S if absent else limits.CALL_STREAM_AGAIN_S
+            self._not_before = time.monotonic() + pause_s
+
+
+class CallStreams:
+    """The stream of one channel, made anew when it has ended; thread-safe."""
+
+    def __init__(
+        self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]], target: str
+    ) -> None:
+        self._begin: Callable[[], PolledCall] = lambda: PolledCall(channel, METHOD, metadata)
+        self._target = target
+        self._lock = threading.Lock()
+        self._opening = Opening()
+        self._stream: _CallStream | None = None
+        self._closed = False
+
+    def call(self, request: bytes, timeout_s: float) -> bytes | None:
+        """Return the answer; None if the call is to be made by itself.
+
+        Raises RequestError, as a call that is made by itself.
+        """
+        if len(request) > limits.CALL_STREAM_REQUEST_MAX:
+            return None
+        stream = self._stream
+        if stream is None:
+            self._open()
+            return None
+        return stream.call(request, timeout_s)
+
+    def close(self) -> None:
+        """End the stream; calls under way fail."""
+        with self._lock:
+            self._closed = True
+            stream = self._stream
+        if stream is not None:
+            stream.close()
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._closed or self._stream is not None or not self._opening.wanted():
+                return
+            try:
+                self._stream = _CallStream(self._begin(), self._target, self._ended)
+            except NotOfferedError:
+                self._opening.over(grpc.StatusCode.UNIMPLEMENTED)
+
+    def _ended(self, refusal: grpc.StatusCode | None) -> None:
+        with self._lock:
+            self._stream = None
+            self._opening.over(refusal)
+
+
+class _Question:
+    """One call that waits; ``until`` in seconds of time.monotonic."""
+
+    __slots__ = ("_wake", "outcome", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.outcome: bytes | Failure | None = None
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def settle(self, outcome: bytes | Failure) -> None:
+        self.outcome = outcome
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Wake the call, or keep it from going to sleep once."""
+        with contextlib.suppress(RuntimeError):  # it was roused before
+            self._wake.release()
+
+    def sleep(self, timeout_s: float) -> None:
+        """Wait until roused."""
+        self._wake.acquire(timeout=timeout_s)
+
+
+class _CallStream:
+    """One stream: begun by a thread of its own, which later watches over it."""
+
+    def __init__(
+        self, call: PolledCall, target: str, ended: Callable[[grpc.StatusCode | None], None]
+    ) -> None:
+        self._call = call
+        self._target = target
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._reading = threading.Lock()
+        self._book = CallBook()
+        self._reader: _Question | None = None
+        self._sending = False
+        self._taking = False  # questions
+        self._closing = False  # this side was ended
+        self._over = False
+        self._next_look = 0.0
+        self._used = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="call-stream", daemon=True)
+        self._thread.start()
+
+    def call(self, request: bytes, timeout_s: float) -> bytes | None:
+        """As `CallStreams.call`."""
+        now = time.monotonic()
+        question = _Question(now + timeout_s)
+        with self._lock:
+            if not self._taking:
+                return None
+            self._used = now
+            number = self._book.ask(question, request, timeout_s)
+            self._send()
+        try:
+            self._await(question)
+        finally:
+            self._leave(question, number)
+        if isinstance(question.outcome, bytes):
+            return question.outcome
+        raise (question.outcome or self._late()).error()
+
+    def close(self) -> None:
+        """End the call and its thread; questions under way fail."""
+        with self._lock:
+            self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the client was closed"))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_S)
+
+    # A call
+
+    def _await(self, question: _Question) -> None:
+        while question.outcome is None and (left := question.until - time.monotonic()) > 0:
+            if not self._reading.acquire(blocking=False):
+                question.sleep(left)
+                continue
+            try:
+                self._read_for(question)
+            finally:
+                self._reader = None
+                self._reading.release()
+
+    def _read_for(self, question: _Question) -> None:
+        """Read for all until there is an answer; the watch wakes who does when its time is up."""
+        with self._lock:
+            self._reader = question
+            if question.until < self._next_look:
+                self._changed.notify()
+        while question.outcome is None and time.monotonic() < question.until:
+            self._poll()
+
+    def _leave(self, question: _Question, number: int) -> None:
+        with self._lock:
+            self._used = time.monotonic()
+            if question.outcome is None:
+                self._book.give_up(number)
+                self._send()
+            if not self._reading.locked():
+                self._have_one_read()
+
+    def _have_one_read(self) -> None:
+        asked = self._book.anyone()
+        if isinstance(asked, _Question):
+            asked.rouse()
+
+    def _late(self) -> Failure:
+        return Failure(Code.DEADLINE_EXCEEDED, f"{self._target}: no answer before the deadline")
+
+    # Sending, with the lock held
+
+    def _send(self) -> None:
+        """Send what waits, unless a message is on its way: then whoever reads that it was sent."""
+        if self._sending or self._over:
+            return
+        message = self._book.next_message()
+        if message is not None:
+            self._sending = True
+            self._call.send(message)
+        elif not self._taking and not self._closing:
+            self._closing = True
+            self._call.end_sending()
+
+    # Reading, by one thread at a time
+
+    def _poll(self) -> None:
+        """Take one event."""
+        if self._call.over:
+            return
+        try:
+            event = self._call.poll()
+        except BaseException:
+            with self._lock:
+                self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the wait was interrupted"))
+            raise
+        with self._lock:
+            self._happened(event)
+
+    def _happened(self, event: Event) -> None:
+        if event.kind is Kind.SENT:
+            self._sending = False
+            self._send()
+        elif event.kind is Kind.MESSAGE:
+            try:
+                last = self._book.answered(event.message)
+            except BrokenError as error:
+                detail = f"{self._target}: the host broke the rules of a stream: {error}"
+                self._break(Failure(Code.UNAVAILABLE, detail))
+                return
+            if last and self._taking:
+                self._taking = False
+                self._changed.notify()
+                self._send()
+        elif event.end is not None:
+            self._finish(event.end)
+
+    def _finish(self, end: EndedError) -> None:
+        if end.code() is grpc.StatusCode.OK:
+            detail = f"{self._target}: the stream ended before the answer"
+            self._break(Failure(Code.UNAVAILABLE, detail))
+        else:
+            self._break(Failure.of(translated(end, self._target)))
+
+    def _break(self, failure: Failure) -> None:
+        """End what is under way; the thread takes the call's last events."""
+        if not self._over:
+            self._over, self._taking = True, False
+            self._call.cancel()
+        self._book.fail(failure)
+        self._changed.notify()
+
+    # The stream's own thread
+
+    def _watch(self) -> None:
+        refusal = self._begun()
+        try:
+            while not self._over:
+                self._look()
+            with self._reading:
+                while not self._call.over:
+                    self._poll()
+        finally:
+            self._ended(refusal)
+
+    def _begun(self) -> grpc.StatusCode | None:
+        """Wait for the host's first message, before which nothing is sent; return its refusal."""
+        while True:
+            event = self._call.poll()
+            if event.end is not None:
+                with self._lock:
+                    self._finish(event.end)
+                return event.end.code()
+            if event.kind is Kind.MESSAGE:
+                break
+        with self._lock:
+            self._happened(event)
+            self._taking = not self._over and not self._closing
+        return None
+
+    def _look(self) -> None:
+        """Wake a reading call whose time is up; where there is none for long, read in its place."""
+        with self._lock:
+            now = time.monotonic()
+            reader = self._reader
+            if reader is not None and reader.until <= now:
+                self._wake(late_s=now - reader.until)
+            idle = self._book.empty and now - self._used > _LOOK_S
+            if self._taking and (reader is not None or not idle):
+                soon = [now + _LOOK_S] + ([max(reader.until, now + _SOON_S)] if reader else [])
+                self._next_look = min(soon)
+                self._changed.wait(self._next_look - now)
+                return
+        if self._reading.acquire(timeout=_SOON_S):
+            try:
+                while not self._over and (self._used <= now or not self._taking):
+                    self._poll()
+            finally:
+                self._reading.release()
+                with self._lock:
+                    self._have_one_read()
+
+    def _wake(self, late_s: float) -> None:
+        """Have something happen to the call: a message of no requests is sent."""
+        if not self._sending:
+            self._sending = True
+            self._call.send(b"")
+        elif late_s > _STUCK_S:
+            self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the host takes nothing"))

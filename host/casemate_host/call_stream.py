@@ -1,0 +1,355 @@
+"""One stream of `Infer` calls: what was asked, what was answered, and when it is to end.
+
+Promise: each question that was read is answered once, while the stream lasts; what is kept for a
+client that takes no answers is bounded, because then nothing more is read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import DecodeError
+
+from casemate import frames, limits
+from casemate.errors import CasemateError, Code, FrameError
+from casemate.frames import ANSWER, ERROR, FrameType
+from casemate.v1.confidential_inference_pb2 import (
+    NumberedResponse,
+    SealedRequests,
+    SealedResponses,
+)
+from casemate_host.admission import ShedError
+from casemate_host.posting import Listener, Posted
+from casemate_host.ready import ReadyAnswers
+from casemate_host.status import to_refusal
+from casemate_host.tracing import NO_TRACE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casemate.v1.confidential_inference_pb2 import NumberedRequest
+    from casemate_host.call import Call
+    from casemate_host.call_streams import Admission
+    from casemate_host.callers import Caller
+    from casemate_host.posting import PostingConnection
+    from casemate_host.relay import Relay
+    from casemate_host.tracing import Metadata, Trace
+
+_GRACE_S: Final = 0.5  # the enclave ends what exceeds its budget itself; this is for its answer
+_LOOK_S: Final = 1.0
+_LINGER_S: Final = 0.05  # after the last answer: the next question will then wake nobody
+
+
+class _Question(Posted):
+    """One call of the client, by the client's number."""
+
+    __slots__ = ("again", "asked", "begun", "length", "trace", "until")
+
+    def __init__(self, entry: NumberedRequest, stream: CallStream) -> None:
+        budget = min(entry.budget or limits.FRAME_BUDGET_DEFAULT, limits.FRAME_BUDGET_MAX)
+        super().__init__(FrameType.REQUEST, entry.request, budget, stream.listener, stream.settled)
+        self.asked = entry.number
+        self.length = len(entry.request)
+        self.begun = time.monotonic()
+        self.until = self.begun + budget / 1000 + _GRACE_S
+        self.again = False
+        self.trace: Trace = NO_TRACE
+
+
+class CallStream:
+    """One client's stream; ``take`` and ``answers`` have a thread each."""
+
+    def __init__(
+        self, relay: Relay, admission: Admission, caller: Caller, call: Call, metadata: Metadata
+    ) -> None:
+        """``metadata``: the stream's, where a parent of its questions' spans may be named."""
+        self._metadata = metadata
+        self._relay = relay
+        self._admission = admission
+        self._caller = caller
+        self._call = call
+        self.listener = Listener()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._under_way: dict[int, _Question] = {}
+        self._unsent: list[_Question] = []
+        self._ready = ReadyAnswers(caller.unread)
+        self._begun = self._used = time.monotonic()
+        self._retired_at: float | None = None
+        self._retiring = False
+        self._news = False
+        self._next_look = 0.0
+        self._connection: PostingConnection | None = None
+        self._complete = False
+        self._fault: CasemateError | None = None
+        self._over = False
+
+    # Questions: the thread that takes the client's messages
+
+    def take(self, messages: Iterator[bytes]) -> None:
+        """Pass on what the client asks until it ends its side, or breaks a rule."""
+        fault: CasemateError | None = None
+        try:
+            for message in messages:
+                self._take(message)
+                self._await_room()
+        except CasemateError as error:
+            fault = error
+        except Exception:  # noqa: BLE001 - gRPC raises a bare one when the call is over
+            fault = CasemateError(Code.UNAVAILABLE, "the client went away")
+        self._complete, self._fault = True, fault
+        self._tell()
+
+    def _take(self, message: bytes) -> None:
+        posts: list[_Question] = []
+        for entry in _parse(message):
+            if entry.request:
+                posts += self._let_in(entry)
+            else:
+                self._post(posts)
+                posts = []
+                self._given_up(entry.number)
+        self._post(posts)
+        if self._ready or not self.listener.listening:
+            self.listener.rouse()
+
+    def _let_in(self, entry: NumberedRequest) -> Sequence[_Question]:
+        """Note a question, unless it is refused."""
+        question = _Question(entry, self)
+        try:
+            if not question.asked or question.asked in self._under_way:
+                raise _malformed("a request without a number, or with that of one under way")
+            if len(self._under_way) >= limits.CALL_STREAM_UNDER_WAY:
+                raise ShedError("too many requests on one stream", limits.RETRY_S)
+            question.trace = self._admission.enter(self._caller, question.length, self._metadata)
+        except CasemateError as error:
+            if error.code is Code.MALFORMED:
+                raise
+            self._admission.refused(self._caller, error.code)
+            self._answer(question, error)
+            return ()
+        with self._lock:
+            if not self._over:
+                self._under_way[question.asked] = question
+                self._used = question.begun
+                return (question,)
+        self._admission.leave(self._caller)
+        return ()
+
+    def _post(self, posts: Sequence[_Question]) -> None:
+        if not posts:
+            return
+        try:
+            self._relay.post(posts, self._call)
+        except FrameError as error:
+            for question in posts:
+                question.lost = error
+                self.settled(question)
+
+    def _given_up(self, number: int) -> None:
+        """The client no longer waits: its answer is an error, and the enclave hears of it."""
+        question = self._under_way.get(number)
+        if question is not None:
+            self._drop(question, FrameError(Code.DEADLINE_EXCEEDED, "the caller went away"))
+
+    def _await_room(self) -> None:
+        """Read no further while the client takes no answers."""
+        with self._room:
+            self._room.wait_for(lambda: self._over or self._has_room())
+
+    def _has_room(self) -> bool:
+        kept = len(self._under_way) + len(self._ready)
+        return (
+            kept < limits.CALL_STREAM_UNDER_WAY and self._ready.size < limits.CALL_STREAM_READY_MAX
+        )
+
+    # Ends of questions, in whichever thread hears of them
+
+    def settled(self, post: Posted) -> None:
+        """Take what became of a question; waits for nothing."""
+        question = self._left(post)
+        if question is None:
+            return
+        if question.unsent and not question.again:
+            with self._lock:
+                question.again = True
+                self._under_way[question.asked] = question
+                self._unsent.append(question)
+            return
+        self._admission.leave(self._caller)
+        outcome = _outcome(question)
+        question.trace.end(outcome.code if isinstance(outcome, CasemateError) else Code.OK)
+        if isinstance(outcome, CasemateError):
+            self._admission.refused(self._caller, outcome.code)
+            if outcome is question.lost:
+                self._relay.lost()
+        else:
+            took_s = time.monotonic() - question.begun
+            self._admission.answered(self._caller, question.length, took_s)
+        self._answer(question, outcome)
+
+    def _left(self, post: Posted) -> _Question | None:
+        """Return the question if it was under way until now."""
+        with self._lock:
+            if not isinstance(post, _Question) or self._under_way.get(post.asked) is not post:
+                return None
+            return self._under_way.pop(post.asked)
+
+    def _drop(self, question: _Question, error: CasemateError) -> None:
+        """End a question that has no answer yet."""
+        if self._left(question) is None:
+            return
+        if question.connection is not None:
+            question.connection.give_up(question)
+        question.trace.end(error.code)
+        self._admission.leave(self._caller)
+        self._admission.refused(self._caller, error.code)
+        self._answer(question, error)
+
+    def _answer(self, question: _Question, outcome: bytes | CasemateError) -> None:
+        if isinstance(outcome, bytes):
+            entry = NumberedResponse(number=question.asked, response=outcome)
+        else:
+            entry = NumberedResponse(number=question.asked, refusal=to_refusal(outcome))
+        self._ready.add(entry)
+
+    # Answers: the thread that gives them to the client
+
+    def answers(self) -> Iterator[bytes]:
+        """Yield messages until both sides are done; raises CasemateError."""
+        yield b""  # questions may come
+        while True:
+            self._news = False
+            yield from self._messages()
+            self._call.remaining_s()
+            if self._fault is not None:
+                raise self._fault
+            if self._complete and not self._under_way and not self._ready:
+                return
+            now = time.monotonic()
+            self._ask_again()
+            self._expire(now)
+            if self._should_retire(now):
+                self._retired_at = now
+                yield SealedResponses(last=True).SerializeToString()
+            self._listen(now)
+
+    def _messages(self) -> Iterator[bytes]:
+        """Yield what is ready, as much in a message as fits."""
+        while entries := self._ready.take():
+            with self._room:
+                self._room.notify()
+            try:
+                yield SealedResponses(responses=entries).SerializeToString()
+            finally:
+                self._ready.taken(entries)
+
+    def _ask_again(self) -> None:
+        """Ask what never reached the enclave once more, on another connection."""
+        if self._unsent:
+            with self._lock:
+                posts, self._unsent = self._unsent, []
+            self._post(posts)
+
+    def _expire(self, now: float) -> None:
+        """End what the enclave should have ended by itself."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_S
+        with self._lock:
+            late = [question for question in self._under_way.values() if question.until <= now]
+        for question in late:
+            detail = "no answer before the deadline"
+            self._drop(question, FrameError(Code.DEADLINE_EXCEEDED, detail))
+
+    def _should_retire(self, now: float) -> bool:
+        if self._retired_at is not None:
+            if not self._under_way and now - self._retired_at > limits.CALL_STREAM_CLOSE_S:
+                raise CasemateError(Code.UNAVAILABLE, "the stream was to end, and was not ended")
+            return False
+        old = now - self._begun > limits.CALL_STREAM_AGE_S
+        idle = not self._under_way and now - self._used > limits.CALL_STREAM_IDLE_S
+        return self._retiring or old or idle
+
+    def _listen(self, now: float) -> None:
+        """Wait for news: at the enclave's connection, or for a question to be asked."""
+        with self._lock:
+            question = next(iter(self._under_way.values()), None)
+        if question is not None:
+            self._connection = question.connection
+        elif self._connection is not None and self._connection.over:
+            self._connection = None
+        lingering = now - self._used < _LINGER_S
+        if self._connection is not None and (question is not None or lingering):
+            until = now + (_LOOK_S if question is not None else _LINGER_S)
+            self._connection.listen(self.listener, self._heard, until)
+            self._used = max(self._used, now) if question is not None else self._used
+        elif not self._heard():
+            self._connection = None
+            self.listener.sleep(self._quiet_s(now))
+
+    def _heard(self) -> bool:
+        return bool(self._ready) or self._news or bool(self._unsent)
+
+    def _quiet_s(self, now: float) -> float:
+        """How long nothing is to be done unless something happens."""
+        if self._retired_at is not None or self._under_way:
+            return _LOOK_S
+        idle = self._used + limits.CALL_STREAM_IDLE_S
+        return max(_LOOK_S, min(idle, self._begun + limits.CALL_STREAM_AGE_S) - now)
+
+    # Ends of the stream
+
+    def retire(self) -> None:
+        """Ask the client to end its side."""
+        self._retiring = True
+        self._tell()
+
+    def shutdown(self, _how: int) -> None:
+        """Notice that the client went away; see ``Call.attach``."""
+        self._tell()
+
+    def end(self) -> None:
+        """Give up what is under way; nothing can be answered any more."""
+        with self._room:
+            self._over = True
+            left = list(self._under_way.values())
+            self._room.notify()
+        for question in left:
+            self._drop(question, FrameError(Code.DEADLINE_EXCEEDED, "the caller went away"))
+        self._ready.drop()
+
+    def _tell(self) -> None:
+        self._news = True
+        self.listener.rouse()
+
+
+def _outcome(question: _Question) -> bytes | CasemateError:
+    if question.lost is not None:
+        return question.lost
+    answer = question.answer
+    if answer is None:
+        raise AssertionError
+    if answer.type == ERROR:
+        return frames.remote_error(answer.payload)
+    if answer.type != FrameType.REQUEST | ANSWER:
+        return FrameError(Code.INTERNAL, f"answer of type {answer.type} to a request")
+    return answer.payload
+
+
+def _malformed(detail: str) -> CasemateError:
+    return CasemateError(Code.MALFORMED, detail)
+
+
+def _parse(message: bytes) -> Sequence[NumberedRequest]:
+    if len(message) > limits.CALL_STREAM_MESSAGE_MAX:
+        raise CasemateError(Code.TOO_LARGE, f"a message of {len(message)} bytes")
+    try:
+        entries = SealedRequests.FromString(message).requests
+    except DecodeError:
+        raise _malformed("a message that cannot be read") from None
+    if len(entries) > limits.CALL_STREAM_ENTRIES_MAX:
+        raise CasemateError(Code.TOO_LARGE, f"{len(entries)} requests in one message")
+    return entries
