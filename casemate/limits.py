@@ -145,11 +145,12 @@ ELEMENTS_MAX: Final = STREAM_PART_MAX  # no unit carries a tensor of more, whate
 BATCH_BYTES_MAX: Final = REQUEST_MAX  # of the inputs of one run: they exist twice for its time
 TRIAL_S: Final = 10.0  # for three runs while a model is loaded
 BATCH_LEAST_S: Final = 0.05  # less time than this is not shared with others' rows
-# What a model costs in memory (SPEC 8.8.4), as measured: contents, parsed message and session while
-# it is loaded; then the session, its weights prepared for the processor.
-MODEL_LOAD_FACTOR: Final = 3
-MODEL_SERVE_FACTOR: Final = 1.25
-MODEL_OVERHEAD: Final = 2 * MIB  # of a session, however small the model
+# What a model costs in memory (SPEC 8.8.4), as measured: the sealed contents that outlive a worker,
+# and in the worker contents, parsed message and session while it is loaded; then the sealed
+# contents and the session, its weights prepared for the processor.
+MODEL_LOAD_FACTOR: Final = 4
+MODEL_SERVE_FACTOR: Final = 2.25
+MODEL_OVERHEAD: Final = 8 * MIB  # of a process and a session, however small the model
 # A name, a datatype, eight dimensions of ten bytes, with room.
 TENSOR_DESCRIPTION_MAX: Final = 1 * KIB
 DESCRIPTIONS_KEPT: Final = 64  # of one model's messages that are known by sight
@@ -160,6 +161,25 @@ DATA_READERS_MAX: Final = 1024  # as callers of a model
 DATA_MODELS_MAX: Final = 64  # as many as an enclave can serve
 ONNX_SIGNATURE_MAX: Final = 16 * MIB  # names of a hundred thousand initialisers fit
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
+
+# Workers: the processes in which models run (SPEC 8.10)
+# Tensors up to this size go within a message, which is copied twice; larger ones through memory
+# that both map, which costs two mappings and is copied once.
+WORKER_INLINE_MAX: Final = 32 * KIB
+WORKER_DESCRIPTION_MAX: Final = 48 * KIB  # 64 tensors with names of 255 bytes fit
+WORKER_MESSAGE_MAX: Final = WORKER_INLINE_MAX + WORKER_DESCRIPTION_MAX + 4 * KIB
+# Shared memory that a connection keeps for its next run: an image fits. Larger is given back.
+WORKER_ROOM_KEPT: Final = 4 * MIB
+WORKER_GRACE_S: Final = 1.0  # after a deadline, until the next operator begins; then it is killed
+WORKER_START_S: Final = 30.0  # a fork and a filter take milliseconds
+# What a worker may allocate beside its model and its tensors: a stack of 8 MiB for each of its
+# connections, an interpreter, what native code takes for itself.
+WORKER_DATA: Final = GIB
+WORKER_DESCRIPTORS: Final = 512  # a connection and its shared memory for each run at a time
+WORKER_ENDS_MAX: Final = 10  # within the window: then its model is out of service
+WORKER_WINDOW_S: Final = 300.0
+WORKER_BACKOFF_S: Final = 0.1  # before the third start within the window; doubled for each further
+WORKER_BACKOFF_MAX_S: Final = 5.0
 
 # Frames (SPEC 9)
 MODEL_DATA_MAX: Final = CHUNK + 16  # a sealed chunk, which is then opened where it was received

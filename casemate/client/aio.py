@@ -16,14 +16,14 @@ from casemate.client.core import (
     tensor_question,
 )
 from casemate.client.process import OfThisProcess
-from casemate.client.retry import RetryPolicy
+from casemate.client.retry import RetryPolicy, says_not_ready
 from casemate.client.sessions import Sessions
 from casemate.client.steps import AsyncDriver
 from casemate.client.stream_core import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
 from casemate.client.stream_core import IN_FLIGHT, begin_stream
 from casemate.client.targets import Targets
 from casemate.client.transport import AsyncHostConnection
-from casemate.errors import Code, RequestError
+from casemate.errors import RequestError
 from casemate.oip.metadata import ModelMetadata, parse_metadata
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class AsyncClient:
         try:
             await self.metadata(model, version=version, timeout_s=timeout_s)
         except RequestError as error:
-            if error.code is Code.UNKNOWN_MODEL:
+            if says_not_ready(error):
                 return False
             raise
         return True

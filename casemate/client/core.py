@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from casemate.envelope.sealing import OpenedAnswer, SealedCall
     from casemate.wire import Buffer, Pieces
 
-_MODELS_CHANGED: Final = frozenset({Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH})
+_MODELS_CHANGED: Final = frozenset({Code.UNKNOWN_MODEL, Code.DIGEST_MISMATCH, Code.UNAVAILABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class ClientCore:
     def forsake(self, error: RequestError, session: Session) -> None:
         """Have the next request sealed anew, and sent elsewhere, if the failure says so."""
         sealed = isinstance(error, SealedStatusError)
-        if error.code in TARGET_GONE and not sealed:
+        if error.code in TARGET_GONE and (not sealed or error.code is Code.UNAVAILABLE):
             self._sessions.targets.leave(session.connection)
         lost = _MODELS_CHANGED if sealed else SESSION_GONE | TARGET_GONE
         if error.code in lost:

@@ -68,6 +68,12 @@ class RetryPolicy:
         return max(wait, min(hint_s or 0.0, limits.RETRY_HINT_MAX_S))
 
 
+def says_not_ready(error: RequestError) -> bool:
+    """Tell whether the enclave itself says that it does not serve the model now."""
+    out_of_service = isinstance(error, SealedStatusError) and error.code is Code.UNAVAILABLE
+    return out_of_service or error.code is Code.UNKNOWN_MODEL
+
+
 class Attempts:
     """What one call has tried; decides whether and how it goes on."""
 
@@ -95,7 +101,7 @@ class Attempts:
             raise self._final(error)
         if again is Again.RESEALED and error.code in _AT_ONCE:
             self._reseals += 1
-            moved = isinstance(error, SealedStatusError)
+            moved = isinstance(error, SealedStatusError) and error.code is not Code.UNAVAILABLE
             if self._reseals > (max(_MOVES_MAX, self._targets) if moved else self._targets):
                 raise self._final(error)
             return again, 0.0
@@ -114,7 +120,9 @@ class Attempts:
     def _again(self, error: RequestError, *, sent: bool) -> Again | None:
         code = error.code
         if isinstance(error, SealedStatusError):
-            return Again.RESEALED if code in NOTHING_RAN else None
+            # Out of service there, for minutes: nothing ran, and another target may have it.
+            elsewhere = code is Code.UNAVAILABLE and self._targets > 1
+            return Again.RESEALED if elsewhere or code in NOTHING_RAN else None
         elsewhere = code in TARGET_GONE and self._targets > 1
         if not sent:
             again = Again.SAME if code in TRANSIENT else None

@@ -32,6 +32,7 @@ SEALED_STATUSES: Final = frozenset(
         Code.MODEL_FAILED,
         Code.DEADLINE_EXCEEDED,
         Code.OVERLOADED,
+        Code.UNAVAILABLE,
         Code.TOO_LARGE,
         Code.OBJECT_MALFORMED,
         Code.OBJECT_REFUSED,

@@ -21,6 +21,7 @@ from casemate_enclave.hardening import (
     take_standard_error,
 )
 from casemate_enclave.sandbox import Confinement, confine_calls, confine_files, tree_paths
+from casemate_enclave.workers.spawner import fork_spawner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     """
     address = parse_address(arguments.listen)
     egress = parse_address(arguments.egress)
+    owns_machine = arguments.form in _OWN_MACHINE
+    workers = fork_spawner(_root(arguments.form), owns_machine=owns_machine)
     landlock_abi = _confine_files(arguments.form, address, arguments.nsm)
 
     # Only now: these imports start threads, which the confinement would not reach afterwards.
@@ -78,19 +81,22 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     from casemate_enclave.dispatch import Dispatcher  # noqa: PLC0415
     from casemate_enclave.nsm import open_nsm, seed_kernel  # noqa: PLC0415
     from casemate_enclave.server import Server  # noqa: PLC0415
+    from casemate_enclave.workers.spawning import Spawner  # noqa: PLC0415
 
     nsm = open_nsm(arguments.nsm)
-    if arguments.form in _OWN_MACHINE:
+    if owns_machine:
         seed_kernel(nsm)
-    assembly = Assembly(nsm, arguments.form, journal, kms_through(egress))
-    if arguments.form in _OWN_MACHINE:
+    spawner = Spawner(workers, lambda: _end_without_workers(journal))
+    assembly = Assembly(nsm, arguments.form, journal, kms_through(egress), spawner)
+    if owns_machine:
         set_wall_clock(assembly.clock.stated)
     listener = listen(address)
-    if arguments.form in _OWN_MACHINE:
+    if owns_machine:
         give_up_root()
     confinement = Confinement(landlock_abi, confine_calls(arguments.form))
-    if not confinement.enough_for(arguments.form):
-        return False
+    for confined in (confinement, spawner.greeting.confinement):
+        if not confined.enough_for(arguments.form):
+            return False
     stopped = threading.Event()
     parent = egress.cid if isinstance(egress, VsockAddress) else None
     server = Server(listener, Dispatcher(assembly.enclave, journal), journal, parent)
@@ -106,6 +112,12 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
         server.stop()
         journal.emit(Event.STOPPED)
     return True
+
+
+def _end_without_workers(journal: Journal) -> NoReturn:
+    """End as after a crash: nothing can be loaded any more, and a new enclave can load all."""
+    journal.emit(Event.FAILED)
+    os._exit(1)
 
 
 def _end(*_: object) -> NoReturn:

@@ -1,7 +1,7 @@
 """Puts the enclave together: the only place that chooses its parts.
 
-Apart from ``__main__``, because importing this imports numpy and onnxruntime, and the process is
-confined before that.
+Apart from ``__main__``, because importing this imports numpy, and the process is confined before
+that.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from casemate_enclave.loading import ModelLoader
 from casemate_enclave.objects import ObjectOpener
 from casemate_enclave.receipts import ReceiptIssuer, ReceiptKey
 from casemate_enclave.registry import ModelRegistry
-from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.service import Bounds, RequestService
 from casemate_enclave.stream_service import StreamService
 from casemate_enclave.unwraps import Unwraps
+from casemate_enclave.workers.runtime import WorkerRuntime
 from casemate_kms.client import AttestedKms
 from casemate_kms.egress import dialer
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from casemate_enclave.enclave import Releaser
     from casemate_enclave.events import Journal
     from casemate_enclave.nsm import Nsm
+    from casemate_enclave.workers.spawning import Spawner
 
     KmsFactory = Callable[[KmsConfiguration, Nsm, Callable[[], int]], Releaser]
 
@@ -52,8 +53,11 @@ def kms_through(egress: Address) -> KmsFactory:
 class Assembly:
     """Everything of one boot around one security module; raises CasemateError if that is silent."""
 
-    def __init__(self, nsm: Nsm, form: str, journal: Journal, kms_factory: KmsFactory) -> None:
+    def __init__(
+        self, nsm: Nsm, form: str, journal: Journal, kms_factory: KmsFactory, spawner: Spawner
+    ) -> None:
         self._nsm = nsm
+        self._spawner = spawner
         self._journal = journal
         self._kms_factory = kms_factory
         self.clock = AttestedClock(lambda: device_time(nsm))
@@ -77,8 +81,12 @@ class Assembly:
         kms = None
         if configuration.kms is not None:
             kms = self._kms_factory(configuration.kms, self._nsm, self.clock.now)
-        runtime = OnnxRuntime(
-            configuration.providers, run_bytes=bounds.run_bytes, threads=bounds.threads
+        runtime = WorkerRuntime(
+            self._spawner,
+            configuration.providers,
+            self._journal,
+            run_bytes=bounds.run_bytes,
+            threads=bounds.threads,
         )
         models = ModelRegistry(
             runtime, log, self.clock, bounds, lambda: self._journal.timed(Step.QUEUE)

@@ -155,7 +155,7 @@ class Enclave:
                 "name": model.header.name,
                 "version": model.header.version,
                 "digest": model.digest,
-                "ready": True,
+                "ready": model.ready,
             }
             for model in served
         ]

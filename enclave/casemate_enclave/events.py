@@ -36,6 +36,8 @@ class Event(StrEnum):
     MODEL_REFUSED = "MODEL_REFUSED"
     MODEL_REPLACED = "MODEL_REPLACED"
     MODEL_UNLOADED = "MODEL_UNLOADED"
+    MODEL_OUT_OF_SERVICE = "MODEL_OUT_OF_SERVICE"
+    WORKER_ENDED = "WORKER_ENDED"
     DRAINING = "DRAINING"
     KEY_ROTATED = "KEY_ROTATED"
     DEVICE_SILENT = "DEVICE_SILENT"
@@ -59,6 +61,7 @@ class Counter(StrEnum):
     EVIDENCE = "evidence"
     MODELS_LOADED = "models_loaded"
     MODELS_REFUSED = "models_refused"
+    WORKERS_ENDED = "workers_ended"
     DEVICE_FAILURES = "device_failures"
     INTERNAL_ERRORS = "internal_errors"
 

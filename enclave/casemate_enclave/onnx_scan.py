@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from casemate import limits
-from casemate.errors import Code, ModelError
+from casemate_enclave.refusals import Refusal, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def external_locations(model: bytes) -> set[str]:
 
 def _walk(message: memoryview, kind: _Kind, depth: int, found: set[str]) -> None:
     if depth > limits.ONNX_DEPTH:
-        raise _rejected("the graph is nested too deeply")
+        raise RefusedError(Refusal.DEPTH)
     children = _CHILDREN[kind]
     entries: list[memoryview] = []
     outside = False
@@ -85,7 +85,7 @@ def _location(entries: list[memoryview]) -> str:
             locations += [text for number, text in pair if number == _ENTRY_VALUE]
     # Two readers of the format may disagree on which of several counts.
     if len(locations) != 1:
-        raise _rejected("external data does not name one file")
+        raise RefusedError(Refusal.EXTERNAL)
     return locations[0]
 
 
@@ -94,7 +94,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(message):
         tag, at = _varint(message, at)
         if tag >> 32:  # protobuf drops the higher bits and so would see another field
-            raise _rejected("a field number is too large")
+            raise RefusedError(Refusal.FIELD)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(message, at)
@@ -105,9 +105,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif wire in {_FIXED32, _FIXED64}:
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise _rejected("unknown wire type")
+            raise RefusedError(Refusal.WIRE)
         if size > len(message) - at:
-            raise _rejected("a field passes the end")
+            raise RefusedError(Refusal.END)
         yield number, message[at : at + size]
         at += size
 
@@ -118,12 +118,12 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:  # noqa: PLR2004 - the continuation bit
             return value, at + index + 1
-    raise _rejected("bad integer")
+    raise RefusedError(Refusal.INTEGER)
 
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise _rejected("not a message")
+        raise RefusedError(Refusal.MESSAGE)
     return value
 
 
@@ -131,8 +131,4 @@ def _text(value: int | memoryview) -> str:
     try:
         return bytes(_message(value)).decode()
     except UnicodeDecodeError:
-        raise _rejected("text is not UTF-8") from None
-
-
-def _rejected(reason: str) -> ModelError:
-    return ModelError(Code.MODEL_REJECTED, f"ONNX model: {reason}")
+        raise RefusedError(Refusal.TEXT) from None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casemate.sealed_model import ModelHeader
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import MeasurementLog
-    from casemate_enclave.runtime import LoadedModel, ModelRuntime
+    from casemate_enclave.runtime import LastingModel, LoadedModel, ModelRuntime
     from casemate_kms.models import OpenedModel
 
 
@@ -34,12 +34,20 @@ class ServedModel:
     header: ModelHeader
     digest: bytes
     loaded: LoadedModel
+    process: LastingModel
     requests: RequestReader = field(repr=False)
 
     @classmethod
-    def of(cls, header: ModelHeader, digest: bytes, loaded: LoadedModel) -> Self:
+    def of(
+        cls, header: ModelHeader, digest: bytes, loaded: LoadedModel, process: LastingModel
+    ) -> Self:
         """Return the model with a reader of its requests."""
-        return cls(header, digest, loaded, RequestReader(header.inputs, header.outputs))
+        return cls(header, digest, loaded, process, RequestReader(header.inputs, header.outputs))
+
+    @property
+    def ready(self) -> bool:
+        """False while the model is out of service (SPEC 8.10)."""
+        return self.process.ready
 
     def admits(self, caller: bytes | None) -> bool:
         """Whether the publisher lets ``caller`` ask; None is an anonymous one (SPEC 7)."""
@@ -161,7 +169,7 @@ class ModelRegistry:
             self._log.append(*entries, self._entry("load", header, digest))
             if former is not None:
                 self._drop(former)
-            served = ServedModel.of(header, digest, scheduled)
+            served = ServedModel.of(header, digest, scheduled, loaded)
             self._models.setdefault(header.name, {})[header.version] = served
             self._list_callers()
         hold.keep(cost_of_serving(header.total_bytes), loaded)

@@ -6,11 +6,12 @@ import os
 import re
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from casemate.errors import CasemateError, Code, ModelError, RequestError
+from casemate.errors import CasemateError, Code
 from casemate_enclave.memory import give_back_memory
 from casemate_enclave.onnx_scan import external_locations
+from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.watchdog import Watchdog
 
 # It starts its telemetry when it is imported, so the switch has to be set before.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from casemate_enclave.cancellation import Cancellation
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
+    Contents = dict[str, bytes]
 
 _SILENT = 4  # fatal only: messages name tensors and quote shapes
 # A path in a sealed file may be any text, and to onnxruntime some are no files:
@@ -58,6 +60,18 @@ _DATATYPES = {
 }
 
 
+class _Kind(NamedTuple):
+    """What a declaration is refused for; ``more``: that it leaves something out."""
+
+    missing: Refusal
+    more: Refusal | None
+    other: Refusal
+
+
+_INPUTS = _Kind(Refusal.NO_INPUT, Refusal.MORE_INPUTS, Refusal.INPUT)
+_OUTPUTS = _Kind(Refusal.NO_OUTPUT, None, Refusal.OUTPUT)
+
+
 class LoadedModel(Protocol):
     """A model that can run; safe to use from several threads."""
 
@@ -76,11 +90,23 @@ class LoadedModel(Protocol):
         ...
 
 
+class LastingModel(LoadedModel, Protocol):
+    """A model whose process may end and be started again."""
+
+    @property
+    def ready(self) -> bool:
+        """False while it is out of service."""
+        ...
+
+
 class ModelRuntime(Protocol):
     """Makes models runnable."""
 
-    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
-        """Load verified contents; raises ModelError(MODEL_REJECTED) if ``header`` differs."""
+    def load(self, entries: Contents, header: ModelHeader) -> LastingModel:
+        """Load verified contents; raises ModelError(MODEL_REJECTED) if ``header`` differs.
+
+        ``entries`` may be empty afterwards.
+        """
         ...
 
 
@@ -103,7 +129,7 @@ class OnnxRuntime:
         self._threads = threads
         self._watchdog = Watchdog()
 
-    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LoadedModel:
+    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LastingModel:
         """Load the first entry as the model, the others as its external data."""
         (_, model), *others = entries.items()
         _check_locations(external_locations(model), dict(others))
@@ -116,13 +142,13 @@ class OnnxRuntime:
                 enable_fallback=False,
             )
         except Exception:  # noqa: BLE001 - its exceptions share no base and quote the model
-            raise _rejected("onnxruntime refuses it") from None
+            raise RefusedError(Refusal.RUNTIME) from None
         # It would keep the contents for a session anew with other providers: each model twice.
         session._model_bytes = None  # noqa: SLF001
         if session.get_providers() != self._providers:
-            raise _rejected("it does not run on the configured providers")
-        _check_signature("input", header.inputs, session.get_inputs(), complete=True)
-        _check_signature("output", header.outputs, session.get_outputs(), complete=False)
+            raise RefusedError(Refusal.PROVIDERS)
+        _check_signature(_INPUTS, header.inputs, session.get_inputs())
+        _check_signature(_OUTPUTS, header.outputs, session.get_outputs())
         if header.loop is not None:
             _check_loop(header.loop, session.get_inputs(), session.get_outputs())
         _check_rows(header, [*session.get_inputs(), *session.get_outputs()])
@@ -132,6 +158,8 @@ class OnnxRuntime:
 
 
 class _OnnxModel:
+    ready = True
+
     def __init__(
         self, session: onnxruntime.InferenceSession, watchdog: Watchdog, *, carried: bool
     ) -> None:
@@ -154,9 +182,10 @@ class _OnnxModel:
                 values = self._values(inputs, outputs, options)
         except Exception as error:  # noqa: BLE001 - as in load
             if options.terminate or time.monotonic() >= deadline:
-                detail = "the model was stopped at the deadline, or nobody waited any more"
-                raise RequestError(Code.DEADLINE_EXCEEDED, detail) from None
-            raise RequestError(Code.MODEL_FAILED, _failure(error)) from None
+                raise RunError(Failure.STOPPED) from None
+            # onnxruntime's own text quotes names, shapes and values.
+            memory = _ARENA in str(error)
+            raise RunError(Failure.MEMORY if memory else Failure.FAILED) from None
         return dict(zip(outputs, values, strict=True))
 
     def _values(
@@ -168,13 +197,6 @@ class _OnnxModel:
             list(outputs), dict(inputs), options
         )
         return values
-
-
-def _failure(error: Exception) -> str:
-    """Say what can be said: onnxruntime's own text quotes names, shapes and values."""
-    if _ARENA in str(error):
-        return "the model needs more memory for these inputs than runs may take"
-    return "the model failed on these inputs"
 
 
 def _share_memory(run_bytes: int) -> None:
@@ -215,33 +237,29 @@ def _check_rows(header: ModelHeader, nodes: Sequence[onnxruntime.NodeArg]) -> No
     declared = {spec.name for spec in (*header.inputs, *header.outputs)}
     for node in nodes:
         if node.name in declared and len(node.shape) > axis and isinstance(node.shape[axis], int):
-            raise _rejected("its batch_dimension has a fixed length")
+            raise RefusedError(Refusal.ROWS)
 
 
 def _check_locations(locations: set[str], files: Mapping[str, bytes]) -> None:
     for location in locations:
         if location not in files or not _PLAIN_PATH.fullmatch(location):
-            raise _rejected("it refers to data outside the sealed file")
+            raise RefusedError(Refusal.OUTSIDE)
 
 
 def _check_signature(
-    kind: str,
-    declared: Sequence[TensorSpec],
-    actual: Sequence[onnxruntime.NodeArg],
-    *,
-    complete: bool,
+    kind: _Kind, declared: Sequence[TensorSpec], actual: Sequence[onnxruntime.NodeArg]
 ) -> None:
     """Refuse a declaration that the model does not bear out; it may leave outputs undeclared."""
     found = {node.name: node for node in actual}
     names = [spec.name for spec in declared]
     if len(set(names)) != len(names) or not found.keys() >= set(names):
-        raise _rejected(f"it has not every declared {kind}")
-    if complete and len(found) != len(names):
-        raise _rejected(f"it has an {kind} that is not declared")
+        raise RefusedError(kind.missing)
+    if kind.more is not None and len(found) != len(names):
+        raise RefusedError(kind.more)
     for index, spec in enumerate(declared):
         node = found[spec.name]
         if _DATATYPES.get(node.type) != spec.datatype or not _compatible(spec.shape, node.shape):
-            raise _rejected(f"{kind} {index} differs from the declared one")
+            raise RefusedError(kind.other, index)
 
 
 def _check_loop(
@@ -254,9 +272,9 @@ def _check_loop(
     gives = {node.name: node.type for node in outputs}
     for state in loop.state:
         if state.output not in gives or takes.get(state.input) != gives[state.output]:
-            raise _rejected("its loop feeds an output to an input that does not take it")
+            raise RefusedError(Refusal.LOOP_STATE)
     if loop.stop is not None and gives.get(loop.stop) != "tensor(bool)":
-        raise _rejected("its loop's stop output is not a BOOL")
+        raise RefusedError(Refusal.LOOP_STOP)
 
 
 def _compatible(declared: Sequence[int], actual: Sequence[int | str | None]) -> bool:
@@ -267,7 +285,3 @@ def _compatible(declared: Sequence[int], actual: Sequence[int | str | None]) -> 
     return len(declared) == len(actual) and all(
         dimension in {0, other} or not isinstance(other, int) for dimension, other in pairs
     )
-
-
-def _rejected(reason: str) -> CasemateError:
-    return ModelError(Code.MODEL_REJECTED, f"the model: {reason}")

@@ -96,7 +96,7 @@ class ScheduledModel:
         """Run at once if a place is free, else in turn; as ``LoadedModel.run``.
 
         Raises RequestError: INVALID_INPUT for too many rows, OVERLOADED if too many wait,
-        DEADLINE_EXCEEDED, MODEL_FAILED.
+        DEADLINE_EXCEEDED, MODEL_FAILED, UNAVAILABLE.
         """
         rows = self._rows(inputs)
         if self._enter():

@@ -290,6 +290,8 @@ class RequestService:
         return _run_sealed(model, tensors, deadline, context)
 
     def _metadata(self, model: ServedModel) -> bytes:
+        if not model.ready:
+            raise RequestError(Code.UNAVAILABLE, "the model is out of service")
         header = model.header
         versions = self._models.versions(header.name)
         return encode_metadata(

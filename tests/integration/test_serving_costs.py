@@ -76,39 +76,37 @@ def test_the_same_kernels_run_inside_the_sandbox_and_outside(
 
 
 COUNT = """
-import gc, os, sys
+import gc, sys, threading, time
 from pathlib import Path
-from dataclasses import replace
-from casemate.sealed_model import ModelEntry, ModelHeader
-from casemate.tensors import TensorSpec
 from casemate_enclave.memory import cost_of_loading, cost_of_serving
-from casemate_enclave.runtime import OnnxRuntime
-from tests.support import onnx_bytes
-
-def status(name):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
+from tests.support import onnx_bytes, workers
+from tests.support.workers import header, private_bytes, processes
 
 def ends(width):
-    return {f"{end}puts": (TensorSpec(name, "FP32", (0, width)),)
-            for end, name in (("in", "x"), ("out", "y"))}
+    return [{name: ("FP32", (0, width))} for name in "xy"]
 
 path, width, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-key = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-4000-8000-000000000000"
-header = ModelHeader(bytes(32), bytes(32), bytes(32), "m", 1, **ends(16), answer_bucket=0,
-                     callers="any", runtime="onnx", kms_key=key, wrapped_key=b"w",
-                     entries=(ModelEntry("m", 1, bytes(48)),))
-runtime = OnnxRuntime(("CPUExecutionProvider",), run_bytes=1 << 26, threads=1)
-keep = [runtime.load({"m": onnx_bytes.mlp(16, 1)}, header)]
-gc.collect()
-before = status("VmRSS:")
-Path("/proc/self/clear_refs").write_text("5")
+runtime = workers.runtime()
+keep = [runtime.load({"m": onnx_bytes.mlp(16, 1)}, header(*ends(16)))]
+size, highest, stopped = path.stat().st_size, 0, threading.Event()
+
+def taken():  # by all workers, and by the contents that are kept for them
+    return sum(map(private_bytes, processes())) + (len(keep) - 1) * size
+
+def watch():
+    global highest
+    while not stopped.wait(0.002):
+        highest = max(highest, taken() + size)
+
+before = taken()
+watcher = threading.Thread(target=watch)
+watcher.start()
 for _ in range(count):
-    keep.append(runtime.load({"m": path.read_bytes()}, replace(header, **ends(width))))
-served, loading = cost_of_serving(path.stat().st_size), cost_of_loading(path.stat().st_size)
-print(status("VmRSS:") - before, count * served)
-print(status("VmHWM:") - before, (count - 1) * served + loading)
+    keep.append(runtime.load({"m": path.read_bytes()}, header(*ends(width))))
+stopped.set()
+watcher.join()
+print(taken() - before, count * cost_of_serving(size))
+print(highest - before, (count - 1) * cost_of_serving(size) + cost_of_loading(size))
 """
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from casemate import wire
+from casemate import limits, wire
 from casemate.attestation import Configuration
 from casemate.errors import Code
 from casemate.sealed_model import ModelHeader
@@ -306,5 +306,66 @@ def test_c5_an_endless_model_ends_at_its_callers_deadline_and_others_are_served(
         while thread.is_alive():
             assert session.ask(enclave).trailer.status is Code.OK
         assert outcome == [Code.DEADLINE_EXCEEDED]
+    finally:
+        enclave.unload(MODEL, 7)
+
+
+TRAPPED = {
+    "inputs": (TensorSpec("x", "INT32", (0,)), TensorSpec("d", "INT32", (0,))),
+    "outputs": (TensorSpec("y", "INT32", (0,)),),
+}
+
+
+def quotient(x: int, d: int) -> bytes:
+    return to_request({"x": np.array([x], np.int32), "d": np.array([d], np.int32)})
+
+
+def test_c5_an_input_that_crashes_onnxruntime_is_a_sealed_error_and_others_are_served(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    before = enclave.counters()["workers_ended"], enclave.evidence().instance_config
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **TRAPPED))
+    try:
+        session = start_session(deployment)
+        poison = session.seal(quotient(-(2**31), -1), version=7)
+        outcome: list[Code] = []
+
+        def run() -> None:
+            answer = poison.open(*enclave.request(poison.header, poison.ciphertext))
+            outcome.append(answer.trailer.status)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive():
+            assert session.ask(enclave).trailer.status is Code.OK
+        assert outcome == [Code.MODEL_FAILED]
+        # The same process with the same sessions; the model serves again.
+        assert session.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.OK
+        assert enclave.counters()["workers_ended"] == before[0] + 2
+        assert enclave.evidence().instance_config == before[1]
+    finally:
+        enclave.unload(MODEL, 7)
+
+
+def test_c5_a_model_that_crashes_too_often_is_out_of_service_alone(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **TRAPPED))
+    try:
+        session = start_session(deployment)
+        statuses = []
+        while Code.UNAVAILABLE not in statuses:
+            statuses.append(session.ask(enclave, quotient(-(2**31), -1), version=7).trailer.status)
+            assert session.ask(enclave).trailer.status is Code.OK
+        assert statuses == [Code.MODEL_FAILED] * (limits.WORKER_ENDS_MAX // 2) + [Code.UNAVAILABLE]
+        assert session.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.UNAVAILABLE
+        ready = {model["version"]: model["ready"] for model in enclave.health()["models"]}
+        assert (ready[1], ready[7]) == (True, False)
+        with deployment.client() as client:
+            assert client.ready(MODEL, version=1)
+            assert not client.ready(MODEL, version=7)
+        # Loaded anew it serves again.
+        enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **TRAPPED), replaces=7)
+        assert session.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.OK
     finally:
         enclave.unload(MODEL, 7)

@@ -50,6 +50,7 @@ from casemate_enclave.events import Journal
 from casemate_enclave.nsm import Nsm
 from casemate_enclave.server import Server
 from tests.support import onnx_bytes
+from tests.support.workers import spawner
 
 if TYPE_CHECKING:
     import socket
@@ -121,7 +122,9 @@ class Bench:
             self.pki, boot_registers(IMAGE, self.pki.instance_id), clock=self.clock
         )
         self.journal = Journal(self.stderr)
-        self.assembly = Assembly(Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms)
+        self.assembly = Assembly(
+            Nsm(self.nsm.handle), self.form, self.journal, lambda *_: self.kms, spawner()
+        )
         dispatcher = Dispatcher(self.assembly.enclave, self.journal)
         self.server = Server(
             listen(UnixAddress(str(self.path))), dispatcher, self.journal, parent=3

@@ -225,3 +225,38 @@ def counting() -> bytes:
         value_info("done", BOOL, (1,)),
     )
     return model(graph(nodes, inputs, outputs, (tensor("one", FLOAT, (1,), floats(1)),)))
+
+
+def dividing() -> bytes:
+    """``y`` is ``x`` divided by ``d``, of INT32 and shape [n], on the processor's own instruction.
+
+    Of the smallest number and -1 the quotient has no place in 32 bits: x86_64 traps (SIGFPE).
+    """
+    x, d, y = (value_info(name, ELEMENTS["INT32"], ("n",)) for name in "xdy")
+    return model(graph((node("Div", ("x", "d"), ("y",)),), (x, d), (y,)))
+
+
+def selecting() -> bytes:
+    """``y`` is which of the boxes ``b`` [1, n, 4] with scores ``s`` [1, 1, n] overlap no other.
+
+    One operator, whose time grows with the square of n and which looks at no deadline.
+    """
+    constants = (
+        tensor("most", INT64, (1,), struct.pack("<q", 1 << 30)),
+        tensor("overlap", FLOAT, (1,), floats(0.9)),
+    )
+    select = node("NonMaxSuppression", ("b", "s", "most", "overlap"), ("y",))
+    inputs = value_info("b", FLOAT, (1, "n", 4)), value_info("s", FLOAT, (1, 1, "n"))
+    return model(graph((select,), inputs, (value_info("y", INT64, ("m", 3)),), constants))
+
+
+def dividing_constants() -> bytes:
+    """``linear``, and beside it that quotient of two constants, computed while it is loaded."""
+    constants = (
+        tensor("a", ELEMENTS["INT32"], (1,), struct.pack("<i", -(2**31))),
+        tensor("b", ELEMENTS["INT32"], (1,), struct.pack("<i", -1)),
+        tensor("w", FLOAT, (3, 2), floats(1, 2, 3, 4, 5, 6)),
+    )
+    q = value_info("q", ELEMENTS["INT32"], (1,))
+    nodes = (MATMUL, node("Div", ("a", "b"), ("q",)))
+    return model(graph(nodes, (X,), (Y, q), constants))

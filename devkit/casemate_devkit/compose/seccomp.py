@@ -1,8 +1,8 @@
 """``python -m casemate_devkit.compose.seccomp``: prints ``docker/seccomp-enclave.json``.
 
 The outer of two filters. The enclave loads its own, narrower one when it is up
-(``casemate_enclave.sandbox``); this one stands from the first instruction on, for whatever runs in
-the enclave's container. It is the inner list, and what starting takes.
+(``casemate_enclave.sandbox``), and so do its workers; this one stands from the first instruction
+on, for whatever runs in the enclave's container. It is the inner lists, and what starting takes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import json
 import sys
 from typing import Any, Final
 
-from casemate_enclave.sandbox.allowed import MISSING, calls_of
+from casemate_enclave.sandbox.allowed import (
+    MISSING,
+    calls_of,
+    calls_of_spawner,
+    calls_of_workers,
+)
 
 _UNIX: Final = 1  # AF_UNIX
 _ENOSYS: Final = 38
@@ -38,7 +43,8 @@ _RUNTIME: Final = (
 def profile() -> dict[str, Any]:
     """Return the profile as container engines read it: refused unless listed."""
     narrowed = {"socket", "clone", *MISSING}
-    names = {*calls_of("container"), *_STARTING, *_RUNTIME} - narrowed
+    inner = {*calls_of("container"), *calls_of_spawner(), *calls_of_workers()}
+    names = {*inner, *_STARTING, *_RUNTIME} - narrowed
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": 1,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
 import threading
 from dataclasses import dataclass
@@ -21,13 +22,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casemate_enclave.sandbox import landlock, seccomp, syscalls
-from casemate_enclave.sandbox.allowed import MISSING, calls_of
+from casemate_enclave.sandbox.allowed import (
+    MISSING,
+    calls_of,
+    calls_of_spawner,
+    calls_of_workers,
+)
 from casemate_enclave.sandbox.memory import lock_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Confinement", "confine_calls", "confine_files", "lock_memory", "tree_paths"]
+    from casemate_enclave.sandbox.seccomp import Among
+
+__all__ = [
+    "Confinement",
+    "confine_calls",
+    "confine_files",
+    "confine_spawner",
+    "confine_worker",
+    "lock_memory",
+    "tree_paths",
+]
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _NEVER_READABLE: Final = frozenset({"proc", "sys", "dev", "run", "tmp"})
@@ -91,20 +107,46 @@ def confine_calls(form: str) -> bool:
     """
     _once("calls")
     _no_new_privileges()
+    return _filter(calls_of(form), _make_socket)
+
+
+def confine_spawner() -> bool:
+    """Do the same for the process that forks workers, before it is asked for the first."""
+    _once("spawner")
+    _no_new_privileges()
+    return _filter(calls_of_spawner(), _make_socket)
+
+
+def confine_worker() -> bool:
+    """Do the same for a worker, before it is given the first foreign byte: below its spawner's."""
+    _once("worker")
+    return _filter(calls_of_workers(), _look_for_children)
+
+
+def _filter(rules: Mapping[str, tuple[Among, ...]], attempt: Callable[[], object]) -> bool:
     try:
-        seccomp.load(seccomp.assemble(calls_of(form), MISSING, syscalls.this_machine()))
+        seccomp.load(seccomp.assemble(rules, MISSING, syscalls.this_machine()))
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.EINVAL}:
             return False
         raise
-    _prove()
+    _prove(attempt)
     return True
 
 
-def _prove() -> None:
+def _make_socket() -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
+
+
+def _look_for_children() -> None:
+    """What the spawner may do."""
+    os.waitpid(-1, os.WNOHANG)
+
+
+def _prove(attempt: Callable[[], object]) -> None:
     """Try what the filter must refuse: one that is not in force must not pass for one that is."""
     try:
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
+        attempt()
     except PermissionError:
         return
     except OSError as error:

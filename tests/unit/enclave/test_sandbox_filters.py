@@ -183,14 +183,13 @@ FORBIDDEN = {
         "creat",
         "openat2",
         "truncate",
-        "ftruncate",
         "unlink",
         "unlinkat",
         "rename",
         "renameat2",
     ),
     *("link", "linkat", "symlink", "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod"),
-    *("fchmodat", "chown", "fchownat", "memfd_create", "mount", "umount2", "pivot_root", "chroot"),
+    *("fchmodat", "chown", "fchownat", "mount", "umount2", "pivot_root", "chroot"),
     *("unshare", "setns", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl"),
     *("add_key", "request_key", "init_module", "finit_module", "kexec_load", "reboot", "swapon"),
     *(
@@ -203,7 +202,7 @@ FORBIDDEN = {
         "capset",
     ),
     *("seccomp", "setrlimit", "prlimit64", "modify_ldt", "iopl", "fanotify_init", "mq_open"),
-    *("landlock_restrict_self", "socketpair", "dup", "dup2", "splice", "vmsplice", "sendfile"),
+    *("landlock_restrict_self", "dup", "dup2", "splice", "vmsplice", "sendfile"),
     *("prctl", "recvmsg", "recvmmsg", "sched_setaffinity", "sched_setscheduler", "setns", "statx"),
 }
 HEADERS = {
@@ -217,11 +216,46 @@ def test_nothing_forbidden_is_in_the_list(form: str) -> None:
     assert not FORBIDDEN & allowed.calls_of(form).keys()
 
 
+# What the enclave may and its workers may not.
+BEYOND_WORKERS = {
+    *("socket", "socketpair", "connect", "accept4", "shutdown", "getpeername", "ioctl"),
+    *("memfd_create", "ftruncate", "mlock", "munlock", "clock_settime", "writev"),
+}
+# What a worker needs to be given its connections and its model's contents.
+HANDED_IN = {"recvmsg", "pread64"}
+
+
+def test_c5_workers_may_less_than_the_enclave() -> None:
+    workers, enclave = allowed.calls_of_workers(), allowed.calls_of("vm")
+    assert workers.keys() == (enclave.keys() - BEYOND_WORKERS) | HANDED_IN
+    assert not (FORBIDDEN - HANDED_IN) & workers.keys()
+    assert workers["clone"] == enclave["clone"]
+    assert workers["openat"] == enclave["openat"]
+
+
+def test_c5_the_spawner_may_fork_and_kill_its_own_and_open_nothing() -> None:
+    spawner = allowed.calls_of_spawner()
+    more = {"wait4", "getppid", "prlimit64", "seccomp", "kill", "prctl"}
+    assert spawner.keys() == allowed.calls_of_workers().keys() | more
+
+
+@both
+@pytest.mark.parametrize(("signal", "expected"), [(9, ALLOW), (0, REFUSE), (15, REFUSE)])
+def test_c5_the_spawner_sends_one_signal(machine: Machine, signal: int, expected: int) -> None:
+    program = seccomp.assemble(allowed.calls_of_spawner(), allowed.MISSING, machine)
+    assert evaluate(program, machine.audit, machine.numbers["kill"], 1, signal) == expected
+    fork = evaluate(program, machine.audit, machine.numbers["clone"], 0x1200011)
+    vfork = evaluate(program, machine.audit, machine.numbers["clone"], 0x4111)
+    assert (fork, vfork) == (ALLOW, REFUSE)
+
+
 def test_every_listed_call_has_a_number_somewhere() -> None:
     known = X86_64.numbers.keys() | AARCH64.numbers.keys()
     assert allowed.calls_of("vm").keys() <= known
     older = X86_64.numbers.keys() - AARCH64.numbers.keys()
     assert older == {"poll", "arch_prctl"}
+    more = allowed.calls_of_workers().keys() | allowed.calls_of_spawner().keys()
+    assert more - older <= AARCH64.numbers.keys() & X86_64.numbers.keys()
     for machine in (X86_64, AARCH64):
         assert len(set(machine.numbers.values())) == len(machine.numbers)
 
@@ -316,7 +350,9 @@ def test_files_are_not_confined_beside_another_thread(monkeypatch: pytest.Monkey
 
 def test_a_filter_that_does_nothing_is_noticed() -> None:
     with pytest.raises(OSError, match="refuses nothing"):
-        sandbox._prove()
+        sandbox._prove(sandbox._make_socket)
+    with pytest.raises(OSError, match="refused by something else"):
+        sandbox._prove(sandbox._look_for_children)
 
 
 def test_mount_points_are_no_part_of_the_readable_tree(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""One connection to a worker, over which one run at a time goes and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate_enclave.refusals import Failure, RunError
+from casemate_enclave.workers import packets
+from casemate_enclave.workers.shared import Room, make_room
+from casemate_enclave.workers.tensors import (
+    ALIGNMENT,
+    PacketError,
+    aligned,
+    place,
+    read_description,
+    scatter,
+    take,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from casemate_enclave.workers.tensors import Array, Packed
+
+_FAILURES = tuple(Failure)
+
+
+class WorkerLostError(Exception):
+    """The worker ended, or said what cannot be and is ended; the run may be at fault or not."""
+
+
+class Line:
+    """Asks and waits on the caller's own thread. Not thread-safe.
+
+    What comes back is a stranger's word: bounded, and copied before it is looked at, except numbers
+    too large for that, whose every value is as good as any other.
+    """
+
+    def __init__(self, channel: socket.socket, answer_max: int) -> None:
+        self._channel = channel
+        self._most = answer_max
+        self._memory = packets.packet_memory()
+        self._given: Room | None = None
+        self._answers: Room | None = None
+
+    def ask(self, number: int, packed: Packed, deadline: float) -> dict[str, Array]:
+        """Run; raises RunError, or WorkerLostError: then the line is of no more use."""
+        try:
+            self._ask(number, packed, deadline)
+            return self._answer(number)
+        except (OSError, PacketError) as error:
+            raise WorkerLostError from error
+        finally:
+            self._tidy()
+
+    def _ask(self, number: int, packed: Packed, deadline: float) -> None:
+        description, total = packed.description, packed.layout.total
+        inline = total <= limits.WORKER_INLINE_MAX
+        kind = packets.RUN_INLINE if inline else packets.RUN_SHARED
+        if inline:
+            head = packets.QUESTION.pack(kind, len(description), deadline, number, 0)
+            gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
+            self._channel.sendmsg([head, description, gap, *scatter(packed)])
+            return
+        room, descriptor = self._room(total)
+        place(packed, room.memory)
+        given = 0 if descriptor is None else room.size
+        head = packets.QUESTION.pack(kind, len(description), deadline, number, given)
+        with _closing(descriptor):
+            packets.send(self._channel, [head, description], descriptor)
+
+    def _room(self, total: int) -> tuple[Room, int | None]:
+        if self._given is not None and self._given.size >= total:
+            return self._given, None
+        self._given, descriptor = make_room(total)
+        return self._given, descriptor
+
+    def _answer(self, number: int) -> dict[str, Array]:
+        size = self._channel.recv_into(self._memory)
+        status, length, total = self._head(size, number)
+        if status == packets.NEEDS_ROOM:
+            self._make_room(total)
+            size = self._channel.recv_into(self._memory)
+            status, length, _ = self._head(size, number)
+        end = packets.ANSWER.size + length
+        if status not in {packets.DONE_INLINE, packets.DONE_SHARED} or end > size:
+            raise PacketError("not an answer")
+        layout = read_description(bytes(self._memory[packets.ANSWER.size : end]))
+        if status == packets.DONE_INLINE:
+            return take(layout, self._memory[:size], aligned(end), copy=True)
+        if self._answers is None:
+            raise PacketError("an answer that lies nowhere")
+        return take(layout, self._answers.memory, 0, copy=self._is_kept(self._answers))
+
+    def _head(self, size: int, number: int) -> tuple[int, int, int]:
+        if size < packets.ANSWER.size:  # 0: the end
+            raise PacketError("no answer")
+        status, length, answered, total = packets.ANSWER.unpack_from(self._memory)
+        if answered != number:
+            raise PacketError("an answer to another run")
+        if 0 <= status - packets.FAILED < len(_FAILURES):
+            raise RunError(_FAILURES[status - packets.FAILED])
+        return status, length, total
+
+    def _make_room(self, total: int) -> None:
+        if total > self._most:
+            raise PacketError("an answer larger than runs may make")
+        self._answers, descriptor = make_room(total)
+        head = packets.QUESTION.pack(packets.ROOM, 0, 0.0, 0, self._answers.size)
+        with _closing(descriptor):
+            packets.send(self._channel, [head], descriptor)
+
+    def _is_kept(self, room: Room) -> bool:
+        return room.size <= limits.WORKER_ROOM_KEPT
+
+    def _tidy(self) -> None:
+        """Keep no more memory than a usual run takes; the worker does likewise."""
+        if self._given is not None and not self._is_kept(self._given):
+            self._given = None
+        if self._answers is not None and not self._is_kept(self._answers):
+            self._answers = None
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._channel.close()
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

@@ -1,0 +1,73 @@
+"""The few fixed messages between enclave, spawner and worker; one packet each, little-endian."""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from casemate import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from casemate.wire import Buffer
+
+# Enclave to spawner: what, a worker's number, bytes that it may allocate; START with its control.
+ORDER: Final = struct.Struct("<IIQ")
+START, KILL = range(2)
+# Spawner to enclave: a worker's number, its exit status, or less than zero: the signal.
+ENDED: Final = struct.Struct("<Ii")
+
+# Enclave to worker, on its control: what, a run's number; LOAD with contents, OPEN with a line.
+COMMAND: Final = struct.Struct("<IQ")
+LOAD, OPEN, CANCEL = range(3)
+# Worker to enclave, once: whether it is loaded, else the number of a refusal, and its place.
+LOADED: Final = struct.Struct("<III")
+
+# Enclave to worker, on a line: what, the description's length, the deadline in seconds of the
+# monotonic clock, the run's number, the size of memory that comes along or 0.
+QUESTION: Final = struct.Struct("<IIdQQ")
+RUN_INLINE, RUN_SHARED, ROOM = range(3)
+# Worker to enclave, on a line: how it went, the description's length, the run's number, bytes.
+ANSWER: Final = struct.Struct("<IIQQ")
+DONE_INLINE, DONE_SHARED, NEEDS_ROOM, FAILED = range(4)
+
+_DESCRIPTOR: Final = array.array("i").itemsize
+_ROOM: Final = socket.CMSG_SPACE(_DESCRIPTOR)
+
+
+def send(channel: socket.socket, pieces: Iterable[Buffer], descriptor: int | None = None) -> None:
+    """Send one packet, with a descriptor if given; raises OSError."""
+    if descriptor is None:
+        channel.sendmsg(pieces)
+    else:
+        rights = array.array("i", [descriptor])
+        channel.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def receive(channel: socket.socket, memory: Buffer) -> tuple[int, int | None]:
+    """Receive one packet: its length, 0 at the end, and the descriptor that came along."""
+    size, ancillary, _, _ = channel.recvmsg_into([memory], _ROOM)
+    descriptors = [_only(data) for _, _, data in ancillary]
+    for extra in descriptors[1:]:
+        os.close(extra)
+    return size, descriptors[0] if descriptors else None
+
+
+def _only(data: bytes) -> int:
+    (descriptor,) = array.array("i", data[:_DESCRIPTOR])
+    return descriptor
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two ends of a connection that keeps packets apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def packet_memory() -> memoryview:
+    """Return memory for one packet on a line, aligned as tensors like it."""
+    return memoryview(mmap.mmap(-1, limits.WORKER_MESSAGE_MAX))

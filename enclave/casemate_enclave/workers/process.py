@@ -1,0 +1,191 @@
+"""One worker as the enclave has it: a model loaded in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from casemate import limits
+from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
+from casemate_enclave.workers import packets
+from casemate_enclave.workers.line import Line, WorkerLostError
+from casemate_enclave.workers.tensors import PacketError, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.runtime import Tensors
+    from casemate_enclave.watchdog import Watchdog
+    from casemate_enclave.workers.spawning import Spawner
+
+_PLACES_MAX = limits.TENSORS_MAX
+
+
+class Worker:
+    """Runs a model in its process; thread-safe. Each run at a time has a line of its own."""
+
+    def __init__(
+        self,
+        spawner: Spawner,
+        watchdog: Watchdog,
+        *,
+        data_bytes: int,
+        answer_max: int,
+        ended: Callable[[Worker, int], None],
+    ) -> None:
+        """Start the process; ``ended`` is called once with this and how it ended, unless dismissed.
+
+        Raises RefusedError(ENDED).
+        """
+        self._spawner = spawner
+        self._watchdog = watchdog
+        self._answer_max = answer_max
+        self._on_end = ended
+        self._dismissed = False
+        self._idle: list[Line] = []
+        self._runs = itertools.count(1)
+        self._opening = threading.Lock()
+        try:
+            self._number, self._control = spawner.start(data_bytes, self._has_ended)
+        except OSError:
+            raise RefusedError(Refusal.ENDED) from None
+
+    def load(self, settings: bytes, contents: int, patience_s: float) -> None:
+        """Hand over what to load, and await the outcome; raises RefusedError."""
+        command = packets.COMMAND.pack(packets.LOAD, 0)
+        self._control.settimeout(patience_s)
+        try:
+            packets.send(self._control, [command, settings], contents)
+            answer = self._control.recv(packets.LOADED.size)
+        except TimeoutError:
+            raise RefusedError(Refusal.TIME) from None
+        except OSError:
+            answer = b""
+        if len(answer) != packets.LOADED.size:
+            raise RefusedError(Refusal.ENDED)
+        loaded, refusal, place = packets.LOADED.unpack(answer)
+        if not loaded:
+            known = refusal < len(Refusal) and place < _PLACES_MAX
+            raise RefusedError.numbered(refusal, place) if known else RefusedError(Refusal.ENDED)
+        self._control.settimeout(None)
+
+    def run(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None = None,
+    ) -> Tensors:
+        """Run as ``LoadedModel.run``; raises WorkerLostError if the worker ends meanwhile."""
+        try:
+            packed = pack(inputs, outputs)
+        except (PacketError, TypeError):
+            raise RunError(Failure.FAILED) from None
+        line = self._line()
+        run = _Run(self, next(self._runs))
+        cancelled = cancellation.ending(run) if cancellation else contextlib.nullcontext()
+        try:
+            with self._watchdog.until(deadline + limits.WORKER_GRACE_S, _Overdue(self)), cancelled:
+                answer = line.ask(run.number, packed, deadline)
+        except WorkerLostError:
+            self.kill()
+            line.close()
+            raise
+        except RunError:
+            self._idle.append(line)
+            raise
+        self._idle.append(line)
+        if answer.keys() != set(outputs):
+            self.kill()
+            raise WorkerLostError
+        return answer
+
+    def _line(self) -> Line:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._open()
+
+    def _open(self) -> Line:
+        ours, theirs = packets.pair()
+        try:
+            with theirs, self._opening:
+                command = packets.COMMAND.pack(packets.OPEN, 0)
+                packets.send(self._control, [command], theirs.fileno())
+        except OSError:
+            ours.close()
+            raise WorkerLostError from None
+        return Line(ours, self._answer_max)
+
+    def cancel(self, number: int) -> None:
+        """Have a run end at its next operator, if the worker hears; never blocks."""
+        with contextlib.suppress(OSError):
+            command = packets.COMMAND.pack(packets.CANCEL, number)
+            self._control.send(command, socket.MSG_DONTWAIT)
+
+    def kill(self) -> None:
+        """End the process, whatever it does; its runs raise WorkerLostError."""
+        self._spawner.kill(self._number)
+
+    def dismiss(self) -> None:
+        """End the process because nobody needs it any more, and give all descriptors back.
+
+        Never blocks: a finaliser may call it, wherever it happens to run.
+        """
+        self._dismissed = True
+        self._spawner.kill(self._number, wait=False)  # without its control it ends by itself, too
+        self.close()
+
+    def close(self) -> None:
+        """Give back the descriptors of a worker that has no run under way."""
+        self._control.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    def _has_ended(self, status: int) -> None:
+        if not self._dismissed:
+            self.close()
+            self._on_end(self, status)
+
+
+class _Run:
+    """What a cancellation ends; a ``Terminable``."""
+
+    def __init__(self, worker: Worker, number: int) -> None:
+        self._worker = worker
+        self.number = number
+        self._ended = False
+
+    @property
+    def terminate(self) -> bool:
+        """Whether it was told to end."""
+        return self._ended
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value and not self._ended:
+            self._ended = True
+            self._worker.cancel(self.number)
+
+
+class _Overdue:
+    """What the watchdog ends: a worker whose run did not end at its deadline; a ``Terminable``."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._ended = False
+
+    @property
+    def terminate(self) -> bool:
+        """Whether the worker was killed for it."""
+        return self._ended
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value and not self._ended:
+            self._ended = True
+            self._worker.kill()

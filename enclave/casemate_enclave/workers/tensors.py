@@ -1,0 +1,187 @@
+"""Tensors between enclave and worker: a description, and bytes at the places that follow from it.
+
+Both sides read the other's as a stranger's: every size is checked against what there is before an
+array is made of it. Descriptions repeat from run to run and are remembered by their bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from casemate import cbor, limits
+from casemate.oip import strings
+from casemate.tensors import BYTES, NUMERIC
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from casemate.wire import Buffer
+
+    Array = npt.NDArray[Any]
+    Tensors = Mapping[str, Array]
+
+ALIGNMENT: Final = 64  # as numpy's kernels and onnxruntime's like it best
+_NAMES: Final = {dtype: name for name, dtype in NUMERIC.items()}
+_RANK_MAX: Final = 32  # of outputs that no header declares; numpy takes 64
+_TENSORS_MAX: Final = 4 * limits.TENSORS_MAX  # declared and undeclared ones of a model
+
+
+class PacketError(ValueError):
+    """The other side says what cannot be."""
+
+
+class Part(NamedTuple):
+    """One tensor as it is described; ``size`` in bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class Layout(NamedTuple):
+    """What a description says: the outputs that are asked for, the tensors, where they lie."""
+
+    wanted: tuple[str, ...]
+    parts: tuple[Part, ...]
+    places: tuple[int, ...]
+    total: int
+
+
+class Packed(NamedTuple):
+    """Tensors ready to leave; ``raws`` are arrays of numbers, or bytes of BYTES tensors."""
+
+    description: bytes
+    layout: Layout
+    raws: list[Array | bytes]
+
+
+def pack(tensors: Tensors, wanted: Sequence[str] = ()) -> Packed:
+    """Describe ``tensors``; no byte of a number is copied."""
+    parts, raws = [], []
+    for name, array in tensors.items():
+        datatype = _NAMES.get(array.dtype)
+        raw: Array | bytes = array
+        if datatype is None:
+            datatype, raw = BYTES, strings.pack(array.reshape(-1).tolist())
+        size = len(raw) if isinstance(raw, bytes) else array.nbytes
+        parts.append(Part(name, datatype, array.shape, size))
+        raws.append(raw)
+    description, layout = _described(tuple(wanted), tuple(parts))
+    return Packed(description, layout, raws)
+
+
+@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
+def _described(wanted: tuple[str, ...], parts: tuple[Part, ...]) -> tuple[bytes, Layout]:
+    description = cbor.encode(
+        [list(wanted), [[*part[:2], list(part[2]), part[3]] for part in parts]]
+    )
+    if len(description) > limits.WORKER_DESCRIPTION_MAX:
+        raise PacketError("more names than a message takes")
+    return description, _layout(wanted, parts)
+
+
+def _layout(wanted: tuple[str, ...], parts: tuple[Part, ...]) -> Layout:
+    places, total = [], 0
+    for part in parts:
+        places.append(total)
+        total = aligned(total + part.size)
+    return Layout(wanted, parts, tuple(places), total)
+
+
+def aligned(size: int) -> int:
+    """Round up to the next place that a tensor may begin at."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
+def read_description(description: bytes) -> Layout:
+    """Parse and check; raises PacketError."""
+    try:
+        wanted, parts = cbor.decode(description)
+        read = tuple(_part(*fields) for fields in parts)
+    except (cbor.CborError, TypeError, ValueError, KeyError) as error:
+        raise PacketError("not a description") from error
+    names = [part.name for part in read]
+    if len(set(names)) != len(names) or len(names) > _TENSORS_MAX:
+        raise PacketError("tensors that are no set")
+    if not all(isinstance(name, str) for name in wanted) or len(wanted) > _TENSORS_MAX:
+        raise PacketError("outputs that are no names")
+    return _layout(tuple(wanted), read)
+
+
+def _part(name: str, datatype: str, shape: list[int], size: int) -> Part:
+    if type(name) is not str or not all(map(_whole, (size, *shape))):
+        raise PacketError("not a tensor")
+    if len(shape) > _RANK_MAX:
+        raise PacketError("too many dimensions")
+    if datatype != BYTES and math.prod(shape) * NUMERIC[datatype].itemsize != size:
+        raise PacketError("a size that is not the shape's")
+    return Part(name, datatype, tuple(shape), size)
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int
+
+
+def scatter(packed: Packed) -> list[Buffer]:
+    """Return the bytes of ``packed`` in pieces, each tensor at its place."""
+    pieces: list[Any] = []
+    for raw, part in zip(packed.raws, packed.layout.parts, strict=True):
+        if part.size:
+            pieces.append(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw))
+        if gap := -part.size % ALIGNMENT:
+            pieces.append(bytes(gap))
+    return pieces
+
+
+def place(packed: Packed, memory: Buffer) -> None:
+    """Copy the bytes of ``packed`` into ``memory``, each tensor to its place."""
+    layout = packed.layout
+    for raw, part, at in zip(packed.raws, layout.parts, layout.places, strict=True):
+        if isinstance(raw, bytes):
+            np.frombuffer(memory, np.uint8, part.size, at)[...] = np.frombuffer(raw, np.uint8)
+        elif part.size:
+            np.frombuffer(memory, raw.dtype, raw.size, at).reshape(raw.shape)[...] = raw
+
+
+def take(layout: Layout, memory: Buffer, start: int, *, copy: bool) -> dict[str, Array]:
+    """Return the tensors that lie in ``memory`` from ``start`` on, as views unless ``copy``.
+
+    Text is always copied. Raises PacketError if it is none, or passes the end.
+    """
+    if start + layout.total > len(memory):
+        raise PacketError("tensors pass the end")
+    pairs = zip(layout.parts, layout.places, strict=True)
+    try:
+        return {part.name: _take(part, memory, start + at, copy=copy) for part, at in pairs}
+    except ValueError as error:  # numpy's: dimensions that no array can have
+        raise PacketError("not an array") from error
+
+
+def _take(part: Part, memory: Buffer, at: int, *, copy: bool) -> Array:
+    if part.datatype == BYTES:
+        return _text(part, bytes(memoryview(memory)[at : at + part.size]))
+    dtype = NUMERIC[part.datatype]
+    if not part.size:
+        return np.empty(part.shape, dtype)
+    array = np.frombuffer(memory, dtype, part.size // dtype.itemsize, at).reshape(part.shape)
+    return array.copy() if copy else array
+
+
+def _text(part: Part, raw: bytes) -> Array:
+    count = math.prod(part.shape)
+    if not strings.fit(memoryview(raw), count):
+        raise PacketError("text that is not its shape's")
+    array = np.empty(count, np.object_)
+    try:
+        array[:] = [item.decode() for item in strings.unpack(memoryview(raw))]
+    except UnicodeDecodeError:
+        raise PacketError("text that is not UTF-8") from None
+    return array.reshape(part.shape)

@@ -1,0 +1,392 @@
+"""Models in processes of their own: what ends one ends nothing else (THREATS C5, SPEC 8.10)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pytest
+
+from casemate import limits
+from casemate.errors import Code, ModelError, RequestError
+from casemate.tensors import NUMERIC
+from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.events import Counter, Journal
+from tests.support import onnx_bytes as onnx
+from tests.support import workers
+from tests.support.workers import header, processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casemate_enclave.runtime import LastingModel, Tensors
+    from casemate_enclave.workers.runtime import WorkerRuntime
+
+pytestmark = pytest.mark.integration
+
+QUOTIENT = header({"x": ("INT32", (0,)), "d": ("INT32", (0,))}, {"y": ("INT32", (0,))})
+LINEAR = header({"x": ("FP32", (0, 3))}, {"y": ("FP32", (0, 2))})
+BOXES = header({"b": ("FP32", (1, 0, 4)), "s": ("FP32", (1, 1, 0))}, {"y": ("INT64", (0, 3))})
+ROWS = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
+TRAP = signal.SIGFPE
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal(io.StringIO())
+
+
+@pytest.fixture
+def runtime(journal: Journal) -> WorkerRuntime:
+    return workers.runtime(journal)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """Every test gives back all descriptors and processes that it took."""
+    workers.spawner()
+    gc.collect()
+    before = descriptors(), processes()
+    yield
+    gc.collect()
+    eventually(lambda: (descriptors(), processes()) == before)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def eventually(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def events(journal: Journal) -> list[dict[str, Any]]:
+    stream = journal._stream
+    assert isinstance(stream, io.StringIO)
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def soon(seconds: float = 30) -> float:
+    return time.monotonic() + seconds
+
+
+def integers(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, np.int32)
+
+
+def quotient(model: LastingModel, x: int, d: int, seconds: float = 30) -> list[int]:
+    given = {"x": integers(x), "d": integers(d)}
+    return list(model.run(given, ["y"], soon(seconds))["y"])
+
+
+def crash(model: LastingModel) -> RequestError:
+    """The quotient that has no place in 32 bits: the processor traps inside onnxruntime."""
+    with pytest.raises(RequestError) as refusal:
+        quotient(model, -(2**31), -1)
+    return refusal.value
+
+
+def boxes(count: int) -> Tensors:
+    corners = np.zeros((1, count, 4), np.float32)
+    corners[0, :, 0] = 2 * np.arange(count)
+    corners[0, :, 2] = corners[0, :, 0] + 1
+    corners[0, :, 3] = 1
+    return {"b": corners, "s": np.ones((1, 1, count), np.float32)}
+
+
+class Load:
+    """Asks a model from several threads; every call must be answered, and rightly."""
+
+    def __init__(self, ask: Callable[[], object], expected: object, threads: int = 3) -> None:
+        self._ask = ask
+        self._expected = expected
+        self._stopped = threading.Event()
+        self.answered = 0
+        self.failures: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                assert self._ask() == self._expected
+                self.answered += 1
+            except BaseException as error:  # noqa: BLE001 - shown by the assertion at the end
+                self.failures.append(error)
+                return
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not self.failures
+        assert self.answered
+
+
+def linear(model: LastingModel) -> Callable[[], object]:
+    def ask() -> object:
+        return model.run({"x": ROWS}, ["y"], soon())["y"].tolist()
+
+    return ask
+
+
+SUMS = [[9, 12], [1, 2]]
+
+
+# -- an input that crashes onnxruntime -------------------------------------------------------------
+
+
+def test_c5_an_input_that_crashes_its_model_fails_alone_and_no_other_model_loses_a_request(
+    runtime: WorkerRuntime, journal: Journal
+) -> None:
+    model, other = (
+        runtime.load({"m": onnx.dividing()}, QUOTIENT),
+        runtime.load({"m": onnx.linear()}, LINEAR),
+    )
+    with Load(linear(other), SUMS):
+        error = crash(model)
+        assert quotient(model, 6, 3) == [2]
+    assert (error.code, error.detail) == (
+        Code.MODEL_FAILED,
+        "the model's process ended on these inputs, twice",
+    )
+    ends = [event for event in events(journal) if event["event"] == "WORKER_ENDED"]
+    assert ends == [{"event": "WORKER_ENDED", "count": TRAP}] * 2
+    assert journal.counters()[Counter.WORKERS_ENDED] == 2
+
+
+def test_c5_requests_beside_a_crashing_one_are_answered(runtime: WorkerRuntime) -> None:
+    model = runtime.load({"m": onnx.dividing()}, QUOTIENT)
+    with Load(lambda: quotient(model, 6, 3), [2]) as load:
+        for _ in range(3):
+            before = load.answered
+            assert crash(model).code is Code.MODEL_FAILED
+            eventually(lambda before=before: load.answered > before)  # type: ignore[misc]
+    assert model.ready
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_c5_a_worker_that_is_killed_under_load_loses_no_request(
+    runtime: WorkerRuntime, number: signal.Signals
+) -> None:
+    former = processes()
+    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    with Load(linear(model), SUMS) as load:
+        for _ in range(2):
+            [worker] = processes() - former
+            os.kill(worker, number)
+            eventually(lambda worker=worker: processes() - former - {worker} != set())  # type: ignore[misc]
+            before = load.answered + 20  # whatever was to be repeated has been
+            eventually(lambda before=before: load.answered > before)  # type: ignore[misc]
+
+
+def test_c5_an_idle_worker_that_ends_is_started_again_before_anybody_asks(
+    runtime: WorkerRuntime,
+) -> None:
+    former = processes()
+    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    [worker] = processes() - former
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: len(processes() - former - {worker}) == 1)
+    assert linear(model)() == SUMS
+
+
+def test_c5_a_model_that_crashes_while_it_loads_is_rejected(
+    runtime: WorkerRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constant folding runs the same instruction while onnxruntime loads the model."""
+    with pytest.raises(ModelError) as refusal:
+        runtime.load({"m": onnx.dividing_constants()}, LINEAR)
+    assert refusal.value.code is Code.MODEL_REJECTED
+    assert refusal.value.detail == "the model: the process that loads it ended"
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns(
+    runtime: WorkerRuntime, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 4)
+    model, other = (
+        runtime.load({"m": onnx.dividing()}, QUOTIENT),
+        runtime.load({"m": onnx.linear()}, LINEAR),
+    )
+    for _ in range(2):
+        assert crash(model).code is Code.MODEL_FAILED
+    assert not model.ready
+    before = processes()
+    with pytest.raises(RequestError) as refusal:
+        quotient(model, 6, 3)
+    assert refusal.value.code is Code.UNAVAILABLE
+    assert processes() == before  # nothing is started for it
+    assert events(journal)[-1] == {"event": "MODEL_OUT_OF_SERVICE"}
+    assert linear(other)() == SUMS
+    monkeypatch.setattr(limits, "WORKER_WINDOW_S", 0.01)  # as if the window had passed
+    eventually(lambda: model.ready)
+    assert quotient(model, 6, 3) == [2]
+
+
+def test_c5_a_run_that_no_deadline_stops_ends_with_its_process(runtime: WorkerRuntime) -> None:
+    model = runtime.load({"m": onnx.selecting()}, BOXES)
+    small = boxes(10)
+
+    def chosen() -> object:
+        return model.run(small, ["y"], soon())["y"].tolist()
+
+    begun = time.monotonic()
+    with Load(chosen, chosen(), threads=1), pytest.raises(RequestError) as refusal:
+        model.run(boxes(2_000_000), ["y"], soon(0.5))
+    assert refusal.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < 0.5 + limits.WORKER_GRACE_S + 5
+
+
+def test_a_run_that_nobody_waits_for_ends_and_its_worker_stays(
+    runtime: WorkerRuntime, journal: Journal
+) -> None:
+    scalar = header({"x": ("FP32", ())}, {"y": ("FP32", ())})
+    model = runtime.load({"m": onnx.endless()}, scalar)
+    cancellation = Cancellation()
+    threading.Timer(0.3, cancellation.cancel).start()
+    begun = time.monotonic()
+    with pytest.raises(RequestError) as refusal:
+        model.run({"x": np.zeros((), np.float32)}, ["y"], soon(60), cancellation)
+    assert refusal.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < 20
+    assert not events(journal)
+
+
+def test_a_run_that_needs_too_much_memory_fails_and_its_worker_stays(
+    runtime: WorkerRuntime, journal: Journal
+) -> None:
+    model = runtime.load({"m": onnx.zeros()}, header({"n": ("INT64", (1,))}, {"y": ("FP32", (0,))}))
+    for count in (1 << 28, 1 << 50):
+        with pytest.raises(RequestError) as refusal:
+            model.run({"n": np.array([count])}, ["y"], soon())
+        assert refusal.value.code is Code.MODEL_FAILED
+    assert model.run({"n": np.array([3])}, ["y"], soon())["y"].tolist() == [0, 0, 0]
+    assert not events(journal)
+
+
+def test_c5_a_hundred_crashes_leave_memory_descriptors_and_processes_as_they_were(
+    runtime: WorkerRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 1000)
+    monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
+    model = runtime.load({"m": onnx.dividing()}, QUOTIENT)
+    for _ in range(5):
+        crash(model)
+    assert quotient(model, 6, 3) == [2]
+    before = resident(), descriptors(), len(processes()), threading.active_count()
+    for _ in range(50):  # each ends two workers
+        crash(model)
+    assert quotient(model, 6, 3) == [2]
+    memory, *counts = resident(), descriptors(), len(processes()), threading.active_count()
+    assert memory - before[0] < 4 * limits.MIB
+    assert tuple(counts) == before[1:]
+
+
+def resident() -> int:
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+# -- what goes over and comes back -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 0, 3, 1000, 300_000], ids=str)
+@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "UINT64", "FP16", "BF16", "FP32", "BYTES"])
+def test_tensors_of_any_type_and_size_come_back_as_they_went(
+    runtime: WorkerRuntime, datatype: str, rows: int
+) -> None:
+    if datatype == "BYTES":
+        rows = min(rows, 1000)
+        x = np.array([["", "grüße"]] * rows, np.object_).reshape(rows, 2)
+    else:
+        raw = np.random.default_rng(1).integers(
+            0, 2, rows * 2 * NUMERIC[datatype].itemsize, np.uint8
+        )
+        x = raw.view(NUMERIC[datatype]).reshape(rows, 2)
+    ends = {"x": (datatype, (0, 2))}, {"y": (datatype, (0, 2))}
+    model = runtime.load({"m": onnx.identity(datatype)}, header(*ends))
+    for _ in range(3):
+        y = model.run({"x": x}, ["y"], soon())["y"]
+        assert (y.shape, y.dtype) == (x.shape, x.dtype)
+        assert y.tolist() == x.tolist()
+
+
+def test_many_runs_at_a_time_keep_their_answers_apart(runtime: WorkerRuntime) -> None:
+    model = runtime.load(
+        {"m": onnx.identity("FP32")}, header({"x": ("FP32", (0, 2))}, {"y": ("FP32", (0, 2))})
+    )
+
+    def ask(number: int) -> None:
+        for rows in (1, 60_000, 1, 5000):
+            x = np.full((rows, 2), number, np.float32)
+            assert np.array_equal(model.run({"x": x}, ["y"], soon())["y"], x)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    failed: list[object] = []
+    hook, threading.excepthook = threading.excepthook, failed.append
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        threading.excepthook = hook
+    assert not failed
+
+
+def test_a_model_is_rejected_for_its_reason(runtime: WorkerRuntime) -> None:
+    for content, declared, reason in [
+        (b"garbage", LINEAR, "ONNX model: unknown wire type"),
+        (onnx.linear(), QUOTIENT, "the model: it has not every declared input"),
+        (
+            onnx.linear(),
+            header({"x": ("FP64", (0, 3))}, {"y": ("FP32", (0, 2))}),
+            "the model: input 0 differs from the declared one",
+        ),
+    ]:
+        with pytest.raises(ModelError) as refusal:
+            runtime.load({"m": content}, declared)
+        assert (refusal.value.code, refusal.value.detail) == (Code.MODEL_REJECTED, reason)
+
+
+def test_external_data_comes_along(runtime: WorkerRuntime) -> None:
+    outside = onnx.external_tensor("w", (3, 2), location="d/w", offset="4", length="24")
+    files = {"m": onnx.linear(outside), "d/w": bytes(4) + onnx.floats(1, 2, 3, 4, 5, 6)}
+    model = runtime.load(files, LINEAR)
+    assert not files  # the contents are in the sealed memory alone
+    former = processes()
+    os.kill(max(former), signal.SIGKILL)
+    assert linear(model)() == SUMS  # and outlive the worker
+
+
+def test_a_model_that_is_dropped_while_it_runs_runs_to_the_end(runtime: WorkerRuntime) -> None:
+    former = processes()
+    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    ask = linear(model)
+    del model
+    assert ask() == SUMS
+    del ask
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: processes() == former, 5)
+    assert processes() == former
