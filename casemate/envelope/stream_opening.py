@@ -37,8 +37,9 @@ class OpenedStream(Guarded):
         *,
         take: Callable[[int], None],
         lead: Callable[[memoryview], int],
+        memory: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
     ) -> None:
-        """``header`` is used as received; ``take`` and ``lead`` are those of UnitReader."""
+        """``header`` is used as received; the functions are those of UnitReader."""
         self._prk = prk
         self.th = wire.digest(header)
         self._reader = UnitReader(
@@ -48,6 +49,7 @@ class OpenedStream(Guarded):
             rest_max=0,
             take=take,
             lead=lead,
+            memory=memory,
         )
         self._ended = False
 

@@ -118,19 +118,21 @@ class UnitReader(Guarded):
         rest_max: int,
         take: Callable[[int], None],
         lead: Callable[[memoryview], int],
+        memory: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
     ) -> None:
         """Read units of at most ``most_parts`` parts.
 
         Of a unit of several chunks all parts but the first take at most ``rest_max`` bytes with
         their prefixes. ``take`` hears how much memory a unit needs before it is taken, and may
         raise; ``lead`` says, from the beginning of a long first part, where in it something should
-        lie at an aligned address.
+        lie at an aligned address; ``memory`` gives as many bytes for it.
         """
         self._cipher: ChunkCipher | None = ChunkCipher(key, aad)
         self._most_parts = most_parts
         self._rest_max = rest_max
         self._take = take
         self._lead = lead
+        self._memory = memory
         self._long: _LongUnit | None = None
 
     @property
@@ -173,7 +175,7 @@ class UnitReader(Guarded):
             raise BrokenSealError
         self._take(length)
         lead = -self._lead(plain[_LENGTH.size :][:length]) % _ALIGNMENT
-        body = memoryview(bytearray(lead + length))[lead:]
+        body = self._memory(lead + length)[lead:]
         unit = _LongUnit(body, self._rest_max)
         unit.absorb(plain[_LENGTH.size :])
         return unit

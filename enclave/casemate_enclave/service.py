@@ -38,6 +38,7 @@ from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
 from casemate_enclave.shares import Owner
+from casemate_enclave.workers.shared import lendable_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +164,7 @@ class RequestService:
         self._check_header(header, len(chunk))
         wrapped = wire.digest(header.wrapped_key)
         prk, known = self._session_key(header, wrapped, deadline)
-        stream = OpenedStream(raw_header, prk, take=take, lead=request_lead)
+        stream = OpenedStream(raw_header, prk, take=take, lead=request_lead, memory=lendable_memory)
         asker = identify(raw_header, header, stream.open(chunk), known)
         listed = self._accept(header, wrapped, prk, asker)
         owner = Owner(listed or header.key_commitment, listed=listed is not None)

@@ -522,7 +522,7 @@ def test_a_message_far_above_the_unary_bound(
     with Peak(pid_of(deployment)) as asked, client.stream(MODEL, version=LARGEST) as stream:
         answer = stream.submit({"x": x}).result(60)
     assert answer.outputs["y"] == x[-1]
-    assert asked.growth < 2 * size + 24 * MIB
+    assert asked.growth < size + 24 * MIB
     with Peak(pid_of(deployment)) as made, client.stream(MODEL, version=ZEROS) as stream:
         answer = stream.submit({"n": np.array([size // 4], np.int64)}).result(60)
     assert answer.outputs["y"].shape == (size // 4,)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from casemate import limits
 from casemate_enclave.refusals import Failure, RunError
 from casemate_enclave.workers import packets
-from casemate_enclave.workers.shared import Room, make_room
+from casemate_enclave.workers.shared import Room, loan, make_room
 from casemate_enclave.workers.tensors import (
     ALIGNMENT,
     PacketError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from casemate_enclave.workers.shared import Loan
     from casemate_enclave.workers.tensors import Array, Packed
 
 _FAILURES = tuple(Failure)
@@ -59,24 +60,29 @@ class Line:
 
     def _ask(self, number: int, packed: Packed, deadline: float) -> None:
         description, total = packed.description, packed.layout.total
-        inline = total <= limits.WORKER_INLINE_MAX
-        kind = packets.RUN_INLINE if inline else packets.RUN_SHARED
-        if inline:
-            head = packets.QUESTION.pack(kind, len(description), deadline, number, 0)
+        if total <= limits.WORKER_INLINE_MAX:
+            kind = packets.RUN_INLINE
+            head = packets.QUESTION.pack(kind, len(description), deadline, number, 0, 0)
             gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
             self._channel.sendmsg([head, description, gap, *scatter(packed)])
+            return
+        if (lent := _loan(packed)) is not None:
+            kind, facts = packets.RUN_LENT, (lent.size, lent.start)
+            head = packets.QUESTION.pack(kind, len(description), deadline, number, *facts)
+            packets.send(self._channel, [head, description], lent.descriptor)
             return
         room, descriptor = self._room(total)
         place(packed, room.memory)
         given = 0 if descriptor is None else room.size
-        head = packets.QUESTION.pack(kind, len(description), deadline, number, given)
+        kind = packets.RUN_SHARED
+        head = packets.QUESTION.pack(kind, len(description), deadline, number, given, 0)
         with _closing(descriptor):
             packets.send(self._channel, [head, description], descriptor)
 
     def _room(self, total: int) -> tuple[Room, int | None]:
         if self._given is not None and self._given.size >= total:
             return self._given, None
-        self._given, descriptor = make_room(total)
+        self._given, descriptor = make_room(total, answers=False)
         return self._given, descriptor
 
     def _answer(self, number: int) -> dict[str, Array]:
@@ -109,8 +115,8 @@ class Line:
     def _make_room(self, total: int) -> None:
         if total > self._most:
             raise PacketError("an answer larger than runs may make")
-        self._answers, descriptor = make_room(total)
-        head = packets.QUESTION.pack(packets.ROOM, 0, 0.0, 0, self._answers.size)
+        self._answers, descriptor = make_room(total, answers=True)
+        head = packets.QUESTION.pack(packets.ROOM, 0, 0.0, 0, self._answers.size, 0)
         with _closing(descriptor):
             packets.send(self._channel, [head], descriptor)
 
@@ -127,6 +133,13 @@ class Line:
     def close(self) -> None:
         """Give the connection up."""
         self._channel.close()
+
+
+def _loan(packed: Packed) -> Loan | None:
+    """Return where the only tensor lies, if a worker can look at it there."""
+    if len(packed.raws) != 1 or isinstance(packed.raws[0], bytes):
+        return None
+    return loan(packed.raws[0])
 
 
 @contextlib.contextmanager

@@ -29,9 +29,10 @@ LOAD, OPEN, CANCEL = range(3)
 LOADED: Final = struct.Struct("<III")
 
 # Enclave to worker, on a line: what, the description's length, the deadline in seconds of the
-# monotonic clock, the run's number, the size of memory that comes along or 0.
-QUESTION: Final = struct.Struct("<IIdQQ")
-RUN_INLINE, RUN_SHARED, ROOM = range(3)
+# monotonic clock, the run's number, the size of memory that comes along or 0, and where in it the
+# tensors begin.
+QUESTION: Final = struct.Struct("<IIdQQQ")
+RUN_INLINE, RUN_SHARED, RUN_LENT, ROOM = range(4)
 # Worker to enclave, on a line: how it went, the description's length, the run's number, bytes.
 ANSWER: Final = struct.Struct("<IIQQ")
 DONE_INLINE, DONE_SHARED, NEEDS_ROOM, FAILED = range(4)

@@ -6,20 +6,30 @@ fault; and what is sealed as contents never changes at all.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
 
 from casemate import limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy.typing as npt
+
     from casemate.wire import Buffer
+
+    Array = npt.NDArray[Any]
 
 _SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ALL = _SIZE | fcntl.F_SEAL_WRITE
+_FUTURE_WRITE: Final = 0x10  # F_SEAL_FUTURE_WRITE
+_BEYOND: Final = 64  # the alignment of tensors
 _PIECE = 64 * limits.MIB  # of one write; the kernel takes no more than 2 GiB at a time
 
 
@@ -53,20 +63,81 @@ class Room:
 
     __slots__ = ("memory", "size")
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, *, writable: bool) -> None:
         """Map what ``make_room`` made; the descriptor may be closed then."""
         self.size = size
-        self.memory = memoryview(mmap.mmap(descriptor, size))
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.memory = memoryview(mmap.mmap(descriptor, size, mmap.MAP_SHARED, protection))
 
 
-def make_room(size: int) -> tuple[Room, int]:
-    """Return shared memory of at least ``size`` bytes, and its descriptor, for the other side."""
+def make_room(size: int, *, answers: bool) -> tuple[Room, int]:
+    """Return shared memory of at least ``size`` bytes, and its descriptor, for the other side.
+
+    The other side may write to it if it is for ``answers``, and only look at it otherwise, from
+    Linux 5.1 on.
+    """
     rounded = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     descriptor = _memory_file()
     try:
         os.ftruncate(descriptor, rounded)
+        room = Room(descriptor, rounded, writable=not answers)
+        if not answers:
+            _forbid_writing(descriptor)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE)
-        return Room(descriptor, rounded), descriptor
     except BaseException:
         os.close(descriptor)
         raise
+    return room, descriptor
+
+
+def _forbid_writing(descriptor: int) -> None:
+    """Allow no mapping that can be written to, and no call that writes, from now on."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _FUTURE_WRITE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+# Memory that the enclave fills and may lend: a message too large to exist twice.
+
+
+class Loan(NamedTuple):
+    """Where an array lies in memory that can be lent."""
+
+    descriptor: int
+    size: int
+    start: int
+
+
+_lendable: dict[int, tuple[int, int]] = {}  # address -> size, descriptor
+
+
+def lendable_memory(size: int) -> memoryview:
+    """Return ``size`` bytes which, if they are many, a worker can look at without a copy."""
+    if size <= limits.WORKER_ROOM_KEPT:
+        return memoryview(bytearray(size))
+    # A worker may look further than the last byte: to where a next tensor would begin.
+    room, descriptor = make_room(size + _BEYOND, answers=False)
+    owner = np.frombuffer(room.memory, np.uint8)
+    address = owner.__array_interface__["data"][0]
+    # Forgotten before it is unmapped, so that no other memory is ever taken for it.
+    weakref.finalize(owner, _forget, address)
+    _lendable[address] = room.size, descriptor
+    return memoryview(owner)[:size]  # type: ignore[arg-type]  # numpy's stubs lack the protocol
+
+
+def _forget(address: int) -> None:
+    _, descriptor = _lendable.pop(address)
+    os.close(descriptor)
+
+
+def loan(array: Array) -> Loan | None:
+    """Return where ``array`` lies, if that can be lent as it is."""
+    if not array.flags.c_contiguous or array.nbytes <= limits.WORKER_ROOM_KEPT // 2:
+        return None
+    address = array.__array_interface__["data"][0]
+    for begin, (size, descriptor) in list(_lendable.items()):
+        if begin <= address < begin + size:
+            return Loan(descriptor, size, address - begin)
+    return None

@@ -141,12 +141,16 @@ class _Line:
                 self._tidy()
 
     def _answer(self, size: int, descriptor: int | None) -> None:
-        kind, length, deadline, number, given = packets.QUESTION.unpack_from(self._memory)
+        question = packets.QUESTION.unpack_from(self._memory)
+        kind, length, deadline, number, given, start = question
+        lent = None
         if descriptor is not None:
-            self._given = Room(descriptor, given)
+            lent = Room(descriptor, given, writable=False)
             os.close(descriptor)
+        if kind == packets.RUN_SHARED:
+            lent = self._given = lent or self._given
         try:
-            layout, inputs = self._inputs(kind, length, size)
+            layout, inputs = self._inputs(length, size, lent, start)
             packed = pack(self._worker.run(number, layout, inputs, deadline))
         except RunError as error:
             self._fail(number, error.failure)
@@ -155,11 +159,13 @@ class _Line:
         else:
             self._give(number, packed)
 
-    def _inputs(self, kind: int, length: int, size: int) -> tuple[Layout, Tensors]:
+    def _inputs(
+        self, length: int, size: int, lent: Room | None, start: int
+    ) -> tuple[Layout, Tensors]:
         end = packets.QUESTION.size + length
         layout = read_description(bytes(self._memory[packets.QUESTION.size : end]))
-        if kind == packets.RUN_SHARED and self._given is not None:
-            return layout, take(layout, self._given.memory, 0, copy=False)
+        if lent is not None:
+            return layout, take(layout, lent.memory, start, copy=False)
         return layout, take(layout, self._memory[:size], aligned(end), copy=False)
 
     def _fail(self, number: int, failure: Failure) -> None:
@@ -185,8 +191,8 @@ class _Line:
             size, descriptor = packets.receive(self._channel, self._memory)
             if descriptor is None or size != packets.QUESTION.size:
                 os._exit(1)
-            *_, given = packets.QUESTION.unpack_from(self._memory)
-            self._answers = Room(descriptor, given)
+            *_, given, _ = packets.QUESTION.unpack_from(self._memory)
+            self._answers = Room(descriptor, given, writable=True)
             os.close(descriptor)
         return self._answers
 

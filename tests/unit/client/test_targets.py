@@ -13,6 +13,7 @@ from casemate.client import Client
 from casemate.client.kms import DataKey
 from casemate.client.targets import Targets
 from casemate.client.transport import HostConnection
+from casemate.envelope.messages import Trailer
 from casemate.errors import CasemateError, Code, RequestError
 from tests.support import evidence as made
 from tests.support.aio import LoopedClient
@@ -73,6 +74,24 @@ def test_a_dead_target_is_passed_over_and_not_tried_again(
 def test_when_all_are_dead_the_last_one_says_so() -> None:
     with Client([DEAD, "127.0.0.1:2"], made.policy()) as client:
         assert refusal(lambda: client.verify(timeout_s=5)) is Code.HOST_UNREACHABLE
+
+
+def test_a_model_that_is_out_of_service_at_one_enclave_may_be_asked_at_another(
+    services: tuple[Service, Service],
+) -> None:
+    """SPEC 8.10.4: nothing ran, whatever the call. Where nobody else has it, that is final."""
+    one, other = services
+    one.trailer = Trailer(Code.UNAVAILABLE)
+    with Client([one.target, other.target], made.policy()) as client:
+        assert np.array_equal(client.infer("wdbc", {"x": X}).outputs["x"], X * 2)
+        other.trailer = Trailer(Code.UNAVAILABLE)
+        asked = len(one.requests) + len(other.requests)
+        assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.UNAVAILABLE
+        assert len(one.requests) + len(other.requests) <= asked + 3
+    with Client(one.target, made.policy()) as client:
+        asked = len(one.requests)
+        assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.UNAVAILABLE
+        assert len(one.requests) == asked + 1
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.UNKNOWN_KEY, Code.STALE_SESSION])
