@@ -270,6 +270,8 @@ CALLERS_MAX: Final = 1024  # known to one host; each is a label of metrics
 CALLER_TOKENS_MAX: Final = 4  # of one caller: the present one, the next, and some room
 CALLER_RATE_MAX: Final = 1_000_000
 CALLER_DAILY_MAX: Final = 1 << 50
+USAGE_SAVE_S: Final = 5.0  # what callers used in so many seconds may be forgotten by a crash
+USAGE_FILE_MAX: Final = 1 * MIB  # a thousand callers with their numbers take a tenth of it
 RECEIVE_TIMEOUT_S: Final = 30.0  # a caller may take this long to deliver its message
 # From then on calls that wait for their message give way, where they hold too many workers.
 RECEIVE_GRACE_S: Final = 0.25

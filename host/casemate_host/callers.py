@@ -18,6 +18,7 @@ from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate_host.admission import ShedError, Slots, TokenBucket
 from casemate_host.unread import Unread
+from casemate_host.usage import Used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,7 @@ class CallerLimits:
 
     ``rate`` in calls a second with bursts of ``burst``; ``concurrent`` calls at a time, of them so
     many ``streams``;
-    ``daily_calls`` and ``daily_bytes`` in each day of UTC, counted since the host started.
+    ``daily_calls`` and ``daily_bytes`` in each day of UTC.
     """
 
     rate: float | None = None
@@ -90,6 +91,20 @@ class DailyQuota:
         with self._lock:
             self._used_bytes += size
 
+    def used(self) -> Used:
+        """Return what was used of the present day."""
+        with self._lock:
+            self._turn()
+            return Used(self._day, self._used_calls, self._used_bytes)
+
+    def resume(self, used: Used) -> None:
+        """Go on from what was used before, if that was on the present day."""
+        with self._lock:
+            self._turn()
+            if used.day == self._day:
+                self._used_calls += used.calls
+                self._used_bytes += used.size
+
     def _turn(self) -> None:
         day = int(self._clock() // _DAY_S)
         if day != self._day:
@@ -115,9 +130,9 @@ class Caller:
         if bounds.rate is not None:
             burst = bounds.burst if bounds.burst is not None else max(1, int(bounds.rate))
             self._bucket = TokenBucket(bounds.rate, burst)
-        self._quota = None
+        self.quota: DailyQuota | None = None
         if bounds.daily_calls is not None or bounds.daily_bytes is not None:
-            self._quota = DailyQuota(bounds.daily_calls, bounds.daily_bytes)
+            self.quota = DailyQuota(bounds.daily_calls, bounds.daily_bytes)
 
     def enter(self) -> None:
         """Begin a call, to be ended with ``leave``; raises ShedError."""
@@ -127,8 +142,8 @@ class Caller:
         try:
             if self._bucket is not None:
                 self._bucket.take()
-            if self._quota is not None:
-                self._quota.call()
+            if self.quota is not None:
+                self.quota.call()
         except ShedError:
             self.leave()
             raise
@@ -162,8 +177,8 @@ class Caller:
 
     def spend(self, size: int) -> None:
         """Count the bytes of a call's message."""
-        if self._quota is not None:
-            self._quota.spend(size)
+        if self.quota is not None:
+            self.quota.spend(size)
 
 
 class Callers:
@@ -186,10 +201,18 @@ class Callers:
     @property
     def unread(self) -> list[Unread]:
         """Everybody's unread answers."""
-        known = {id(caller): caller for _, caller in self._tokens.values()}
-        known |= {id(caller): caller for caller in self._certificates.values()}
+        return [caller.unread for caller in self._everybody()]
+
+    @property
+    def quotas(self) -> dict[str, DailyQuota]:
+        """The quotas of those who have one, by name."""
+        return {c.name: c.quota for c in self._everybody() if c.quota is not None}
+
+    def _everybody(self) -> list[Caller]:
+        known = {caller.name: caller for _, caller in self._tokens.values()}
+        known |= {caller.name: caller for caller in self._certificates.values()}
         anonymous = [] if self._anonymous is None else [self._anonymous]
-        return [caller.unread for caller in (*known.values(), *anonymous)]
+        return [*known.values(), *anonymous]
 
     def claimed(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
         """Return who a call's metadata says it is; None if only a certificate can say.

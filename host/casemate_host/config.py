@@ -103,6 +103,7 @@ class HostConfig:
     metrics: MetricsConfig | None = None
     administration: Path | None = None  # the unix socket of that service
     traces: TracesConfig | None = None
+    quotas: Path | None = None  # where what callers used of their day is kept
 
     @classmethod
     def load(cls, path: Path) -> HostConfig:
@@ -135,8 +136,13 @@ class HostConfig:
             administration = table.path("socket")
             table.end()
         traces = _traces(top.table("traces")) if top.has("traces") else None
+        quotas = None
+        if top.has("quotas"):
+            table = top.table("quotas")
+            quotas = table.path("file")
+            table.end()
         top.end()
-        return cls(front, enclave, egress, callers, metrics, administration, traces)
+        return cls(front, enclave, egress, callers, metrics, administration, traces, quotas)
 
 
 def _front(table: Table) -> FrontConfig:

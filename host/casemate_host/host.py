@@ -18,6 +18,7 @@ from casemate_host.relay import Relay
 from casemate_host.standing import Board
 from casemate_host.supervisor import Supervisor
 from casemate_host.tracing import tracer_of
+from casemate_host.usage import UsageFile
 
 if TYPE_CHECKING:
     from casemate_host.config import HostConfig
@@ -36,6 +37,7 @@ class Host:
         self.metrics = Metrics()
         self._relay = Relay(enclave.address, enclave.connections, self._lost)
         callers = Callers(config.callers.known, config.callers.anonymous)
+        self._usage = UsageFile(config.quotas, callers.quotas) if config.quotas else None
         self._tracer = tracer_of(config.traces)
         self._front = Front(
             config.front,
@@ -86,6 +88,8 @@ class Host:
             self._page.start()
         self._supervisor.start()
         self._reporter.start()
+        if self._usage is not None:
+            self._usage.start()
         log.info("listening", address=address, tls=self._config.front.tls is not None)
         return address
 
@@ -97,6 +101,8 @@ class Host:
         self._stopping.set()
         self._supervisor.stop()
         self._front.stop(self._config.front.drain_s)
+        if self._usage is not None:
+            self._usage.stop()
         self._relay.close()
         self._probe.interrupt()
         if self._administration is not None:

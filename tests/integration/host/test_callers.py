@@ -219,6 +219,18 @@ def test_c3_bytes_of_a_day_are_counted(
         assert reason(lambda: infer(bench, b"x", CLINIC)) == Code.QUOTA_EXCEEDED
 
 
+def test_c3_a_restart_gives_nobody_its_day_anew(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    quotas = f'[quotas]\nfile = "{short_path}/usage.json"\n'
+    callers = quotas + known("clinic", CLINIC, "daily_calls = 3")
+    for _ in range(3):
+        with serving(short_path, chain, enclave=callers) as bench:
+            infer(bench, b"x", CLINIC)
+    with serving(short_path, chain, enclave=callers) as bench:
+        assert reason(lambda: infer(bench, b"x", CLINIC)) == Code.QUOTA_EXCEEDED
+
+
 def test_c10_the_unknown_have_one_share_and_the_known_keep_theirs(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
