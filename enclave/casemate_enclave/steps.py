@@ -1,7 +1,8 @@
 """How long the steps of a request take, as histograms that tell no single request's (SPEC 9.3).
 
 Promise: what is published moves only when ``limits.STEP_GROUP`` answers have been sealed since it
-last did, and every answer counts once in ``run`` and ``queue``, whether a model ran or not.
+last did, and every answer counts once in ``run`` and ``queue``, whether a model ran or not. The two
+move together, whatever is under way at the time.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class _Histogram:
         self.counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
         self.sum_us = 0
 
+    def add(self, microseconds: int) -> None:
+        """Add one duration."""
+        self.counts[bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)] += 1
+        self.sum_us += microseconds
+
     def answer(self, total: int) -> dict[str, list[int] | int]:
         """As in SPEC 9.3, filled up with zero durations to ``total``."""
         missing = max(0, total - sum(self.counts))
@@ -70,6 +76,7 @@ class Steps:
     def __init__(self, group: int = limits.STEP_GROUP) -> None:
         self._group = group
         self._lock = threading.Lock()
+        self._waited = threading.local()
         self._steps = {step: _Histogram() for step in Step}
         self._unpublished = 0
         self._published = self._answer()
@@ -79,12 +86,18 @@ class Steps:
         return Timed(self, step)
 
     def add(self, step: Step, microseconds: int) -> None:
-        """Add one duration."""
-        bucket = bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)
+        """Add one duration.
+
+        What a thread has waited in ``QUEUE``, however often, counts when its ``RUN`` has ended.
+        """
+        waited: dict[Step, int] = self._waited.__dict__
+        if step is Step.QUEUE:
+            waited[step] = waited.get(step, 0) + microseconds
+            return
         with self._lock:
-            histogram = self._steps[step]
-            histogram.counts[bucket] += 1
-            histogram.sum_us += microseconds
+            self._steps[step].add(microseconds)
+            if step is Step.RUN:
+                self._steps[Step.QUEUE].add(waited.pop(Step.QUEUE, 0))
             if step is not Step.SEAL:
                 return
             self._unpublished += 1

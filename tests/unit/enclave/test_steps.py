@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from casemate import limits
@@ -54,6 +56,32 @@ def test_answers_that_reached_no_model_count_like_those_that_did() -> None:
         steps.add(Step.SEAL, 1)
     assert (total(steps, Step.QUEUE), total(steps, Step.RUN)) == (2, 2)
     assert steps.histograms()["run"]["sum_us"] == 9
+
+
+def test_h16_what_is_under_way_moves_run_and_queue_together_or_not_at_all() -> None:
+    """Another request waits, or runs, or has run and is not sealed, when a group is published."""
+    steps = Steps(group=1)
+
+    def elsewhere(*others: Step) -> None:
+        thread = threading.Thread(target=lambda: [steps.add(step, 100) for step in others])
+        thread.start()
+        thread.join()
+
+    for others in ([Step.QUEUE], [Step.QUEUE, Step.QUEUE], [Step.QUEUE, Step.RUN], [Step.RUN]):
+        elsewhere(*others)
+        steps.add(Step.RUN, 9)
+        steps.add(Step.SEAL, 1)
+        assert total(steps, Step.QUEUE) == total(steps, Step.RUN)
+
+
+def test_h16_a_request_that_waited_several_times_counts_once() -> None:
+    steps = Steps(group=1)
+    for _ in range(3):
+        steps.add(Step.QUEUE, 7)
+    steps.add(Step.RUN, 9)
+    steps.add(Step.SEAL, 1)
+    assert (total(steps, Step.QUEUE), total(steps, Step.RUN)) == (1, 1)
+    assert steps.histograms()["queue"]["sum_us"] == 21
 
 
 def test_a_block_that_raises_is_timed() -> None:
