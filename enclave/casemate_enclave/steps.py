@@ -90,7 +90,7 @@ class Steps:
 
         What a thread has waited in ``QUEUE``, however often, counts when its ``RUN`` has ended.
         """
-        waited: dict[Step, int] = self._waited.__dict__
+        waited: dict[str, int] = self._waited.__dict__
         if step is Step.QUEUE:
             waited[step] = waited.get(step, 0) + microseconds
             return

@@ -63,7 +63,11 @@ def test_h16_what_is_under_way_moves_run_and_queue_together_or_not_at_all() -> N
     steps = Steps(group=1)
 
     def elsewhere(*others: Step) -> None:
-        thread = threading.Thread(target=lambda: [steps.add(step, 100) for step in others])
+        def work() -> None:
+            for step in others:
+                steps.add(step, 100)
+
+        thread = threading.Thread(target=work)
         thread.start()
         thread.join()
 
