@@ -30,7 +30,7 @@ MACHINE_TESTS := tests/machine tests/integration/test_deployment.py \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom docs protos lock clean
+.PHONY: help venv stage demo eif qemu units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom rehearsal docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ sbom: stage ## Write bills of materials (CycloneDX) to dist/sbom
 	@for lock in host client devkit; do $(BIN)/python -m casemate_devkit.sbom --subject casemate-$$lock \
 	    --lock requirements/$$lock.txt --output dist/sbom/$$lock.cdx.json || exit 1; done
 	@ls dist/sbom
+
+rehearsal: stage ## Rehearse a release with a throw-away key: two builders, log, clients (docs/releasing.md)
+	@$(BIN)/python -m pytest -q -s -p no:cacheprovider tests/integration/test_release.py
 
 compose: venv ## Build the images and try the whole compose stack (starts an engine if there is none)
 	@docker/ci/try.sh

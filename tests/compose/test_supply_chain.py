@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.cli import refusal, run
 from tests.support.compose import ROOT, Stack
 
 if TYPE_CHECKING:
@@ -101,3 +102,29 @@ def test_o4_built_again_from_nothing_every_layer_is_the_same(stack: Stack, tmp_p
         found = layers(f"casemate-{name}-again")
         stack.docker("image", "rm", f"casemate-{name}-again")
         assert found == layers(f"casemate-{name}"), name
+
+
+def test_o4_a_client_goes_by_the_release_log_of_the_image(
+    stack: Stack, clinic: Path, tmp_path: Path
+) -> None:
+    """docs/releasing.md for the form `container`, with a key that is thrown away."""
+    tree = stack.unpack("casemate-enclave", tmp_path / "tree")
+    key, log = tmp_path / "release.pem", tmp_path / "releases.json"
+    signer = run("keygen", key).stdout.strip()
+    for name in ("0.1.0", "0.1.1"):
+        run(
+            *("releases", "append", log, tree, "--form", "container", "--name", name),
+            *("--revision", "f" * 40, "--key", key),
+        )
+        (tree / "app/boot.py").write_text("mended")
+    stack.copy("seal", "/operator/configuration.cbor", tmp_path)
+    policy = tmp_path / "log.toml"
+    run(
+        *("releases", "accept", log, "--signer", signer, "--form", "container"),
+        *("--policy", clinic / "trust.toml", "--configuration", tmp_path / "configuration.cbor"),
+        *("--output", policy),
+    )
+    assert "0.1.0" in run("verify", stack.address(), "--policy", policy).stdout
+    raised = tmp_path / "raised.toml"
+    raised.write_text(policy.read_text().replace("minimum_release = 1", "minimum_release = 2"))
+    assert "EVIDENCE_MEASUREMENTS" in refusal("verify", stack.address(), "--policy", raised)

@@ -100,6 +100,18 @@ class Stack:
         done = self.compose("logs", "--no-color", "--no-log-prefix", service)
         return done.stdout + done.stderr
 
+    def unpack(self, image: str, target: Path) -> Path:
+        """Unpack the layers of an image, as they are and not as a container sees them."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.docker("save", "--output", f"{folder}/image.tar", image)
+            tar = ("tar", "--extract", "--same-permissions", "--file")
+            _run(*tar, f"{folder}/image.tar", "-C", folder, environment=self.environment)
+            manifest = json.loads(Path(folder, "manifest.json").read_text())
+            target.mkdir()
+            for layer in manifest[0]["Layers"]:
+                _run(*tar, f"{folder}/{layer}", "-C", str(target), environment=self.environment)
+        return target
+
     def image_files(self, image: str) -> list[str]:
         """Every path in an image, as a stranger would list it."""
         made = self.docker("create", image).stdout.strip()
@@ -123,7 +135,7 @@ def _free_port() -> str:
 
 
 def _run(
-    *command: str, environment: dict[str, str], check: bool
+    *command: str, environment: dict[str, str], check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=environment, timeout=900
