@@ -31,6 +31,7 @@ ENCLAVE_ENDED: Final = 3
 DEBUG_WARNING: Final = "DEBUG: PCR0, PCR1 and PCR2 are zero; no sane policy accepts this evidence"
 
 _LINE_MAX: Final = 512  # bytes; an event takes a hundred
+_KEPT_MAX: Final = 1 << 20  # bytes; a kernel's last words take a few thousand
 _COUNT_MASK: Final = 0xFFFFFFFF
 _FIRST_S: Final = 1.0  # an enclave that ends at once must not keep a processor busy
 _LONGEST_S: Final = 30.0
@@ -58,7 +59,8 @@ class RestartPause:
 class EventRelay:
     """Takes an enclave's standard error and passes its events on; a context manager.
 
-    ``stream`` is what the enclave writes to. After ``finish``: ``last`` is the last event, with its
+    ``stream`` is what the enclave writes to. What is no event is dropped, or with ``keep`` kept as
+    long as the enclave does not serve. After ``finish``: ``last`` is the last event, with its
     reason code if it had one, and ``withheld`` how many lines were none. ``started`` is set once
     the enclave says that it serves.
     """
@@ -71,6 +73,8 @@ class EventRelay:
         self.stream: BinaryIO = os.fdopen(writer, "wb")
         self.last = ""
         self.withheld = 0
+        self._kept: BinaryIO | None = None
+        self._room = _KEPT_MAX
         self._thread = threading.Thread(target=self._pass_on, name="events", daemon=True)
 
     def __enter__(self) -> Self:
@@ -79,6 +83,17 @@ class EventRelay:
 
     def __exit__(self, *_: object) -> None:
         self.finish()
+
+    def keep(self, file: BinaryIO) -> None:
+        """Write to ``file`` what is no event, until the enclave serves: no key is in it before."""
+        self._kept = file
+
+    def _keep(self, line: bytes) -> None:
+        self.withheld += 1
+        if self._kept is not None and not self.started.is_set() and len(line) <= self._room:
+            self._room -= len(line)
+            with contextlib.suppress(OSError, ValueError):
+                self._kept.write(line)
 
     def finish(self) -> None:
         """Read what is left; call it when whoever wrote has ended. Idempotent."""
@@ -90,7 +105,7 @@ class EventRelay:
             while line := self._reader.readline(_LINE_MAX):
                 event = read_event(line)
                 if event is None:
-                    self.withheld += 1
+                    self._keep(line)
                     continue
                 name, code = event["event"], event.get("code")
                 self.last = f"{name} ({code})" if code else str(name)

@@ -1,12 +1,13 @@
 """``python -m casemate_devkit.vm``: boot an enclave image in QEMU, and play the hypervisor for it.
 
 Prints one JSON object on standard output each time the enclave serves, and the enclave's events on
-standard error; of whatever else the machine prints, only how many lines it was. In the run
-directory ``enclave.sock`` leads to the enclave, and the enclave's egress to ``egress.sock``. With
-``--parent`` both ways lead through a second machine, at context id 3, as on Nitro; ``past.sock``
-goes past it, which the enclave must not allow. Options and exit status are those of
-``casemate-sim``. A machine that does not serve within two minutes is ended and started once more:
-an emulated processor on a busy machine can miss its timer.
+standard error; of whatever else the machine prints, only how many lines it was, and what it printed
+before it served is in ``console.log`` of the run directory. There, too, ``enclave.sock`` leads to
+the enclave, and the enclave's egress to ``egress.sock``. With ``--parent`` both ways lead through a
+second machine, at context id 3, as on Nitro; ``past.sock`` goes past it, which the enclave must not
+allow. Options and exit status are those of ``casemate-sim``. A machine that does not serve within
+two minutes is ended and started once more: an emulated processor on a busy machine can miss its
+timer.
 """
 
 from __future__ import annotations
@@ -80,9 +81,10 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
 def _booted(
     options: argparse.Namespace, pki: NitroPki, run: Path, events: EventRelay
 ) -> Iterator[Machine]:
-    tools = Toolbox.open(options.tools)
+    tools, console = Toolbox.open(options.tools), run / "console.log"
     for boot in range(1, BOOTS + 1):
         with contextlib.ExitStack() as resources:
+            events.keep(resources.enter_context(console.open("wb", buffering=0)))
             vsock = resources.enter_context(Vsock(tools, [CID, PARENT]))
             machine = Machine(options.eif, pki, tools, debug=options.debug)
             if options.parent is None:
@@ -99,7 +101,9 @@ def _booted(
                 yield machine
                 return
         warn(f"{_NAME}: boot {boot} of {BOOTS}: nothing served, last event {events.last or 'none'}")
-    raise DevkitError(f"the image did not boot in {BOOTS} times {BOOT_S:.0f} s")
+    raise DevkitError(
+        f"the image did not boot in {BOOTS} times {BOOT_S:.0f} s; what it printed last: {console}"
+    )
 
 
 def _boots(

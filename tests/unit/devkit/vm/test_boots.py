@@ -1,0 +1,138 @@
+"""A machine that hangs at boot is ended and started once more, and then it is said.
+
+The machine is a program in place of QEMU; all around it is what boots machines in every test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from casemate_devkit.eif.build import build
+from casemate_devkit.supervision import CANNOT_START, ENCLAVE_ENDED
+from casemate_devkit.vm import __main__ as vm
+from tests.support.small_tree import PROFILE, make_parts
+
+QEMU = """#!{python}
+import os, pathlib, sys, time
+boots = pathlib.Path({folder!r}) / "boots"
+with boots.open("a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+number = len(boots.read_text().splitlines())
+print("kernel of boot", number, flush=True)
+print('{{"event":"FAILED","count":19}}' if number in {fails} else "", flush=True)
+if number in {hangs}:
+    time.sleep(600)
+if number not in {fails}:
+    print('{{"event":"STARTED","count":7}}', flush=True)
+    print("what serves prints nothing that is kept", flush=True)
+    time.sleep(1)
+    print('{{"event":"STOPPED"}}', flush=True)
+"""
+VSOCK = """#!{python}
+import re, socket, sys, time
+kept = []
+for path in re.findall("(?:socket|uds-path)=([^,]+)", " ".join(sys.argv[1:])):
+    kept.append(socket.socket(socket.AF_UNIX))
+    kept[-1].bind(path)
+time.sleep(600)
+"""
+PATIENCE_S = 1.0
+
+
+@dataclass
+class Bench:
+    folder: Path
+
+    def boot(self, *, hangs: set[int], fails: set[int]) -> int:
+        """Run the command; the status it ends with."""
+        facts = {"python": sys.executable, "folder": str(self.folder)}
+        base = self.folder / "tools"
+        for place, program in (
+            ("emulator/usr/lib64/ld-linux-x86-64.so.2", QEMU),
+            ("vsock/usr/bin/vhost-device-vsock", VSOCK),
+        ):
+            path = base / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(program.format(hangs=hangs, fails=fails, **facts))
+            path.chmod(0o755)
+        (base / "toolbox.json").write_text('{"layout": 1}')
+        run = ("--pki", str(self.folder / "pki"), "--run", str(self.folder / "run"))
+        return vm.main(["--eif", str(self.folder / "a.eif"), "--tools", str(base), *run])
+
+    def boots(self) -> list[int]:
+        """The process ids of the machines."""
+        return [int(line) for line in (self.folder / "boots").read_text().splitlines()]
+
+    def console(self) -> str:
+        return (self.folder / "run/console.log").read_text()
+
+
+@pytest.fixture
+def bench(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(vm, "BOOT_S", PATIENCE_S)
+    build(make_parts(short_path), PROFILE, short_path / "a.eif")
+    shutil.rmtree(short_path / "tree")
+    return Bench(short_path)
+
+
+def ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_the_limits_are_two_minutes_and_one_retry() -> None:
+    assert (vm.BOOT_S, vm.BOOTS) == (120.0, 2)
+
+
+def test_a_machine_that_boots_is_started_once(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.boot(hangs=set(), fails=set()) == ENCLAVE_ENDED
+    said = capfd.readouterr()
+    assert len(bench.boots()) == 1
+    assert json.loads(said.out)["form"] == "vm"
+    assert "last event STOPPED" in said.err
+    assert bench.console() == "kernel of boot 1\n\n"  # and nothing from when it served
+
+
+def test_a_machine_that_hangs_is_ended_and_started_once_more(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    assert bench.boot(hangs={1}, fails=set()) == ENCLAVE_ENDED
+    assert time.monotonic() - started >= PATIENCE_S
+    first, second = bench.boots()
+    assert ended(first)
+    assert ended(second)
+    said = capfd.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "casemate-vm: boot 1 of 2: nothing served, last event none" in said.err
+    assert bench.console().startswith("kernel of boot 2\n")
+
+
+def test_a_machine_that_ends_by_itself_is_not_waited_for(
+    bench: Bench, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "BOOT_S", 60.0)
+    assert bench.boot(hangs=set(), fails={1}) == ENCLAVE_ENDED
+    assert "boot 1 of 2: nothing served, last event FAILED" in capfd.readouterr().err
+    assert len(bench.boots()) == 2
+
+
+def test_a_second_hang_is_the_end_and_names_the_log(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.boot(hangs={1, 2}, fails=set()) == CANNOT_START
+    said = capfd.readouterr()
+    log = bench.folder / "run/console.log"
+    assert said.out == ""
+    assert f"the image did not boot in 2 times 1 s; what it printed last: {log}" in said.err
+    assert "Traceback" not in said.err
+    assert bench.console().startswith("kernel of boot 2\n")
+    assert [ended(pid) for pid in bench.boots()] == [True, True]
