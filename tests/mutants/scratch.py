@@ -66,7 +66,11 @@ class Scratch:
     def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # No bytecode: a mutant of the same size and second would be taken for its predecessor.
         path = os.pathsep.join(str(self._folder / name) for name in ("", *DISTRIBUTIONS))
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+        environment = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": path,
+            "ORT_DISABLE_TELEMETRY": "1",  # as the conftest says that is not read
+        }
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self._folder,

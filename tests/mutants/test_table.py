@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate.attestation import STEPS
-from tests.mutants import data, envelope, receipts, serving, verifier
+from tests.mutants import data, envelope, machine, receipts, serving, verifier
 from tests.mutants.mutant import ROOT
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
-MUTANTS = verifier.MUTANTS + envelope.MUTANTS + receipts.MUTANTS + data.MUTANTS + serving.MUTANTS
+MUTANTS = (
+    verifier.MUTANTS
+    + envelope.MUTANTS
+    + receipts.MUTANTS
+    + data.MUTANTS
+    + serving.MUTANTS
+    + machine.MUTANTS
+)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

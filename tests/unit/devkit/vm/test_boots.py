@@ -6,11 +6,12 @@ The machine is a program in place of QEMU; all around it is what boots machines 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from casemate_devkit.eif.build import build
 from casemate_devkit.supervision import CANNOT_START, ENCLAVE_ENDED
 from casemate_devkit.vm import __main__ as vm
 from tests.support.small_tree import PROFILE, make_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 QEMU = """#!{python}
 import os, pathlib, sys, time
@@ -75,11 +79,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(vm, "BOOT_S", PATIENCE_S)
-    build(make_parts(short_path), PROFILE, short_path / "a.eif")
-    shutil.rmtree(short_path / "tree")
-    return Bench(short_path)
+    with tempfile.TemporaryDirectory(prefix="cm-") as folder:  # short: unix sockets lie in it
+        build(make_parts(Path(folder)), PROFILE, Path(folder) / "a.eif")
+        yield Bench(Path(folder))
 
 
 def ended(pid: int) -> bool:
