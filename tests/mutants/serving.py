@@ -27,6 +27,6 @@ MUTANTS = (
     _made("joined: its time", _SCHEDULING, "until = min(cut, time.monotonic() + self._bounds.run_s)", "until = members[0].deadline"),
     _made("joined: spoilt members run alone", _SCHEDULING, "                    member.alone = True\n", ""),
     _made("run: its time", _SCHEDULING, "until = min(deadline, time.monotonic() + self._bounds.run_s)", "until = deadline"),
-    _made("queue: bound", _SCHEDULING, "if len(self._queue) >= self._bounds.queue and not self._free:", "if False:"),
+    _made("queue: bound", _SCHEDULING, "if not self._free and not self._queue.has_room(job.owner):", "if False:"),
     _made("place: given up", _SCHEDULING, "            self._free += 1\n", ""),
 )

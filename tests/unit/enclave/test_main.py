@@ -15,12 +15,16 @@ from casemate.attestation.cmdline import image_cmdline
 from casemate_enclave import __main__ as enclave
 from casemate_enclave import assembly, clock, dispatch, nsm, server
 from casemate_enclave.events import Event, Journal
+from casemate_enclave.workers import spawning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STATED = 1_700_000_000_000  # milliseconds, as the device says
-OWN_MACHINE = ["nsm", "randomness", "assembly", f"clock {STATED}", "listen", "not root", "calls"]
+OWN_MACHINE = [
+    *("workers", "files", "nsm", "randomness", "greeted", "assembly", f"clock {STATED}", "listen"),
+    *("not root", "calls"),
+]
 
 
 @pytest.fixture
@@ -46,6 +50,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(enclave, "listen", step("listen"))
     monkeypatch.setattr(enclave, "give_up_root", step("not root"))
     full = SimpleNamespace(enough_for=lambda _: True)
+    greeted = SimpleNamespace(greeting=SimpleNamespace(confinement=full))
+    monkeypatch.setattr(enclave, "fork_spawner", step("workers"))
+    monkeypatch.setattr(spawning, "Spawner", step("greeted", greeted))
     monkeypatch.setattr(enclave, "confine_calls", step("calls"))
     monkeypatch.setattr(enclave, "Confinement", lambda *_: full)
     monkeypatch.setattr(dispatch, "Dispatcher", lambda *_: None)
@@ -71,20 +78,28 @@ def test_a_machine_of_its_own_is_confined_seeded_set_and_no_longer_root_before_i
 ) -> None:
     arguments = enclave.parse_arguments(image_cmdline(form)[7:])
     assert enclave.run(arguments, Journal())
-    assert done == ["files", *OWN_MACHINE, f"serves {parent}"]
+    assert done == [*OWN_MACHINE, f"serves {parent}"]
 
 
 def test_a_process_leaves_the_machines_clock_and_randomness_alone(done: list[str]) -> None:
     words = ("--listen", "unix:/r/e", "--egress", "unix:/r/g", "--nsm", "unix:/r/n")
     assert enclave.run(enclave.parse_arguments([*words, "--form", "process"]), Journal())
-    assert done == ["files", "nsm", "assembly", "listen", "calls", "serves None"]
+    assert done == [
+        *("workers", "files", "nsm", "greeted", "assembly", "listen", "calls", "serves None"),
+    ]
 
 
+@pytest.mark.parametrize("whose", ["its own", "its workers"])
 def test_too_little_confinement_serves_nobody(
-    done: list[str], monkeypatch: pytest.MonkeyPatch
+    done: list[str], whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether it is the process itself that is confined too little, or what its workers come of."""
     lacking = SimpleNamespace(enough_for=lambda _: False)
-    monkeypatch.setattr(enclave, "Confinement", lambda *_: lacking)
+    if whose == "its own":
+        monkeypatch.setattr(enclave, "Confinement", lambda *_: lacking)
+    else:
+        greeted = SimpleNamespace(greeting=SimpleNamespace(confinement=lacking))
+        monkeypatch.setattr(spawning, "Spawner", lambda *_: greeted)
     assert not enclave.run(enclave.parse_arguments(image_cmdline("vm")[7:]), Journal())
     assert not [step for step in done if step.startswith("serves")]
 
