@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from casemate import limits
-from casemate.errors import Code
+from casemate.client.transport import HostConnection
+from casemate.errors import Code, RequestError
 from casemate.v1.confidential_inference_pb2 import NumberedRequest, SealedRequests
 from tests.support.call_streams import RawStream
 from tests.support.host_bench import eventually, reason_in, refused, running, serving
@@ -297,3 +298,35 @@ def test_questions_are_counted_as_calls(bench: Bench) -> None:
     text = page(bench)
     assert b'casemate_calls_total{code="OK",method="Infer"} 1.0' in text
     assert b'casemate_calls_total{code="OPEN_FAILED",method="Infer"} 1.0' in text
+
+
+def test_a_drain_under_load_loses_no_answer(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    """Whatever the enclave was asked is answered; what comes too late was never asked."""
+    ends: list[str] = []
+    stop = threading.Event()
+
+    def work(connection: HostConnection) -> None:
+        while not stop.is_set():
+            try:
+                connection.call("Infer", b"sleep:0.01 x", 10)
+                ends.append("OK")
+            except RequestError as error:
+                ends.append(error.code)
+                return
+
+    with serving(short_path, chain) as bench:
+        connection = HostConnection(bench.address)
+        threads = [threading.Thread(target=work, args=(connection,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: b"casemate_call_streams 1.0" in page(bench))
+        eventually(lambda: len(ends) > 300)
+        bench.host.stop()
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        connection.close()
+    assert set(ends) <= {"OK", Code.UNAVAILABLE, Code.HOST_UNREACHABLE}
+    assert len(enclave.requests) == ends.count("OK")
