@@ -81,11 +81,11 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
 
 def _print(found: dict[str, object], samples: list[Sample]) -> None:
     rows = findings.medians(samples)
-    head = f"{'model':7}{'mode':7}{'in flight':>10}  {'server':10}{'answers/s':>10}{'spread':>8}"
+    head = f"{'model':7}{'mode':7}{'in flight':>10}  {'server':12}{'answers/s':>10}{'spread':>8}"
     print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}")
     for row in rows:
         print(
-            f"{row['model']:7}{row['mode']:7}{row['in_flight']:>10}  {row['server']:10}"
+            f"{row['model']:7}{row['mode']:7}{row['in_flight']:>10}  {row['server']:12}"
             f"{row['throughput']:>10.0f}"
             f"{row['spread_percent']:>7.0f}%{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
             f"{row['server_cpu_s_per_1000']:>12.3f}{row['client_cpu_s_per_1000']:>8.3f}"
@@ -97,7 +97,7 @@ def _print(found: dict[str, object], samples: list[Sample]) -> None:
         print(f"{target.name:55}{target.value:7.2f}   {bound}: {verdict}")
     print("\nUS dollars per million answers, 32 in flight, servers' processor time only")
     for cost in findings.costs(rows):
-        where = f"{cost['model']:7}{cost['server']:10}{cost['instance']:12}"
+        where = f"{cost['model']:7}{cost['server']:12}{cost['instance']:12}"
         print(f"{where}{cost['dollars_per_million']:8.4f}   (listed {cost['listed']})")
     print(f"\n{json.dumps({'machine': found['machine'], 'versions': found['versions']}, indent=1)}")
 

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from bench.peers.models import MODELS
+from bench.peers.models import MODELS, asking
 from casemate import tensors
 from casemate.attestation import TrustPolicy
 from casemate.client import Client
 from casemate.client.files import read_private_key
 from casemate.client.load import Load, run_load
 from casemate.client.retry import RetryPolicy
+from casemate.client.transport import HostConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,10 +94,22 @@ def plain(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable
         yield call
 
 
+@contextlib.contextmanager
+def plain_front(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable[[], object]]:
+    """One connection of the client's own, used by all threads, without the seal."""
+    with HostConnection(options.target) as connection:
+
+        def call() -> object:
+            request = asking(options.model, tensors.to_request(row))
+            return tensors.from_response(connection.call("Infer", request, 30))
+
+        yield call
+
+
 def main() -> int:
     """Drive and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["sealed", "plain", "stream"])
+    parser.add_argument("kind", choices=["sealed", "plain", "plain-front", "stream"])
     parser.add_argument("target")
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--in-flight", type=int, default=1)
@@ -114,7 +127,8 @@ def main() -> int:
     if options.kind == "stream":
         load = stream(options, row, tell)
     else:
-        with {"sealed": sealed, "plain": plain}[options.kind](options, row) as call:
+        drivers = {"sealed": sealed, "plain": plain, "plain-front": plain_front}
+        with drivers[options.kind](options, row) as call:
             call()
             load = run_load(
                 [call] * options.in_flight,

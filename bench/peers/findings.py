@@ -116,6 +116,10 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
     for model, least in (("small", 0.90), ("mlp", 0.97), ("image", 0.97), ("slow", 0.97)):
         name = f"{model}, 32 in flight: throughput sealed / plain"
         found.append(_ratio(samples, name, (model, 32), _plain, "throughput", least, at_least=True))
+        name = f"{model}, 32 in flight: throughput sealed / plain-front"
+        found.append(
+            _ratio(samples, name, (model, 32), _plain_front, "throughput", least, at_least=True)
+        )
     for model, most in (("small", 1.3), ("image", 1.25)):
         name = f"{model}, 1 in flight: p50 sealed / plain"
         found.append(_ratio(samples, name, (model, 1), _plain, "p50", most, at_least=False))
@@ -132,6 +136,10 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
 
 def _plain(others: Sequence[Sample]) -> Sample | None:
     return next((each for each in others if each.server == "plain"), None)
+
+
+def _plain_front(others: Sequence[Sample]) -> Sample | None:
+    return next((each for each in others if each.server == "plain-front"), None)
 
 
 def _best_peer(others: Sequence[Sample]) -> Sample | None:

@@ -167,3 +167,14 @@ def _ints(name: str, *values: int) -> bytes:
 def _model(nodes: list[bytes], weights: list[bytes], source: Shape, target: Shape) -> bytes:
     x, y = value_info("x", FLOAT, ("n", *source)), value_info("y", FLOAT, ("n", *target))
     return model(graph(tuple(nodes), (x,), (y,), tuple(weights)))
+
+
+def asking(name: str, message: bytes) -> bytes:
+    """Return what asks ``name`` of the plain twin behind the host's front."""
+    return name.encode() + b"\0" + message
+
+
+def asked(payload: bytes) -> tuple[str, bytes]:
+    """Return name and message of what `asking` made."""
+    name, _, message = payload.partition(b"\0")
+    return name.decode(), message

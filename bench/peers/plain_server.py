@@ -62,15 +62,22 @@ def method(models: ModelRegistry, name: str) -> Callable[[bytes, grpc.ServicerCo
     """Answer a ``ModelInferRequest`` with a ``ModelInferResponse``."""
 
     def infer(message: bytes, context: grpc.ServicerContext) -> bytes:
-        model = models.find(name, None)
-        header = model.header
-        request = model.requests.read(message)
-        remaining = context.time_remaining() or limits.FRAME_BUDGET_DEFAULT / 1000
-        deadline = time.monotonic() + remaining
-        outputs = model.loaded.run(request.inputs, request.outputs, deadline)
-        return to_response(outputs, header.name, header.version, request.id)
+        return run(
+            models, name, message, context.time_remaining() or limits.FRAME_BUDGET_DEFAULT / 1000
+        )
 
     return infer
+
+
+def run(models: ModelRegistry, name: str, message: bytes, remaining_s: float) -> bytes:
+    """Return the ``ModelInferResponse`` to one ``ModelInferRequest``."""
+    model = models.find(name, None)
+    header = model.header
+    request = model.requests.read(message)
+    deadline = time.monotonic() + remaining_s
+    outputs = model.loaded.run(request.inputs, request.outputs, deadline)
+    answer: bytes = to_response(outputs, header.name, header.version, request.id)
+    return answer
 
 
 def main() -> int:

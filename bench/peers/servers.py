@@ -143,6 +143,15 @@ def plain(folder: Path) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
+def plain_front(folder: Path) -> Iterator[Running]:
+    """(b) The same with the host's own front in place of bare handlers, and its client."""
+    command = [sys.executable, "-m", "bench.peers.plain_front", str(folder)]
+    with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        target = json.loads(_line(process))["target"]
+        yield Running(target, [process.pid], _OURS, {"unary": "plain-front"})
+
+
+@contextlib.contextmanager
 def triton(folder: Path) -> Iterator[Running]:
     """(c) Triton through PyTriton."""
     port = _free_port()
@@ -200,6 +209,7 @@ def mlserver(folder: Path) -> Iterator[Running]:
 SERVERS: Final = {
     "sealed": sealed,
     "plain": plain,
+    "plain-front": plain_front,
     "triton": triton,
     "kserve": kserve,
     "mlserver": mlserver,

@@ -51,8 +51,8 @@ class Posted:
     """One question of ``kind``; ``settled`` is told of its end and neither blocks nor raises."""
 
     __slots__ = (
-        *("_kind", "_listener", "_payload", "_settled", "answer", "budget_ms", "connection"),
-        *("frame", "lost", "number", "size", "unsent"),
+        *("_kind", "_listener", "_settled", "answer", "budget_ms", "connection"),
+        *("frame", "lost", "number", "payload", "size", "unsent"),
     )
 
     def __init__(
@@ -64,7 +64,7 @@ class Posted:
         settled: Callable[[Posted], None],
     ) -> None:
         self._kind = kind
-        self._payload = payload
+        self.payload = payload
         self._listener = listener
         self._settled = settled
         self.budget_ms = budget_ms
@@ -95,7 +95,7 @@ class Posted:
     def on(self, connection: PostingConnection, number: int) -> None:
         """Note where it is asked."""
         self.connection, self.number = connection, number
-        self.frame = numbered.question(number, self._kind, self._payload, self.budget_ms)
+        self.frame = numbered.question(number, self._kind, self.payload, self.budget_ms)
         self.size = sum(map(len, self.frame))
         self.lost, self.unsent = None, False
 
