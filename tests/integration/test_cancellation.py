@@ -9,8 +9,9 @@ import asyncio
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -106,6 +107,20 @@ def test_c5_a_cancelled_call_gives_up_its_models_place(
             assert await asyncio.to_thread(watcher.free)
 
     asyncio.run(work())
+
+
+def test_c5_a_cancelled_call_of_its_own_gives_up_its_models_place(
+    deployment: LocalDeployment, watcher: Watcher
+) -> None:
+    """One that shares no stream with others: any gRPC client's."""
+    call = start_session(deployment).seal(to_request(ONE), version=VERSION)
+    sealed = b"".join(encode_sealed(call.header, call.ciphertext))
+    with grpc.insecure_channel(deployment.target) as channel:
+        infer: Any = channel.unary_unary("/casemate.v1.ConfidentialInference/Infer")
+        asked = infer.future(sealed, timeout=60)
+        assert watcher.holds()
+        asked.cancel()
+        assert watcher.free()
 
 
 def test_c5_a_connection_hung_up_on_gives_up_its_models_place(
