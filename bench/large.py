@@ -3,7 +3,8 @@
 `make large`, or from the root of the repository and with a staged tree:
 `python -m bench.large [--json] [--mib N]`. Needs some 4 GiB of free memory. Client and enclave are
 the processes of a real deployment; what counts is how far their resident memory rises above what
-the tensor itself takes.
+the tensor itself takes. The model's worker looks at a question where it lies in the enclave's
+memory; an answer exists in its memory once more, within `run_bytes`, which is not counted here.
 """
 
 from __future__ import annotations

@@ -400,13 +400,20 @@ def test_c3_one_caller_does_not_hold_all_streams(
 ) -> None:
     """Whoever comes first may hold three quarters of them; others find their share of the rest."""
     lab = Ed25519PrivateKey.generate()
-    callers = deployment.clinic.public_key, lab.public_key().public_bytes_raw()
+    callers = sorted([deployment.clinic.public_key, lab.public_key().public_bytes_raw()])
     tensors = {
         "inputs": (TensorSpec("x", "FP32", (0,)),),
         "outputs": (TensorSpec("y", "FP32", ()),),
     }
     enclave.load(
-        seal(deployment, tmp_path, onnx_bytes.largest(), version=SHARED, callers=callers, **tensors)
+        seal(
+            deployment,
+            tmp_path,
+            onnx_bytes.largest(),
+            version=SHARED,
+            callers=tuple(callers),
+            **tensors,
+        )
     )
     hog, other = start_session(deployment), start_session(deployment, caller=lab)
     try:
@@ -515,7 +522,10 @@ def test_a_loop_that_the_model_does_not_bear_out_is_rejected(
 def test_a_message_far_above_the_unary_bound(
     deployment: LocalDeployment, enclave: EnclaveSocket, client: Client
 ) -> None:
-    """64 MiB each way, eight times what a unary request may have; once for enclave and worker."""
+    """64 MiB each way, eight times what a unary request may have; the enclave holds it once.
+
+    The worker looks at a question where it lies, and has an answer of its own beside it.
+    """
     size = 64 * MIB
     x = np.arange(size // 4, dtype=np.float32)
     assert refusal(lambda: client.infer(MODEL, {"x": x}, version=LARGEST)) is Code.TOO_LARGE

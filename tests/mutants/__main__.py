@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from tests.mutants import data, envelope, machine, receipts, serving, verifier
+from tests.mutants import data, envelope, machine, receipts, serving, verifier, workers
 from tests.mutants.scratch import Scratch, Verdict
 
 if TYPE_CHECKING:
@@ -22,14 +22,8 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 
-MUTANTS = (
-    verifier.MUTANTS
-    + envelope.MUTANTS
-    + receipts.MUTANTS
-    + data.MUTANTS
-    + serving.MUTANTS
-    + machine.MUTANTS
-)
+TABLES = (verifier, envelope, receipts, data, serving, machine, workers)
+MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
 
 
 def main(arguments: list[str]) -> int:

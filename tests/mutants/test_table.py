@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate.attestation import STEPS
-from tests.mutants import data, envelope, machine, receipts, serving, verifier
+from tests.mutants import data, envelope, machine, receipts, serving, verifier, workers
 from tests.mutants.mutant import ROOT
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
-MUTANTS = (
-    verifier.MUTANTS
-    + envelope.MUTANTS
-    + receipts.MUTANTS
-    + data.MUTANTS
-    + serving.MUTANTS
-    + machine.MUTANTS
-)
+TABLES = (verifier, envelope, receipts, data, serving, machine, workers)
+MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

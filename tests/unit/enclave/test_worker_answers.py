@@ -129,6 +129,19 @@ def test_c5_a_worker_that_lies_is_ended_and_not_believed(lie: str) -> None:
         told(LIES[lie])
 
 
+def test_c5_an_answer_is_not_completed_from_the_one_before() -> None:
+    """The bytes of another caller's answer still lie behind a short one."""
+    head = packets.ANSWER.pack(packets.DONE_INLINE, len(GOOD.description), NUMBER + 1, 64)
+    ours, theirs = packets.pair()
+    line = Line(ours, limits.MIB)
+    with ours, theirs:
+        theirs.send(answer())
+        assert line.ask(NUMBER, pack(X, ["y"]), 0.0)["y"].tolist() == [0, 1, 2, 3]
+        theirs.send(head)
+        with pytest.raises(WorkerLostError):
+            line.ask(NUMBER + 1, pack(X, ["y"]), 0.0)
+
+
 def test_c5_a_worker_that_asks_for_room_twice_is_ended() -> None:
     asks = answer(packets.NEEDS_ROOM, total=100_000)
     with pytest.raises(WorkerLostError):

@@ -1,0 +1,39 @@
+"""Workers (SPEC 8.10): each check of what they say, and each wall around them, off."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.mutants.mutant import Mutant
+
+_made = partial(
+    Mutant,
+    tests=("tests/unit/enclave/test_worker_answers.py",),
+    package="enclave/casemate_enclave/workers",
+)
+_listed = partial(
+    Mutant,
+    tests=("tests/unit/enclave/test_sandbox_filters.py",),
+    package="enclave/casemate_enclave/sandbox",
+)
+
+_TENSORS = "tensors.py"
+_LINE = "line.py"
+_SHARED = "shared.py"
+
+# fmt: off
+MUTANTS = (
+    _made("worker, answer: the run's number", _LINE, "if answered != number:", "if False:"),
+    _made("worker, answer: the description's end", _LINE, " or end > size:", ":"),
+    _made("worker, answer: room is bounded", _LINE, "if total > self._most:", "if False:"),
+    _made("worker, tensors: dimensions", _TENSORS, "if len(shape) > _RANK_MAX:", "if False:"),
+    _made("worker, tensors: a set", _TENSORS, "if len(set(names)) != len(names) or len(names) > _TENSORS_MAX:", "if False:"),
+    _made("worker, tensors: numbers", _TENSORS, "return type(value) is int", "return True"),
+    _made("worker, text: fits", _TENSORS, "if not strings.fit(memoryview(raw), count):", "if False:"),
+    _made("worker, contents: never change", _SHARED, "_ALL = _SIZE | fcntl.F_SEAL_WRITE", "_ALL = _SIZE"),
+    _made("worker, shared memory: its size", _SHARED, "_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL", "_SIZE = 0"),
+    _made("worker, shared memory: questions are read", _SHARED, "        if not answers:\n            _forbid_writing(descriptor)\n", ""),
+    _listed("worker, workers: no socket", "allowed.py", '_WORKER: Final = ("recvmsg",', '_WORKER: Final = ("socket", "recvmsg",'),
+    _listed("worker, workers: no process", "allowed.py", "**_tested(_NEW_THREAD, files=(*_FILE_CONTROL, _DUPLICATE)),", "**_tested(_NEW_THREAD, _NEW_PROCESS, files=(*_FILE_CONTROL, _DUPLICATE)),"),
+    _listed("worker, spawner: one signal", "allowed.py", '"kill": (Among(1, (int(signal.SIGKILL),)),),', '"kill": (),'),
+)
