@@ -24,7 +24,6 @@ _SHARED = "shared.py"
 # fmt: off
 MUTANTS = (
     _made("worker, answer: the run's number", _LINE, "if answered != number:", "if False:"),
-    _made("worker, answer: the description's end", _LINE, " or end > size:", ":"),
     _made("worker, answer: room is bounded", _LINE, "if total > self._most:", "if False:"),
     _made("worker, tensors: dimensions", _TENSORS, "if len(shape) > _RANK_MAX:", "if False:"),
     _made("worker, tensors: a set", _TENSORS, "if len(set(names)) != len(names) or len(names) > _TENSORS_MAX:", "if False:"),
