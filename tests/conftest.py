@@ -24,6 +24,8 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
+BOOT_TIMEOUT_S = 900  # seconds for a test that boots machines, each in two tries of two minutes
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--form vm` runs every deployment's enclave as a machine: `make qemu`."""
@@ -33,6 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the form before any fixture starts an enclave."""
     choose_form(config.getoption("--form"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a form of machines, keep the tests that start an enclave, and give a boot its time.
+
+    The others have no form: this run would repeat them. One whose subject is the process says so
+    with the mark ``process_form``, and is reported as skipped, with its reason.
+    """
+    if config.getoption("--form") == "process":
+        return
+    formed = [item for item in items if "tree" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=sorted({*items} - {*formed}, key=lambda item: item.nodeid))
+    items[:] = formed
+    for item in items:
+        item.add_marker(pytest.mark.timeout(BOOT_TIMEOUT_S), append=False)
+        if mark := item.get_closest_marker("process_form"):
+            item.add_marker(pytest.mark.skip(reason=f"process form only: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,8 @@ def test_what_administration_changed_survives_the_enclaves_restart(world: LocalD
     assert world.enclave is not None
     former = world.enclave.latest["pid"]
     os.kill(former, signal.SIGKILL)
-    assert eventually(lambda: world.enclave is not None and world.enclave.latest["pid"] != former)
+    launcher = world.enclave
+    assert eventually(lambda: launcher.latest["pid"] != former, world.form.start_s)
     assert eventually(lambda: admin(world, "models").returncode == 0 and versions(world) == [2], 60)
     told(world, "replace", str(sealed(world, 1)), "2")
 

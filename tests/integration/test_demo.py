@@ -14,7 +14,10 @@ from tests.support.deployment import EXAMPLE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.process_form("the demonstration, a program of its own, runs a process"),
+]
 
 
 def fewer_right(folder: Path) -> None:

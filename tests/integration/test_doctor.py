@@ -133,6 +133,7 @@ def test_a_machine_without_user_namespaces_is_told_so_and_how_to_mend_it(
     assert by_name(report)["pivot_root"]["found"] == "not tried"
 
 
+@pytest.mark.process_form("casemate-sim, which starts processes, is what they try")
 def test_the_launcher_says_the_same_there(
     tree: Path, short_path: Path, locked_down: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -337,7 +337,7 @@ def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDepl
         ]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 80
+        until = time.monotonic() + 80 + world.form.start_s
         try:
             while not all([first.lives() >= 2, second.lives() >= 2]):
                 assert time.monotonic() < until, "no enclave was replaced"

@@ -56,7 +56,7 @@ def test_h13_every_call_ends_once_when_the_enclave_is_killed_under_load(
             former = launcher.latest["pid"]
             killed = time.monotonic()
             os.kill(former, signal.SIGKILL)
-            assert eventually(partial(replaced, launcher, former))
+            assert eventually(partial(replaced, launcher, former), world.form.start_s)
             assert eventually(partial(traffic.flows, killed + 1), 60)
         ends = traffic.end()
     assert ends[Code.OK] > 150

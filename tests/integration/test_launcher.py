@@ -28,7 +28,10 @@ from casemate_devkit.spawner import Plan
 from casemate_devkit.staging import runtime
 from tests.support.onnx_bytes import linear
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.process_form("casemate-sim, which starts processes, is what they try"),
+]
 
 PROBE = Path(__file__).parents[1] / "support" / "launcher_probe.py"
 PRIVILEGED = enclave_process._is_privileged()

@@ -37,6 +37,7 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.process_form("a machine never gives memory back: its process is no measure")
 def test_a_thousand_sessions_cost_less_than_ten_megabytes(deployment: LocalDeployment) -> None:
     assert deployment.enclave is not None
     enclave, pid = genuine(deployment), int(deployment.enclave.ready["pid"])

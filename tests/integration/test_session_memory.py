@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from casemate.attestation import VerifiedEvidence
     from casemate_devkit.local import LocalDeployment
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.process_form("a machine never gives memory back: its process is no measure"),
+]
 
 SESSIONS, MOST_KIB = 1000, 10_000_000 // 1024
 WARM = 400  # what libraries and allocators take once is not the sessions'

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casemate.client import Client
+    from casemate_devkit.local import LocalDeployment
     from casemate_devkit.processes import Service
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -30,8 +31,8 @@ def answers(client: Client) -> bool:
     return len(result.outputs["label"]) == len(ROWS)
 
 
-def replaced(launcher: Service, former: int) -> bool:
-    return eventually(lambda: launcher.latest["pid"] != former)
+def replaced(world: LocalDeployment, launcher: Service, former: int) -> bool:
+    return eventually(lambda: launcher.latest["pid"] != former, world.form.start_s)
 
 
 def test_a_killed_enclave_is_replaced_and_the_same_client_goes_on(
@@ -42,14 +43,14 @@ def test_a_killed_enclave_is_replaced_and_the_same_client_goes_on(
         launcher = world.start_enclave(None, "--restart")
         world.start_host([sealed])
         world.wait_until_serving()
-        assert genuine(world).health()["form"] == "process"
+        assert genuine(world).health()["form"] == world.form.name
         instances = {launcher.latest["module_id"]}
         with world.client() as client:
             assert answers(client)
             for _ in range(2):
                 former = launcher.latest["pid"]
                 os.kill(former, signal.SIGKILL)
-                assert replaced(launcher, former)
+                assert replaced(world, launcher, former)
                 instances.add(launcher.latest["module_id"])
                 assert eventually(lambda: answers(client), 60)
         assert len(instances) == 3  # each with a module, and so a bank, of its own

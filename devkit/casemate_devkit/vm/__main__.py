@@ -73,7 +73,9 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
     pki = NitroPki.create(options.pki)
     with _booted(options, pki, run, events) as machine:
         announce(_describe(machine, pki, options))
-        machine.wait()
+        status = machine.wait()
+    if status < 0:
+        return status  # QEMU was killed; else it says nothing of how the enclave ended
     return 0 if events.last == _CLEAN_END else 1
 
 
