@@ -5,6 +5,7 @@ Everything else of a deployment, and every test of it, is the same for both.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -117,12 +118,14 @@ class MachineForm:
         inputs = b"".join(path.read_bytes() for path in sorted(recipe))
         name = hashlib.sha256(form.encode() + contents.pcr0 + inputs).hexdigest()[:16]
         path = self.images / f"{name}.eif"
-        if not path.exists():
-            self.images.mkdir(parents=True, exist_ok=True)
-            tools = Toolbox.open(self.tools)
-            parts = Parts(tree=tree, kernel=tools.kernel, drivers=tools.drivers)
-            build(parts, replace(Profile.load(profile), form=form), path)
-            self._forget()
+        tools = Toolbox.open(self.tools)
+        self.images.mkdir(parents=True, exist_ok=True)
+        with (self.images / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # nobody boots what another is still writing
+            if not path.exists():
+                parts = Parts(tree=tree, kernel=tools.kernel, drivers=tools.drivers)
+                build(parts, replace(Profile.load(profile), form=form), path)
+                self._forget()
         return path
 
     def _forget(self) -> None:
