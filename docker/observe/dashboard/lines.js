@@ -47,7 +47,9 @@ function graph(series, box, span) {
   }
   for (const [at, text] of times(span, box.width)) {
     svg.append(make("line", { class: "grid", x1: box.x(at), x2: box.x(at), y1: MARGIN.top, y2: box.y(0) }));
-    svg.append(make("text", { x: box.x(at), y: box.height - 5, "text-anchor": "middle" }, text));
+    const last = box.x(at) > right - 20; // centred, it would reach beyond the panel
+    const place = last ? { x: right, "text-anchor": "end" } : { x: box.x(at), "text-anchor": "middle" };
+    svg.append(make("text", { ...place, y: box.height - 5 }, text));
   }
   for (const { points, colour } of series) {
     svg.append(make("path", { class: "line", d: path(points, box, span.step), stroke: colour }));
