@@ -13,7 +13,9 @@ RUNS           ?= 1000000
 WORKERS        ?= 3
 SOAK_MINUTES   ?= 30
 ROUNDS         ?= 5
-PEERS          := client triton kserve mlserver
+SERVERS        ?= sealed plain triton kserve mlserver
+FOREIGN        := $(filter triton kserve mlserver,$(SERVERS))
+PEERS          := $(if $(FOREIGN),client) $(FOREIGN)
 PEERS_PYTHON   ?= /usr/bin/python3.11
 VERIFIER_TESTS := tests/unit/attestation tests/unit/test_cbor.py tests/unit/test_vectors.py \
     tests/property/test_documents.py tests/security/test_documents.py tests/security/test_certificates.py \
@@ -116,8 +118,8 @@ compose: venv ## Build the images and try the whole compose stack (starts an eng
 soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
 
-bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; writes .bench/peers.json and plots)
-	@$(BIN)/python -m bench.peers --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
+bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; SERVERS="sealed triton"; writes .bench/peers.json and plots)
+	@$(BIN)/python -m bench.peers --servers $(SERVERS) --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
 
 # Each server in an environment of its own, from its lock; Triton's stub is linked to Debian's Python 3.11.2.
 .bench/%/.installed: bench/peers/requirements/%.txt

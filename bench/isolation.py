@@ -20,6 +20,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from bench.rounds import measure, ratio, report
+from casemate.sealed_model import ModelContents
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.workers import packets
 from tests.support import onnx_bytes, workers
@@ -48,7 +49,7 @@ def cases(shape: tuple[int, ...]) -> tuple[Callable[[], object], Callable[[], ob
     header = workers.header({"x": ("FP32", (0, 0))}, {"y": ("FP32", (0, 0))})
     inside = OnnxRuntime(["CPUExecutionProvider"], run_bytes=RUN_BYTES, threads=1)
     models = [
-        runtime.load({"m": content}, header)
+        runtime.load(ModelContents.of({"m": content}), header)
         for runtime in (inside, workers.runtime(run_bytes=RUN_BYTES))
     ]
     x = {"x": np.ones(shape, np.float32)}

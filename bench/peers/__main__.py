@@ -20,7 +20,7 @@ from typing import IO
 from bench.peers import findings, processor
 from bench.peers.findings import Figures, Sample
 from bench.peers.models import MODELS, write_models
-from bench.peers.servers import ROOT, SERVERS, Running, versions
+from bench.peers.servers import ROOT, SERVERS, Running, not_installed, versions
 from casemate.client.plot import bar_plot
 
 
@@ -95,7 +95,8 @@ def _print(found: dict[str, object], samples: list[Sample]) -> None:
         bound = f"at {'least' if target.at_least else 'most'} {target.bound:g}"
         verdict = "met" if target.met else "MISSED"
         print(f"{target.name:55}{target.value:7.2f}   {bound}: {verdict}")
-    print("\nUS dollars per million answers, 32 in flight, servers' processor time only")
+    print("\nUS dollars per million answers, 32 in flight, servers' processor time only;")
+    print("prices are unconfirmed: see bench/peers/prices.toml")
     for cost in findings.costs(rows):
         where = f"{cost['model']:7}{cost['server']:12}{cost['instance']:12}"
         print(f"{where}{cost['dollars_per_million']:8.4f}   (listed {cost['listed']})")
@@ -119,6 +120,9 @@ def _plot(folder: Path, samples: list[Sample]) -> None:
 def main() -> int:
     """Measure, print, and return 1 if a target is missed."""
     options = _parse()
+    if missing := not_installed(options.servers):
+        targets = " ".join(f".bench/{name}/.installed" for name in missing)
+        raise SystemExit(f"not installed yet: {', '.join(missing)}. Run `make {targets}`.")
     with tempfile.TemporaryDirectory(prefix="cm-models-") as base:
         write_models(Path(base))
         samples = _run(Path(base), options)

@@ -203,6 +203,7 @@ def costs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             * row["server_cpu_s_per_1000"]
             * 1000,
             "listed": str(each["listed"]),
+            "source": each["source"],
         }
         for row in rows
         if row["mode"] == "unary" and row["in_flight"] == 32

@@ -21,6 +21,7 @@ import grpc
 from bench.peers.models import MODELS, header_of
 from casemate import limits
 from casemate.attestation import ServiceLimits
+from casemate.sealed_model import ModelContents
 from casemate.tensors import to_response
 from casemate_enclave.clock import AttestedClock, boottime
 from casemate_enclave.events import Journal
@@ -54,7 +55,8 @@ def registry(folder: Path) -> ModelRegistry:
         header = header_of(name, content)
         with models.loading() as loading:
             loading.admit(header)
-            loading.serve(OpenedModel(header, {f"{name}.onnx": content}, header.digest))
+            contents = ModelContents.of({f"{name}.onnx": content})
+            loading.serve(OpenedModel(header, contents, header.digest))
     return models
 
 

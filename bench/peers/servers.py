@@ -217,6 +217,13 @@ SERVERS: Final = {
 PACKAGES: Final = {"triton": "nvidia-pytriton", "kserve": "kserve", "mlserver": "mlserver"}
 
 
+def not_installed(names: Sequence[str]) -> list[str]:
+    """Name the environments that ``names`` need and that are not there."""
+    foreign = [name for name in PACKAGES if name in names]
+    needed = ["client", *foreign] if foreign else []
+    return [name for name in needed if not (VENVS / name / ".installed").exists()]
+
+
 def versions(names: Sequence[str]) -> dict[str, str]:
     """Version of each named server's package and of the onnxruntime it uses, as installed."""
     ask = (

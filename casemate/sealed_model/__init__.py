@@ -7,6 +7,7 @@ from casemate.sealed_model.header import (
     model_digest,
 )
 from casemate.sealed_model.loop import LoopState, ModelLoop
+from casemate.sealed_model.memory_file import ModelContents
 from casemate.sealed_model.reader import ModelReader
 from casemate.sealed_model.sealing import seal_model
 from casemate.sealed_model.serving import Serving
@@ -14,6 +15,7 @@ from casemate.sealed_model.serving import Serving
 __all__ = [
     "ANY_CALLER",
     "LoopState",
+    "ModelContents",
     "ModelEntry",
     "ModelHeader",
     "ModelLoop",

@@ -1,23 +1,26 @@
-"""The opened contents of a model: memory taken once, filled in place, verified, released."""
+"""The contents of a model while they are opened: put where they stay, verified, released."""
 
 from __future__ import annotations
 
 import hmac
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
+from casemate.sealed_model.memory_file import ModelContents, memory_file, seal, write_at
 from casemate.sealed_model.parts import content_digest, part_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from casemate.sealed_model.header import ModelEntry
+
+_AHEAD: Final = 2  # parts that are being opened, or wait, while every thread has one
 
 
 def open_failed() -> ModelError:
@@ -25,84 +28,75 @@ def open_failed() -> ModelError:
     return ModelError(Code.MODEL_OPEN_FAILED, "the model does not open")
 
 
-class _Slot:
-    """The content of one entry."""
-
-    def __init__(self, entry: ModelEntry) -> None:
-        self.entry = entry
-        self._store = io.BytesIO()
-        if entry.length:
-            # BytesIO gives its memory up as bytes without a copy: the model exists once.
-            self._store.seek(entry.length - 1)
-            self._store.write(b"\0")
-        self._view = self._store.getbuffer()
-        self._parts: list[Future[bytes]] = []
-
-    @property
-    def wanted(self) -> int:
-        """The length of the next part; 0 if there is none."""
-        return len(self.next())
-
-    def next(self) -> memoryview:
-        at = limits.CHUNK * len(self._parts)
-        return self._view[at : at + limits.CHUNK]
-
-    def filled(self, digests: ThreadPoolExecutor) -> None:
-        self._parts.append(digests.submit(_digest_and_leave, self.next()))
-
-    def release(self) -> bytes:
-        parts = [part.result() for part in self._parts]
-        self._view.release()
-        if not hmac.compare_digest(content_digest(self.entry.length, parts), self.entry.digest):
-            raise open_failed()
-        return self._store.getvalue()
-
-
 class Contents(Guarded):
     """Takes memory for all entries at once; the caller has checked their sum against its limit.
 
-    Digests are computed on threads of their own, while the next parts arrive and are opened: they
-    are most of what opening costs.
+    Parts are hashed and put into the memory file on threads of their own, while the next ones
+    arrive and are opened: that is most of what opening costs. Memory: the contents, and a part for
+    each thread and two more.
     """
 
-    def __init__(self, entries: Iterable[ModelEntry]) -> None:
-        self._slots = [_Slot(entry) for entry in entries]
-        self._missing = [slot for slot in reversed(self._slots) if slot.wanted]
-        self._left = sum(slot.entry.length for slot in self._slots)
+    def __init__(self, entries: Sequence[ModelEntry]) -> None:
+        """Raises OSError if there is no memory."""
+        self._entries = entries
+        self._parts: list[list[Future[bytes]]] = [[]]  # of each entry so far
+        self._at, self._total = 0, sum(entry.length for entry in entries)
+        self._made = ModelContents(
+            memory_file(self._total), {entry.path: entry.length for entry in entries}
+        )
         threads = min(os.cpu_count() or 1, limits.DIGEST_THREADS_MAX)
-        self._digests = ThreadPoolExecutor(threads, thread_name_prefix="digest")
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="digest")
+        self._rooms: SimpleQueue[bytearray] = SimpleQueue()
+        for _ in range(threads + _AHEAD):
+            self._rooms.put(bytearray(min(limits.CHUNK, self._total)))
+        self._skip()
 
     @property
     def wanted(self) -> int:
         """The length of the next part; 0 when all are there."""
-        return self._missing[-1].wanted if self._missing else 0
+        entry = self._entries[len(self._parts) - 1]
+        return max(0, min(limits.CHUNK, entry.length - limits.CHUNK * len(self._parts[-1])))
 
     @property
     def last(self) -> bool:
         """Whether the part that is wanted next is the last one."""
-        return self._left == self.wanted
+        return self._at + self.wanted == self._total
 
-    def place(self) -> memoryview:
-        """Return where to put the next part, before ``filled`` says that it is there."""
-        return self._missing[-1].next()
+    def room(self) -> bytearray:
+        """Return room for the next part, to be filled from its beginning and given to ``add``."""
+        return self._rooms.get()
 
-    def filled(self) -> None:
-        """Take the part that the caller has put into ``place``."""
-        self._left -= self.wanted
-        self._missing[-1].filled(self._digests)
-        if not self._missing[-1].wanted:
-            self._missing.pop()
+    def add(self, room: bytearray) -> None:
+        """Take the next part, which the caller has put into ``room``."""
+        size = self.wanted
+        self._parts[-1].append(self._workers.submit(self._keep, room, size, self._at))
+        self._at += size
+        self._skip()
 
-    def release(self) -> dict[str, bytes]:
-        """Return path -> content; raises ModelError (MODEL_OPEN_FAILED) if a digest differs."""
-        self._digests.shutdown(wait=True)
-        return {slot.entry.path: slot.release() for slot in self._slots}
+    def release(self) -> ModelContents:
+        """Return everything; raises ModelError (MODEL_OPEN_FAILED) if a digest differs."""
+        self._workers.shutdown(wait=True)
+        for entry, parts in zip(self._entries, self._parts, strict=True):
+            digest = content_digest(entry.length, [part.result() for part in parts])
+            if not hmac.compare_digest(digest, entry.digest):
+                raise open_failed()
+        seal(self._made.descriptor)
+        return self._made
 
     def drop(self) -> None:
         """Give up what has not been released."""
-        self._digests.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._made.close()
 
+    def _keep(self, room: bytearray, size: int, at: int) -> bytes:
+        try:
+            with memoryview(room)[:size] as part:
+                write_at(self._made.descriptor, part, at)
+                return part_digest(part)
+        finally:
+            self._rooms.put(room)
 
-def _digest_and_leave(part: memoryview) -> bytes:
-    with part:  # what is looked at cannot be released
-        return part_digest(part)
+    def _skip(self) -> None:
+        """Go on to the next entry that has a part missing, if there is one."""
+        while not self.wanted and len(self._parts) < len(self._entries):
+            self._parts.append([])

@@ -20,6 +20,8 @@ from casemate.sealed_model.header import MAGIC, SIGNATURE_BYTES, ModelHeader
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from casemate.sealed_model.memory_file import ModelContents
+
 _LENGTH: Final = struct.Struct(">I")
 _HEADER_AT: Final = len(MAGIC) + _LENGTH.size
 
@@ -37,7 +39,7 @@ class ModelReader(Guarded):
 
     In this order: ``feed`` until ``header`` is there, ``verify_publisher``, ``unlock``, ``feed``
     the rest, ``finish``. Any other order raises RuntimeError. Bad input raises ModelError with the
-    code of its step, after which the reader is of no use. Memory: the contents once, and one chunk.
+    code of its step, after which the reader is of no use. Memory: the contents, and some chunks.
     """
 
     def __init__(self, max_bytes: int = limits.MODEL_BYTES_MAX) -> None:
@@ -182,8 +184,8 @@ class ModelReader(Guarded):
                 _open_chunk(self._cipher, self._contents, self._buffer)
                 self._buffer.clear()
 
-    def finish(self) -> dict[str, bytes]:
-        """Return path -> content, the ONNX model first.
+    def finish(self) -> ModelContents:
+        """Return the contents, the ONNX model first.
 
         Only now is anything released: the last chunk and every digest have been verified. Raises
         ModelError: MODEL_MALFORMED for a file that ends within its header, else MODEL_OPEN_FAILED.
@@ -198,7 +200,11 @@ class ModelReader(Guarded):
             raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
         if contents is None or contents.wanted:
             raise open_failed()
-        return contents.release()
+        try:
+            return contents.release()
+        except BaseException:
+            contents.drop()
+            raise
 
     def _end(self) -> None:
         self._state = _State.ENDED
@@ -209,11 +215,13 @@ class ModelReader(Guarded):
 
 
 def _open_chunk(cipher: ChunkCipher, contents: Contents, sealed: wire.Buffer) -> None:
+    room = contents.room()
     try:
-        cipher.open_into(sealed, contents.place(), last=contents.last)
+        with memoryview(room)[: contents.wanted] as plain:
+            cipher.open_into(sealed, plain, last=contents.last)
     except BrokenSealError:
         raise open_failed() from None
-    contents.filled()
+    contents.add(room)
 
 
 def _committed(header: ModelHeader, data_key: bytes) -> bytes:

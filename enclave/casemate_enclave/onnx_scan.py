@@ -14,6 +14,7 @@ from casemate import limits
 from casemate_enclave.refusals import Refusal, RefusedError
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -53,10 +54,11 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
-def external_locations(model: bytes) -> set[str]:
+def external_locations(model: bytes | mmap.mmap) -> set[str]:
     """Name every file that tensors of ``model`` refer to; raises ModelError(MODEL_REJECTED)."""
     found: set[str] = set()
-    _walk(memoryview(model), _Kind.MODEL, 0, found)
+    with memoryview(model) as view:
+        _walk(view, _Kind.MODEL, 0, found)
     return found
 
 

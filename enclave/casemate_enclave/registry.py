@@ -157,7 +157,7 @@ class ModelRegistry:
     def serve(self, opened: OpenedModel, replaces: int | None, hold: Hold) -> None:
         """Make a verified model runnable, log it, serve it, and unload the one it replaces."""
         header, digest = opened.header, opened.digest
-        loaded = self._runtime.load(opened.files, header)
+        loaded = self._runtime.load(opened.contents, header)
         if header.serving.batch_rows is not None:
             check_independent(loaded, header)
         scheduled = ScheduledModel(loaded, Bounds.of(header.serving, self._bounds), self._queued)

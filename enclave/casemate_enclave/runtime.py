@@ -23,16 +23,15 @@ import onnxruntime
 from casemate_enclave.bfloat16 import run_carried
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy as np
 
-    from casemate.sealed_model import ModelHeader, ModelLoop
+    from casemate.sealed_model import ModelContents, ModelHeader, ModelLoop
     from casemate.tensors import TensorSpec
     from casemate_enclave.cancellation import Cancellation
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
-    Contents = dict[str, bytes]
 
 _SILENT = 4  # fatal only: messages name tensors and quote shapes
 # A path in a sealed file may be any text, and to onnxruntime some are no files:
@@ -102,16 +101,13 @@ class LastingModel(LoadedModel, Protocol):
 class ModelRuntime(Protocol):
     """Makes models runnable."""
 
-    def load(self, entries: Contents, header: ModelHeader) -> LastingModel:
-        """Load verified contents; raises ModelError(MODEL_REJECTED) if ``header`` differs.
-
-        ``entries`` may be empty afterwards.
-        """
+    def load(self, contents: ModelContents, header: ModelHeader) -> LastingModel:
+        """Load verified contents; raises ModelError(MODEL_REJECTED) if ``header`` differs."""
         ...
 
 
 class OnnxRuntime:
-    """onnxruntime with the configured providers, from bytes only: no path, no custom operators.
+    """onnxruntime with the configured providers, from memory only: no file, no custom operators.
 
     All runs together take at most ``run_bytes`` of memory for tensors; one beyond that fails and
     the others go on. A run uses ``threads`` threads.
@@ -129,15 +125,20 @@ class OnnxRuntime:
         self._threads = threads
         self._watchdog = Watchdog()
 
-    def load(self, entries: Mapping[str, bytes], header: ModelHeader) -> LastingModel:
-        """Load the first entry as the model, the others as its external data."""
-        (_, model), *others = entries.items()
-        _check_locations(external_locations(model), dict(others))
+    def load(self, contents: ModelContents, header: ModelHeader) -> LastingModel:
+        """Load the first entry as the model, the others as its external data.
+
+        A model without external data is read where it lies: as bytes it would be copied twice.
+        """
+        model, *others = contents.lengths
+        with contents.first() as memory:
+            _check_locations(external_locations(memory), others)
+        files = [(path, contents.read(path)) for path in others]
         try:
             # The fallback would try again and print why, which may quote the model.
             session = onnxruntime.InferenceSession(
-                model,
-                _session_options(others, self._threads),
+                contents.location or contents.read(model),
+                session_options(files, self._threads),
                 providers=self._providers,
                 enable_fallback=False,
             )
@@ -208,9 +209,10 @@ def _share_memory(run_bytes: int) -> None:
     onnxruntime.create_and_register_allocator(memory, arena)
 
 
-def _session_options(
+def session_options(
     others: Sequence[tuple[str, bytes]], threads: int
 ) -> onnxruntime.SessionOptions:
+    """Say how models run: ``others`` are files of external data, a run uses ``threads``."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     # With one thread onnxruntime starts none: requests already run side by side.
@@ -240,7 +242,7 @@ def _check_rows(header: ModelHeader, nodes: Sequence[onnxruntime.NodeArg]) -> No
             raise RefusedError(Refusal.ROWS)
 
 
-def _check_locations(locations: set[str], files: Mapping[str, bytes]) -> None:
+def _check_locations(locations: set[str], files: Collection[str]) -> None:
     for location in locations:
         if location not in files or not _PLAIN_PATH.fullmatch(location):
             raise RefusedError(Refusal.OUTSIDE)

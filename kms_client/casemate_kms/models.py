@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casemate.attestation.structures import Configuration
-    from casemate.sealed_model import ModelHeader
+    from casemate.sealed_model import ModelContents, ModelHeader
 
 
 class KeyReleaser(Protocol):
@@ -32,12 +32,11 @@ class KeyReleaser(Protocol):
 class OpenedModel(Guarded):
     """A model that a configured publisher signed and of which every byte is verified.
 
-    ``files`` maps paths to contents, the ONNX model first; ``digest`` is the model digest (SPEC
-    8.4), 48 bytes.
+    ``digest`` is the model digest (SPEC 8.4), 48 bytes.
     """
 
     header: ModelHeader
-    files: dict[str, bytes]
+    contents: ModelContents
     digest: bytes
 
 
@@ -53,7 +52,7 @@ def open_sealed_model(
 
     ``admit`` sees the header once its publisher is verified, and may refuse it by raising.
     No key is asked for before the publisher's signature, the version and the size are accepted, and
-    nothing is released before everything is verified. Memory: the contents once, and two chunks.
+    nothing is released before everything is verified. Memory: the contents once, and some chunks.
     Raises ModelError with the code of the step that failed, and KeyReleaseError.
     """
     reader = ModelReader(configuration.limits.model_bytes)
@@ -66,10 +65,10 @@ def open_sealed_model(
             )
             admit(header)
             reader.unlock(_release(header, kms, deadline))
-    files = reader.finish()
+    contents = reader.finish()
     if header is None:
         raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
-    return OpenedModel(header, files, header.digest)
+    return OpenedModel(header, contents, header.digest)
 
 
 def _pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:

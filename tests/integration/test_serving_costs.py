@@ -79,6 +79,7 @@ def test_the_same_kernels_run_inside_the_sandbox_and_outside(
 COUNT = """
 import gc, sys, threading, time
 from pathlib import Path
+from casemate.sealed_model import ModelContents
 from casemate_enclave.memory import cost_of_loading, cost_of_serving
 from tests.support import onnx_bytes, workers
 from tests.support.workers import header, private_bytes, processes
@@ -88,7 +89,7 @@ def ends(width):
 
 path, width, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 runtime = workers.runtime()
-keep = [runtime.load({"m": onnx_bytes.mlp(16, 1)}, header(*ends(16)))]
+keep = [runtime.load(ModelContents.of({"m": onnx_bytes.mlp(16, 1)}), header(*ends(16)))]
 size, highest, stopped = path.stat().st_size, 0, threading.Event()
 
 def taken():  # by all workers, and by the contents that are kept for them
@@ -103,7 +104,8 @@ before = taken()
 watcher = threading.Thread(target=watch)
 watcher.start()
 for _ in range(count):
-    keep.append(runtime.load({"m": path.read_bytes()}, header(*ends(width))))
+    contents = ModelContents.of({"m": path.read_bytes()})
+    keep.append(runtime.load(contents, header(*ends(width))))
 stopped.set()
 watcher.join()
 print(taken() - before, count * cost_of_serving(size))

@@ -18,6 +18,7 @@ import pytest
 
 from casemate import limits
 from casemate.errors import Code, ModelError, RequestError
+from casemate.sealed_model import ModelContents
 from casemate.tensors import NUMERIC
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Counter, Journal
@@ -156,8 +157,8 @@ def test_c5_an_input_that_crashes_its_model_fails_alone_and_no_other_model_loses
     runtime: WorkerRuntime, journal: Journal
 ) -> None:
     model, other = (
-        runtime.load({"m": onnx.dividing()}, QUOTIENT),
-        runtime.load({"m": onnx.linear()}, LINEAR),
+        runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT),
+        runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR),
     )
     with Load(linear(other), SUMS):
         error = crash(model)
@@ -172,7 +173,7 @@ def test_c5_an_input_that_crashes_its_model_fails_alone_and_no_other_model_loses
 
 
 def test_c5_requests_beside_a_crashing_one_are_answered(runtime: WorkerRuntime) -> None:
-    model = runtime.load({"m": onnx.dividing()}, QUOTIENT)
+    model = runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
     with Load(lambda: quotient(model, 6, 3), [2]) as load:
         for _ in range(3):
             before = load.answered
@@ -186,7 +187,7 @@ def test_c5_a_worker_that_is_killed_under_load_loses_no_request(
     runtime: WorkerRuntime, number: signal.Signals
 ) -> None:
     former = processes()
-    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    model = runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR)
     with Load(linear(model), SUMS) as load:
         for _ in range(2):
             [worker] = processes() - former
@@ -200,7 +201,7 @@ def test_c5_an_idle_worker_that_ends_is_started_again_before_anybody_asks(
     runtime: WorkerRuntime,
 ) -> None:
     former = processes()
-    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    model = runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR)
     [worker] = processes() - former
     os.kill(worker, signal.SIGKILL)
     eventually(lambda: len(processes() - former - {worker}) == 1)
@@ -212,7 +213,7 @@ def test_c5_a_model_that_crashes_while_it_loads_is_rejected(
 ) -> None:
     """Constant folding runs the same instruction while onnxruntime loads the model."""
     with pytest.raises(ModelError) as refusal:
-        runtime.load({"m": onnx.dividing_constants()}, LINEAR)
+        runtime.load(ModelContents.of({"m": onnx.dividing_constants()}), LINEAR)
     assert refusal.value.code is Code.MODEL_REJECTED
     assert refusal.value.detail == "the model: the process that loads it ended"
 
@@ -225,8 +226,8 @@ def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns
 ) -> None:
     monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 4)
     model, other = (
-        runtime.load({"m": onnx.dividing()}, QUOTIENT),
-        runtime.load({"m": onnx.linear()}, LINEAR),
+        runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT),
+        runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR),
     )
     for _ in range(2):
         assert crash(model).code is Code.MODEL_FAILED
@@ -244,7 +245,7 @@ def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns
 
 
 def test_c5_a_run_that_no_deadline_stops_ends_with_its_process(runtime: WorkerRuntime) -> None:
-    model = runtime.load({"m": onnx.selecting()}, BOXES)
+    model = runtime.load(ModelContents.of({"m": onnx.selecting()}), BOXES)
     small = boxes(10)
 
     def chosen() -> object:
@@ -261,7 +262,7 @@ def test_a_run_that_nobody_waits_for_ends_and_its_worker_stays(
     runtime: WorkerRuntime, journal: Journal
 ) -> None:
     scalar = header({"x": ("FP32", ())}, {"y": ("FP32", ())})
-    model = runtime.load({"m": onnx.endless()}, scalar)
+    model = runtime.load(ModelContents.of({"m": onnx.endless()}), scalar)
     cancellation = Cancellation()
     threading.Timer(0.3, cancellation.cancel).start()
     begun = time.monotonic()
@@ -275,7 +276,9 @@ def test_a_run_that_nobody_waits_for_ends_and_its_worker_stays(
 def test_a_run_that_needs_too_much_memory_fails_and_its_worker_stays(
     runtime: WorkerRuntime, journal: Journal
 ) -> None:
-    model = runtime.load({"m": onnx.zeros()}, header({"n": ("INT64", (1,))}, {"y": ("FP32", (0,))}))
+    model = runtime.load(
+        ModelContents.of({"m": onnx.zeros()}), header({"n": ("INT64", (1,))}, {"y": ("FP32", (0,))})
+    )
     for count in (1 << 28, 1 << 50):
         with pytest.raises(RequestError) as refusal:
             model.run({"n": np.array([count])}, ["y"], soon())
@@ -289,7 +292,7 @@ def test_c5_a_hundred_crashes_leave_memory_descriptors_and_processes_as_they_wer
 ) -> None:
     monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 1000)
     monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
-    model = runtime.load({"m": onnx.dividing()}, QUOTIENT)
+    model = runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
     for _ in range(5):
         crash(model)
     assert quotient(model, 6, 3) == [2]
@@ -325,7 +328,7 @@ def test_tensors_of_any_type_and_size_come_back_as_they_went(
         )
         x = raw.view(NUMERIC[datatype]).reshape(rows, 2)
     ends = {"x": (datatype, (0, 2))}, {"y": (datatype, (0, 2))}
-    model = runtime.load({"m": onnx.identity(datatype)}, header(*ends))
+    model = runtime.load(ModelContents.of({"m": onnx.identity(datatype)}), header(*ends))
     for _ in range(3):
         y = model.run({"x": x}, ["y"], soon())["y"]
         assert (y.shape, y.dtype) == (x.shape, x.dtype)
@@ -334,7 +337,8 @@ def test_tensors_of_any_type_and_size_come_back_as_they_went(
 
 def test_many_runs_at_a_time_keep_their_answers_apart(runtime: WorkerRuntime) -> None:
     model = runtime.load(
-        {"m": onnx.identity("FP32")}, header({"x": ("FP32", (0, 2))}, {"y": ("FP32", (0, 2))})
+        ModelContents.of({"m": onnx.identity("FP32")}),
+        header({"x": ("FP32", (0, 2))}, {"y": ("FP32", (0, 2))}),
     )
 
     def ask(number: int) -> None:
@@ -366,15 +370,14 @@ def test_a_model_is_rejected_for_its_reason(runtime: WorkerRuntime) -> None:
         ),
     ]:
         with pytest.raises(ModelError) as refusal:
-            runtime.load({"m": content}, declared)
+            runtime.load(ModelContents.of({"m": content}), declared)
         assert (refusal.value.code, refusal.value.detail) == (Code.MODEL_REJECTED, reason)
 
 
 def test_external_data_comes_along(runtime: WorkerRuntime) -> None:
     outside = onnx.external_tensor("w", (3, 2), location="d/w", offset="4", length="24")
     files = {"m": onnx.linear(outside), "d/w": bytes(4) + onnx.floats(1, 2, 3, 4, 5, 6)}
-    model = runtime.load(files, LINEAR)
-    assert not files  # the contents are in the sealed memory alone
+    model = runtime.load(ModelContents.of(files), LINEAR)
     former = processes()
     os.kill(max(former), signal.SIGKILL)
     assert linear(model)() == SUMS  # and outlive the worker
@@ -382,7 +385,7 @@ def test_external_data_comes_along(runtime: WorkerRuntime) -> None:
 
 def test_a_model_that_is_dropped_while_it_runs_runs_to_the_end(runtime: WorkerRuntime) -> None:
     former = processes()
-    model = runtime.load({"m": onnx.linear()}, LINEAR)
+    model = runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR)
     ask = linear(model)
     del model
     assert ask() == SUMS

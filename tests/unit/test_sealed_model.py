@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import struct
+import threading
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,10 +30,10 @@ from casemate.sealed_model.contents import open_failed
 from casemate.sealed_model.parts import digest_of
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
+from tests.support.model_contents import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = PUBLISHER.public_key().public_bytes_raw()
@@ -96,7 +99,7 @@ def open_model(
             reader.verify_publisher({PUBLIC}, minimum or {})
             reader.unlock(key)
             unlocked = True
-    return reader.finish()
+    return read_all(reader.finish())
 
 
 def refused(file: bytes, **how: Any) -> Code:  # noqa: ANN401 - as `open_model`
@@ -477,6 +480,22 @@ def test_opening_takes_the_memory_of_the_model_and_little_more(tmp_path: Path) -
     tracemalloc.stop()
     assert sum(map(len, opened.values())) == size
     assert peak < 1.3 * size
+
+
+def test_a_model_that_does_not_open_leaves_nothing_behind(tmp_path: Path, large: bytes) -> None:
+    def left() -> tuple[int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    before = left()
+    assert refused(large[:-1]) == Code.MODEL_OPEN_FAILED
+    assert refused(large[:-1] + bytes([large[-1] ^ 1])) == Code.MODEL_OPEN_FAILED
+    header = large[12 : head_length(large) - 68]
+    wrong = [b"x" + part[1:] for part in parts_of(LARGE)]
+    assert refused(sealed_under(header, wrong)) == Code.MODEL_OPEN_FAILED
+    assert left() == before
+    assert open_model(large) == LARGE
+    assert left() == before
 
 
 # Sealing

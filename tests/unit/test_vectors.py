@@ -41,6 +41,7 @@ from casemate.errors import CasemateError, Code, EnvelopeError
 from casemate.receipts import Shown, StoredReceipt
 from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
+from tests.support.model_contents import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -444,7 +445,7 @@ def test_seal_and_open_a_model(case: Case, tmp_path: Path, fixed_randomness: lis
     assert reader.verify_publisher({header.publisher}, {}) == header
     reader.unlock(bytes.fromhex(case["data_key"]))
     reader.feed(sealed.getvalue()[70_000:])
-    assert reader.finish() == contents
+    assert read_all(reader.finish()) == contents
 
 
 # sealed_data.json

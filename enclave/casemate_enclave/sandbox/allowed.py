@@ -64,7 +64,7 @@ _ENCLAVE: Final = (
     *("mlock", "munlock", "writev"),
     # Without recvmsg no descriptor can be handed in
     *("connect", "accept4", "shutdown", "getpeername"),
-    "ftruncate",  # of memory files: no other file opens for writing
+    *("ftruncate", "pwrite64"),  # of memory files: no other file opens for writing
 )
 _WORKER: Final = ("recvmsg", "pread64")  # what the enclave hands in: connections, memory files
 _SPAWNER: Final = ("wait4", "getppid", "prlimit64", "seccomp")

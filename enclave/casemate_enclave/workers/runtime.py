@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING
 
 from casemate import cbor, limits
@@ -13,14 +11,13 @@ from casemate_enclave.memory import cost_of_loading
 from casemate_enclave.watchdog import Watchdog
 from casemate_enclave.workers.model import WorkedModel
 from casemate_enclave.workers.process import Worker
-from casemate_enclave.workers.shared import seal_contents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from casemate.sealed_model import ModelHeader
+    from casemate.sealed_model import ModelContents, ModelHeader
     from casemate_enclave.events import Journal
-    from casemate_enclave.runtime import Contents, LastingModel
+    from casemate_enclave.runtime import LastingModel
     from casemate_enclave.workers.spawning import Spawner
 
 
@@ -52,27 +49,20 @@ class WorkerRuntime:
         self._threads = threads
         self._watchdog = Watchdog()
 
-    def load(self, entries: Contents, header: ModelHeader) -> LastingModel:
+    def load(self, contents: ModelContents, header: ModelHeader) -> LastingModel:
         """Load the first entry as the model, the others as its external data.
 
         The contents stay, sealed against change, for as long as the model: a worker that takes
         another's place loads them again.
         """
-        files = {path: len(content) for path, content in entries.items()}
-        contents = seal_contents(_each(entries))
-        try:
-            model = WorkedModel(self._beginning(contents, files, header), self._journal)
-        except BaseException:
-            os.close(contents)
-            raise
-        weakref.finalize(model, os.close, contents)
-        return model
+        return WorkedModel(self._beginning(contents, header), self._journal)
 
     def _beginning(
-        self, contents: int, files: dict[str, int], header: ModelHeader
+        self, contents: ModelContents, header: ModelHeader
     ) -> Callable[[Callable[[Worker, int], None]], Worker]:
+        files = list(contents.lengths.items())
         settings = cbor.encode(
-            [header.encode(), list(files.items()), self._providers, self._run_bytes, self._threads]
+            [header.encode(), files, self._providers, self._run_bytes, self._threads]
         )
         loading = cost_of_loading(header.total_bytes)
         data_bytes = loading + self._run_bytes + limits.WORKER_DATA
@@ -90,16 +80,10 @@ class WorkerRuntime:
                 ended=noted,
             )
             try:
-                worker.load(settings, contents, limits.LOAD_TIMEOUT_S)
+                worker.load(settings, contents.descriptor, limits.LOAD_TIMEOUT_S)
             except BaseException:
                 worker.dismiss()
                 raise
             return worker
 
         return begin
-
-
-def _each(entries: Contents) -> Iterator[bytes]:
-    """Give up each content once it is taken: the model exists twice for one file at most."""
-    for path in list(entries):
-        yield entries.pop(path)

@@ -1,7 +1,7 @@
 """Memory that two processes map: a model's contents, and tensors too large for a message.
 
 Promise: none of it changes its size once it exists, so no process can make another one's mapping
-fault; and what is sealed as contents never changes at all.
+fault; and a model's contents never change at all (``casemate.sealed_model.memory_file``).
 """
 
 from __future__ import annotations
@@ -16,43 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from casemate import limits
+from casemate.sealed_model.memory_file import memory_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy.typing as npt
-
-    from casemate.wire import Buffer
 
     Array = npt.NDArray[Any]
 
 _SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_ALL = _SIZE | fcntl.F_SEAL_WRITE
 _FUTURE_WRITE: Final = 0x10  # F_SEAL_FUTURE_WRITE
 _BEYOND: Final = 64  # the alignment of tensors
-_PIECE = 64 * limits.MIB  # of one write; the kernel takes no more than 2 GiB at a time
-
-
-def _memory_file() -> int:
-    return os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def seal_contents(pieces: Iterable[Buffer]) -> int:
-    """Return the descriptor of a memory file that holds ``pieces`` and never changes."""
-    descriptor = _memory_file()
-    try:
-        for piece in pieces:
-            _write(descriptor, memoryview(piece).cast("B"))
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _ALL)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _write(descriptor: int, view: memoryview) -> None:
-    while view:
-        view = view[os.write(descriptor, view[:_PIECE]) :]
 
 
 class Room:
@@ -77,9 +50,8 @@ def make_room(size: int, *, answers: bool) -> tuple[Room, int]:
     Linux 5.1 on.
     """
     rounded = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    descriptor = _memory_file()
+    descriptor = memory_file(rounded)
     try:
-        os.ftruncate(descriptor, rounded)
         room = Room(descriptor, rounded, writable=not answers)
         if not answers:
             _forbid_writing(descriptor)

@@ -13,8 +13,9 @@ from collections import deque
 from typing import TYPE_CHECKING, NoReturn
 
 from casemate import cbor, limits
-from casemate.sealed_model import ModelHeader
+from casemate.sealed_model import ModelContents, ModelHeader
 from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.memory import cost_of_loading, huge_pages
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.workers import packets
@@ -56,25 +57,14 @@ def _load(settings: bytes, contents: int) -> LoadedModel:
     encoded, files, providers, run_bytes, threads = cbor.decode(settings)
     header = ModelHeader.parse(encoded)
     runtime = OnnxRuntime(providers, run_bytes=run_bytes, threads=threads)
-    entries = {}
-    at = 0
-    for path, size in files:
-        entries[path] = _read(contents, at, size)
-        at += size
-    os.close(contents)
+    given = ModelContents(contents, dict(files))
     try:
-        return runtime.load(entries, header)
+        with huge_pages(cost_of_loading(header.total_bytes)):
+            return runtime.load(given, header)
     except MemoryError:
         raise RefusedError(Refusal.RUNTIME) from None
-
-
-def _read(descriptor: int, at: int, size: int) -> bytes:
-    pieces = []
-    while size:
-        piece = os.pread(descriptor, size, at)
-        pieces.append(piece)
-        at, size = at + len(piece), size - len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        given.close()
 
 
 class _Worker:

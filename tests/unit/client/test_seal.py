@@ -14,6 +14,7 @@ from casemate.client.seal import seal_onnx
 from casemate.errors import CasemateError, Code
 from casemate.sealed_model import LoopState, ModelHeader, ModelLoop, ModelReader
 from tests.support import onnx_bytes
+from tests.support.model_contents import read_all
 
 ONNX = Path(__file__).resolve().parents[3] / "examples/wdbc/wdbc.onnx"
 OLD = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
@@ -52,7 +53,7 @@ def opened(path: Path, key: bytes) -> dict[str, bytes]:
     reader.feed(path.read_bytes())
     reader.verify_publisher({PUBLISHER.public_key().public_bytes_raw()}, {})
     reader.unlock(key)
-    return reader.finish()
+    return read_all(reader.finish())
 
 
 def test_a_model_sealed_again_under_another_key_keeps_its_digest(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from casemate.errors import Code, ModelError, RequestError
-from casemate.sealed_model import ModelEntry, ModelHeader
+from casemate.sealed_model import ModelContents, ModelEntry, ModelHeader
 from casemate.tensors import TensorSpec
 from casemate_enclave.runtime import LoadedModel, OnnxRuntime
 from tests.support import onnx_bytes as onnx
@@ -53,17 +53,23 @@ def soon(seconds: float = 10) -> float:
 
 
 def load(runtime: OnnxRuntime, content: bytes, **header: Any) -> LoadedModel:  # noqa: ANN401 - as replace takes them
-    return runtime.load({"m.onnx": content}, replace(HEADER, **header))
+    return runtime.load(ModelContents.of({"m.onnx": content}), replace(HEADER, **header))
 
 
 def rejected(runtime: OnnxRuntime, files: Mapping[str, bytes], **header: Any) -> str:  # noqa: ANN401 - as above
     with pytest.raises(ModelError) as refusal:
-        runtime.load(files, replace(HEADER, **header))
+        runtime.load(ModelContents.of(files), replace(HEADER, **header))
     assert refusal.value.code == Code.MODEL_REJECTED
     return refusal.value.detail
 
 
-def test_a_model_runs_from_bytes(runtime: OnnxRuntime) -> None:
+@pytest.mark.parametrize("location", [True, False])
+def test_a_model_runs_where_it_lies_and_from_bytes(
+    runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, *, location: bool
+) -> None:
+    assert ModelContents.of({"m.onnx": b"x"}).location
+    if not location:  # as in the process form, whose /proc shows another process
+        monkeypatch.setattr(ModelContents, "location", None)
     model = load(runtime, onnx.linear())
     assert model.run({"x": ROWS}, ["y"], soon())["y"].tolist() == [[9, 12], [1, 2]]
 
@@ -82,6 +88,7 @@ def test_no_model_reads_outside_its_sealed_file(
     tensor = onnx.external_tensor("w", (3, 2), location=location, offset="0", length="24")
     files = {"m.onnx": onnx.linear(tensor), "w.bin": WEIGHTS}
     assert "outside" in rejected(runtime, files)
+    assert "outside" in rejected(runtime, {"m.onnx": onnx.linear(tensor)})
 
 
 def test_a_path_of_the_sealed_file_with_a_meaning_is_refused(runtime: OnnxRuntime) -> None:
@@ -95,7 +102,7 @@ def test_external_data_comes_from_the_sealed_file(runtime: OnnxRuntime) -> None:
     tensor = onnx.external_tensor("w", (3, 2), location="d/w.bin", offset="4", length="24")
     weights = bytearray(b"\0\0\0\0" + WEIGHTS)
     files: dict[str, Any] = {"m.onnx": onnx.linear(tensor), "d/w.bin": weights}
-    model = runtime.load(files, HEADER)
+    model = runtime.load(ModelContents.of(files), HEADER)
     weights[:] = bytes(28)  # nothing refers to it any longer
     assert model.run({"x": ROWS}, ["y"], soon())["y"].tolist() == [[9, 12], [1, 2]]
 
@@ -258,8 +265,8 @@ def test_onnxruntime_phones_nobody(tmp_path: Path) -> None:
     script = f"""
 import os
 import onnxruntime
-from casemate_enclave.runtime import _session_options
-onnxruntime.InferenceSession({onnx.linear()!r}, _session_options([], 1))
+from casemate_enclave.runtime import session_options
+onnxruntime.InferenceSession({onnx.linear()!r}, session_options([], 1))
 links = [os.readlink(f"/proc/self/fd/{{fd}}") for fd in os.listdir("/proc/self/fd") if
          os.path.lexists(f"/proc/self/fd/{{fd}}")]
 print(any(link.startswith("socket:") for link in links), len(os.listdir("/proc/self/task")))

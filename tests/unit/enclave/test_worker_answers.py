@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate import cbor, limits
+from casemate.sealed_model import ModelContents
 from casemate_enclave.refusals import RefusedError, RunError
 from casemate_enclave.workers import packets, shared
 from casemate_enclave.workers.line import Line, WorkerLostError
@@ -188,18 +189,16 @@ def refused(attempt: Callable[[], object]) -> None:
 
 
 def test_c5_contents_never_change() -> None:
-    descriptor = shared.seal_contents([b"weights", memoryview(b" and more")])
-    try:
-        assert os.pread(descriptor, 99, 0) == b"weights and more"
-        for attempt in (
-            lambda: os.pwrite(descriptor, b"x", 0),
-            lambda: os.ftruncate(descriptor, 0),
-            lambda: os.ftruncate(descriptor, 999),
-            lambda: mmap.mmap(descriptor, 7, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
-        ):
-            refused(attempt)
-    finally:
-        os.close(descriptor)
+    contents = ModelContents.of({"model": b"weights", "more": memoryview(b" and more")})
+    descriptor = contents.descriptor
+    for attempt in (
+        lambda: os.pwrite(descriptor, b"x", 0),
+        lambda: os.ftruncate(descriptor, 0),
+        lambda: os.ftruncate(descriptor, 999),
+        lambda: mmap.mmap(descriptor, 7, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+    ):
+        refused(attempt)
+    assert os.pread(descriptor, 99, 0) == b"weights and more"
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -19,6 +19,7 @@ from casemate.sealed_model import ModelHeader, model_digest, seal_model
 from casemate.tensors import TensorSpec
 from casemate_kms.models import open_sealed_model
 from tests.support.kms_endpoint import ARN, REGION
+from tests.support.model_contents import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -110,8 +111,8 @@ def test_a_model_opens_in_pieces_of_any_size(sealed: bytes, size: int) -> None:
     opened = open_sealed_model(
         cut(sealed, size), configuration=configuration(), kms=kms, deadline=time.monotonic() + 5
     )
-    assert opened.files == CONTENTS
-    assert list(opened.files)[0] == "model.onnx"  # noqa: RUF015 - the order is what is meant
+    assert read_all(opened.contents) == CONTENTS
+    assert list(opened.contents.lengths) == list(CONTENTS)
     assert isinstance(opened.header, ModelHeader)
     assert opened.digest == model_digest(opened.header.entries)
     context = {

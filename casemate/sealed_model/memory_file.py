@@ -1,0 +1,113 @@
+"""A model's contents in memory that has no name, never changes and may be given to a process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from casemate.envelope.guard import Guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from casemate.wire import Buffer
+
+_ADD_SEALS: Final = 1033  # fcntl(2), as fcntl.F_ADD_SEALS, which not every system's module has
+_ALL_SEALS: Final = 0xF  # neither size nor content changes, nor which seals there are
+
+
+def memory_file(size: int) -> int:
+    """Return the descriptor of a memory file of ``size`` bytes; Linux only. Raises OSError."""
+    descriptor = os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_at(descriptor: int, data: Buffer, at: int) -> None:
+    """Write all of ``data``; other threads run meanwhile. Raises OSError."""
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], at + done)
+
+
+def seal(descriptor: int) -> None:
+    """Have a memory file never change again; no writable mapping of it may exist."""
+    import fcntl  # noqa: PLC0415 - clients on systems without it import this module
+
+    fcntl.fcntl(descriptor, _ADD_SEALS, _ALL_SEALS)
+
+
+class ModelContents(Guarded):
+    """The contents of a model, entry after entry in one sealed memory file; thread-safe.
+
+    ``lengths`` maps paths to lengths in bytes, the ONNX model first. ``descriptor`` may be given to
+    another process; it is closed when this object is dropped, or ``close`` called.
+    """
+
+    def __init__(self, descriptor: int, lengths: Mapping[str, int]) -> None:
+        """Take over ``descriptor``: a memory file with ``lengths`` in all, sealed."""
+        self.descriptor = descriptor
+        self.lengths = dict(lengths)
+        self.close = weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def of(cls, contents: Mapping[str, Buffer]) -> ModelContents:
+        """Take contents that nobody sealed; raises OSError."""
+        lengths = {path: len(content) for path, content in contents.items()}
+        made = cls(memory_file(sum(lengths.values())), lengths)
+        for path, content in contents.items():
+            write_at(made.descriptor, content, made._start(path))
+        seal(made.descriptor)
+        return made
+
+    def read(self, path: str) -> bytes:
+        """Return a copy of one content; raises KeyError, OSError."""
+        at, left, pieces = self._start(path), self.lengths[path], []
+        while left:  # a single read returns at most 2 GiB
+            pieces.append(os.pread(self.descriptor, left, at))
+            at, left = at + len(pieces[-1]), left - len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @contextmanager
+    def first(self) -> Iterator[bytes | mmap.mmap]:
+        """Show the ONNX model where it lies, for reading; no views of it may stay."""
+        length = next(iter(self.lengths.values()))
+        if not length:
+            yield b""
+            return
+        # A shared mapping of a sealed file is refused by Linux before 6.7, even one for reading.
+        kind = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
+        with mmap.mmap(self.descriptor, length, **kind) as memory:
+            yield memory
+
+    @property
+    def location(self) -> str | None:
+        """A path under which this process can open the ONNX model, if it is the only entry.
+
+        None too where /proc is missing or shows another process, as in the process form.
+        """
+        path = f"/proc/self/fd/{self.descriptor}"
+        if len(self.lengths) > 1:
+            return None
+        try:
+            same = os.path.samestat(Path(path).stat(), os.fstat(self.descriptor))
+        except OSError:
+            return None
+        return path if same else None
+
+    def _start(self, path: str) -> int:
+        start = 0
+        for known, length in self.lengths.items():
+            if known == path:
+                return start
+            start += length
+        raise KeyError(path)

@@ -1,0 +1,13 @@
+"""What is in a model's memory file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.sealed_model import ModelContents
+
+
+def read_all(contents: ModelContents) -> dict[str, bytes]:
+    """Path -> content, in order."""
+    return {path: contents.read(path) for path in contents.lengths}

@@ -1,0 +1,70 @@
+"""Memory files that hold a model: nobody changes one, and none is left behind."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from casemate.sealed_model import ModelContents
+from tests.support.model_contents import read_all
+
+FILES = {"model.onnx": b"onnx" * 100, "empty": b"", "data/weights.bin": b"w" * 77}
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_contents_lie_one_after_the_other() -> None:
+    contents = ModelContents.of(FILES)
+    assert read_all(contents) == FILES
+    assert contents.lengths == {path: len(content) for path, content in FILES.items()}
+    whole = os.pread(contents.descriptor, 1000, 0)
+    assert whole == b"".join(FILES.values())
+
+
+def test_nobody_changes_contents() -> None:
+    """Whoever is given the descriptor: a worker that was taken over reads, and no more."""
+    contents = ModelContents.of(FILES)
+    descriptor = contents.descriptor
+    for change in (
+        lambda: os.pwrite(descriptor, b"x", 0),
+        lambda: os.ftruncate(descriptor, 1),
+        lambda: os.ftruncate(descriptor, 10_000),
+        lambda: mmap.mmap(descriptor, 400),
+        lambda: Path(f"/proc/self/fd/{descriptor}").write_bytes(b""),
+    ):
+        with pytest.raises(PermissionError):
+            change()
+    assert read_all(contents) == FILES
+
+
+def test_the_first_content_is_shown_where_it_lies() -> None:
+    with ModelContents.of(FILES).first() as memory:
+        assert bytes(memory) == FILES["model.onnx"]
+    with ModelContents.of({"empty": b"", "more": b"x"}).first() as memory:
+        assert not bytes(memory)
+
+
+def test_a_single_content_can_be_opened_by_a_path() -> None:
+    alone = ModelContents.of({"model.onnx": b"content"})
+    assert alone.location is not None
+    assert Path(alone.location).read_bytes() == b"content"
+    assert ModelContents.of(FILES).location is None
+
+
+def test_what_is_dropped_or_closed_leaves_no_descriptor() -> None:
+    before = descriptors()
+    contents = ModelContents.of(FILES)
+    assert descriptors() == before + 1
+    del contents
+    assert descriptors() == before
+    contents = ModelContents.of(FILES)
+    contents.close()
+    contents.close()
+    assert descriptors() == before
