@@ -108,7 +108,7 @@ def test_o4_a_client_goes_by_the_release_log_of_the_image(
     stack: Stack, clinic: Path, tmp_path: Path
 ) -> None:
     """docs/releasing.md for the form `container`, with a key that is thrown away."""
-    tree = stack.unpack("casemate-enclave", tmp_path / "tree")
+    tree = stack.unpack("casemate-enclave:latest", tmp_path / "tree")
     key, log = tmp_path / "release.pem", tmp_path / "releases.json"
     signer = run("keygen", key).stdout.strip()
     for name in ("0.1.0", "0.1.1"):
