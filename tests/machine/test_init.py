@@ -119,4 +119,5 @@ def test_h10_the_machines_own_clock_is_the_devices(seen: Seen) -> None:
 
 
 def test_the_kernels_randomness_came_from_the_module(seen: Seen) -> None:
+    """Linux's driver asks for some, too; that the enclave does is unit/enclave/test_main.py's."""
     assert [request for request in seen.asked if b"GetRandom" in request]
