@@ -329,7 +329,7 @@ for name in filter(str.isdigit, os.listdir('/proc')):
     try:
         if os.readlink(f'/proc/{{name}}/ns/pid') == inside:
             print(open(f'/proc/{{name}}/maps').read())
-    except FileNotFoundError:
+    except OSError:  # gone, or of the machine itself
         pass
 """
 
