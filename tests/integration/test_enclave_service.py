@@ -485,7 +485,7 @@ def test_a_fault_of_the_enclave_itself_is_sealed_too(
         raise ZeroDivisionError(str(SECRET_ROWS))
 
     session = served.session()
-    monkeypatch.setattr("casemate_enclave.service.read_request", fault)
+    monkeypatch.setattr("casemate.tensors.RequestReader.read", fault)
     answer = served.infer(session)
     assert (answer.trailer.status, answer.message) == (Code.MODEL_FAILED, None)
     assert capfd.readouterr() == ("", "")
