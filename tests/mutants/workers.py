@@ -29,7 +29,7 @@ MUTANTS = (
     _made("worker, tensors: a set", _TENSORS, "if len(set(names)) != len(names) or len(names) > _TENSORS_MAX:", "if False:"),
     _made("worker, tensors: numbers", _TENSORS, "return type(value) is int", "return True"),
     _made("worker, text: fits", _TENSORS, "if not strings.fit(memoryview(raw), count):", "if False:"),
-    _made("worker, contents: never change", _SHARED, "_ALL = _SIZE | fcntl.F_SEAL_WRITE", "_ALL = _SIZE"),
+    Mutant("worker, contents: never change", "sealed_model/memory_file.py", "_ALL_SEALS: Final = 0xF", "_ALL_SEALS: Final = 0x7", ("tests/unit/test_memory_file.py",)),
     _made("worker, shared memory: its size", _SHARED, "_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL", "_SIZE = 0"),
     _made("worker, shared memory: questions are read", _SHARED, "        if not answers:\n            _forbid_writing(descriptor)\n", ""),
     _listed("worker, workers: no socket", "allowed.py", '_WORKER: Final = ("recvmsg",', '_WORKER: Final = ("socket", "recvmsg",'),

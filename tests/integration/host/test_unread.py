@@ -74,7 +74,7 @@ def test_c3_unread_answers_are_bounded_in_number(
     with serving(short_path, chain, "unary = 8", CALLERS) as bench, Idler(bench) as idler:
         calls = [idler.ask(LAB) for _ in range(3)]
         while len(calls) < limits.UNREAD_LEAST:
-            eventually(lambda: bench.host._front.unary.taken == 0)
+            eventually(lambda: count(bench) == len(calls) and bench.host._front.unary.taken == 0)
             calls.append(idler.ask(LAB))
         eventually(lambda: count(bench) == limits.UNREAD_LEAST)
         assert ask(bench, LAB) == Code.OVERLOADED
