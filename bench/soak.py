@@ -26,6 +26,7 @@ import numpy as np
 from casemate.errors import CasemateError, Code
 from casemate_devkit.local import MODEL
 from tests.support.deployment import DATA, prepared
+from tests.support.workers import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,9 +124,13 @@ def main() -> int:
         world.start_host([world.seal_model(DATA.onnx)], tapped=False, more=METRICS)
         world.wait_until_serving()
         host = world.host.ready if world.host else {}
+        enclave = int(world.enclave.ready["pid"]) if world.enclave else 0
+        spawner, worker = sorted(descendants(enclave))  # one model: the worker is the younger
         watched = [
             Watched("host", world.host.pid if world.host else 0),
-            Watched("enclave", world.enclave.ready["pid"] if world.enclave else 0),
+            Watched("enclave", enclave),
+            Watched("spawner", spawner),
+            Watched("worker", worker),
         ]
         callers = Callers(world)
         try:
