@@ -46,6 +46,7 @@ class Worker:
         self._answer_max = answer_max
         self._on_end = ended
         self._dismissed = False
+        self._closed = False
         self._idle: list[Line] = []
         self._runs = itertools.count(1)
         self._opening = threading.Lock()
@@ -96,13 +97,18 @@ class Worker:
             line.close()
             raise
         except RunError:
-            self._idle.append(line)
+            self._keep(line)
             raise
-        self._idle.append(line)
+        self._keep(line)
         if answer.keys() != set(outputs):
             self.kill()
             raise WorkerLostError
         return answer
+
+    def _keep(self, line: Line) -> None:
+        self._idle.append(line)
+        if self._closed:  # perhaps just before the line came back
+            self.close()
 
     def _line(self) -> Line:
         try:
@@ -142,9 +148,11 @@ class Worker:
 
     def close(self) -> None:
         """Give back the descriptors of a worker that has no run under way."""
+        self._closed = True
         self._control.close()
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _has_ended(self, status: int) -> None:
         if not self._dismissed:

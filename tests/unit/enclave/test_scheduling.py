@@ -475,7 +475,8 @@ def test_no_request_is_lost_or_answered_with_anothers_rows(
     outcomes = list(pool.map(ask, range(1, 3000)))
     assert outcomes.count("OK") > 2500
     poisoned = [o for n, o in enumerate(outcomes, 1) if n % 29 == 0 and n % 5 and n % 17]
-    assert set(poisoned) == {"MODEL_FAILED"}
+    # A full queue may refuse any of them; none is answered.
+    assert set(poisoned) - {"OVERLOADED"} == {"MODEL_FAILED"}
     assert model._free == 2
     assert not model._queue
     assert gate.most <= 2
