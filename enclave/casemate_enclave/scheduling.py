@@ -17,6 +17,7 @@ from casemate import limits
 from casemate.errors import Code, RequestError
 from casemate_enclave.batching import Group, Job, State, count_rows, gather, join, split
 from casemate_enclave.fair_queue import FairQueue
+from casemate_enclave.watchdog import OnTermination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +104,8 @@ class ScheduledModel:
             return self._run(inputs, outputs, deadline, cancellation)
         owner = cancellation.owner if cancellation else None
         job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
-        leaving = cancellation.ending(_Leaving(self, job)) if cancellation else nullcontext()
+        given_up = OnTermination(lambda: self.leave(job))
+        leaving = cancellation.ending(given_up) if cancellation else nullcontext()
         with self._queued():
             if self._enqueue(job):
                 with leaving:
@@ -213,7 +215,7 @@ class ScheduledModel:
             self._take(followers, group)
         if not followers:
             return None
-        with cancellation.ending(_LeavingGroup(group)) if cancellation else nullcontext():
+        with cancellation.ending(OnTermination(group.leave)) if cancellation else nullcontext():
             answers = self._together([leader, *followers], cut, group)
         if answers is None:
             self._return(followers)
@@ -262,40 +264,3 @@ def _await_room(cancellation: Cancellation | None, deadline: float) -> None:
     if cancellation is not None and not cancellation.await_room(deadline):
         detail = "the answers before this one were not taken in time"
         raise RequestError(Code.DEADLINE_EXCEEDED, detail)
-
-
-class _Leaving:
-    """What a cancellation ends while a request waits; a ``Terminable``."""
-
-    def __init__(self, model: ScheduledModel, job: Job) -> None:
-        self._model = model
-        self._job = job
-
-    @property
-    def terminate(self) -> bool:
-        """Whether it has left."""
-        return self._job.state is State.LEFT
-
-    @terminate.setter
-    def terminate(self, value: bool) -> None:
-        if value:
-            self._model.leave(self._job)
-
-
-class _LeavingGroup:
-    """What a cancellation ends while a request leads others; a ``Terminable``."""
-
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self._left = False
-
-    @property
-    def terminate(self) -> bool:
-        """Whether it has left."""
-        return self._left
-
-    @terminate.setter
-    def terminate(self, value: bool) -> None:
-        if value and not self._left:
-            self._left = True
-            self._group.leave()

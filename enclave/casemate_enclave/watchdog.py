@@ -8,13 +8,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Terminable(Protocol):
     """onnxruntime's RunOptions: ``terminate`` set to True ends the run between two operators."""
 
     terminate: bool
+
+
+class OnTermination:
+    """Calls ``end`` when it is told to terminate, once; a ``Terminable``."""
+
+    __slots__ = ("_end", "_ended")
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        self._end = end
+        self._ended = False
+
+    @property
+    def terminate(self) -> bool:
+        """Whether it was told to."""
+        return self._ended
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value and not self._ended:
+            self._ended = True
+            self._end()
 
 
 class Watchdog:

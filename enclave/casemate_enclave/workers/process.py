@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import socket
 import threading
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
+from casemate_enclave.watchdog import OnTermination
 from casemate_enclave.workers import packets
 from casemate_enclave.workers.line import Line, WorkerLostError
 from casemate_enclave.workers.tensors import PacketError, pack
@@ -87,11 +89,13 @@ class Worker:
         except (PacketError, TypeError):
             raise RunError(Failure.FAILED) from None
         line = self._line()
-        run = _Run(self, next(self._runs))
-        cancelled = cancellation.ending(run) if cancellation else contextlib.nullcontext()
+        number = next(self._runs)
+        given_up = OnTermination(functools.partial(self._cancel, number))
+        cancelled = cancellation.ending(given_up) if cancellation else contextlib.nullcontext()
+        overdue = self._watchdog.until(deadline + limits.WORKER_GRACE_S, OnTermination(self.kill))
         try:
-            with self._watchdog.until(deadline + limits.WORKER_GRACE_S, _Overdue(self)), cancelled:
-                answer = line.ask(run.number, packed, deadline)
+            with overdue, cancelled:
+                answer = line.ask(number, packed, deadline)
         except WorkerLostError:
             self.kill()
             line.close()
@@ -127,7 +131,7 @@ class Worker:
             raise WorkerLostError from None
         return Line(ours, self._answer_max)
 
-    def cancel(self, number: int) -> None:
+    def _cancel(self, number: int) -> None:
         """Have a run end at its next operator, if the worker hears; never blocks."""
         with contextlib.suppress(OSError):
             command = packets.COMMAND.pack(packets.CANCEL, number)
@@ -158,42 +162,3 @@ class Worker:
         if not self._dismissed:
             self.close()
             self._on_end(self, status)
-
-
-class _Run:
-    """What a cancellation ends; a ``Terminable``."""
-
-    def __init__(self, worker: Worker, number: int) -> None:
-        self._worker = worker
-        self.number = number
-        self._ended = False
-
-    @property
-    def terminate(self) -> bool:
-        """Whether it was told to end."""
-        return self._ended
-
-    @terminate.setter
-    def terminate(self, value: bool) -> None:
-        if value and not self._ended:
-            self._ended = True
-            self._worker.cancel(self.number)
-
-
-class _Overdue:
-    """What the watchdog ends: a worker whose run did not end at its deadline; a ``Terminable``."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._ended = False
-
-    @property
-    def terminate(self) -> bool:
-        """Whether the worker was killed for it."""
-        return self._ended
-
-    @terminate.setter
-    def terminate(self, value: bool) -> None:
-        if value and not self._ended:
-            self._ended = True
-            self._worker.kill()
