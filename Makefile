@@ -69,8 +69,8 @@ $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
 qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run tests against it (ALL=1: all of tests/integration)
 	@$(BIN)/python -m pytest --form vm $(MACHINE_TESTS)
 
-units: stage ## Run deploy/systemd under a systemd of its own, in namespaces (needs root)
-	@$(BIN)/python -m pytest -o timeout=300 tests/systemd
+units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy/systemd under a systemd of its own (needs root; FORM=vm: its enclaves in QEMU)
+	@$(BIN)/python -m pytest -o timeout=300 $(if $(FORM),--form $(FORM)) tests/systemd
 
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

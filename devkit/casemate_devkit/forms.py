@@ -24,6 +24,7 @@ from casemate_devkit.vm.toolbox import Toolbox
 
 _PROCESS_START_S: Final = 60.0
 _MACHINE_START_S: Final = 600.0  # two boots of two minutes at most, of two machines
+_MACHINE_PACE: Final = 3.5  # 15 to 35 s a boot, where a process takes 1 to 10 on a busy machine
 _PROFILE: Final = "docker/eif/qemu.toml"
 _THE_ENCLAVES: Final = ("app", "packages")  # parts of a tree that a parent has others for
 _KEPT: Final = 6  # images of 220 MB; of older trees
@@ -42,6 +43,14 @@ class Form(Protocol):
         """How long a start may take, in seconds."""
         ...
 
+    @property
+    def pace(self) -> float:
+        """How many times a process's time things usually take: what a test's lives and waits need.
+
+        A machine's processor is emulated.
+        """
+        ...
+
     def measure(self, tree: Path) -> Measurement:
         """The registers that the enclave of ``tree`` will have."""
         ...
@@ -57,6 +66,7 @@ class ProcessForm:
 
     name: str = cmdline.PROCESS
     start_s: float = _PROCESS_START_S
+    pace: float = 1.0
 
     def measure(self, tree: Path) -> Measurement:
         """Measure the tree (SPEC 4.3)."""
@@ -79,6 +89,7 @@ class MachineForm:
     images: Path
     name: str = "vm"
     start_s: float = _MACHINE_START_S
+    pace: float = _MACHINE_PACE
 
     def measure(self, tree: Path) -> Measurement:
         """Measure the image (SPEC 4.4)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from tests.support.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from casemate_devkit.local import LocalDeployment
 
@@ -34,9 +35,9 @@ RETRYABLE = {
 }
 
 
-@pytest.fixture
-def world(tree: Path, short_path: Path) -> Iterator[LocalDeployment]:
-    with prepared(short_path, tree) as ready:
+@pytest.fixture(scope="module")
+def world(tree: Path) -> Iterator[LocalDeployment]:
+    with tempfile.TemporaryDirectory(prefix="cm-") as folder, prepared(Path(folder), tree) as ready:
         sealed = ready.seal_model(DATA.onnx)
         ready.start_enclave(None, "--restart")
         ready.start_host([sealed], tapped=False)

@@ -138,7 +138,7 @@ def serving(parent: Parent) -> Parent:
     """Everything enabled and started by the guide's own line."""
     parent.instance.enable()
     try:
-        parent.world.wait_until_serving()
+        parent.world.wait_until_serving(parent.world.form.start_s)
     except DevkitError as error:
         journal = parent.instance.run(
             "journalctl", "--no-pager", "-n", "60", "-o", "short-monotonic"

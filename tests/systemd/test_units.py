@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 ALLOCATOR, ENCLAVE, HOST = "nitro-enclaves-allocator", "casemate-enclave", "casemate-host"
-WITHIN_S = 60.0
 STARTED, ENDED = "ExecMainStartTimestampMonotonic", "ExecMainExitTimestampMonotonic"
 
 
@@ -38,6 +37,11 @@ def asks(parent: Parent) -> None:
     with parent.world.client(kms=True) as client:
         answer = client.infer(MODEL, {"features": DATA.features[:4]})
     assert np.asarray(next(iter(answer.outputs.values()))).shape[0] == 4
+
+
+def within(parent: Parent) -> float:
+    """How long anything may take that starts an enclave, in seconds."""
+    return parent.world.form.start_s
 
 
 def at(instance: Instance, unit: str, name: str) -> int:
@@ -148,8 +152,8 @@ def test_a_crashed_enclave_is_replaced_and_brought_into_service(serving: Parent)
     allocated = at(instance, ALLOCATOR, STARTED)
     (running,) = serving.hypervisor.running()
     os.kill(running.ready["pid"], signal.SIGKILL)
-    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, WITHIN_S)
-    serving.world.wait_until_serving()
+    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, within(serving))
+    serving.world.wait_until_serving(within(serving))
     asks(serving)
     assert "the enclave has ended" in instance.journal(ENCLAVE)
     assert len(serving.hypervisor.running()) == 1
@@ -160,8 +164,8 @@ def test_a_crashed_enclave_is_replaced_and_brought_into_service(serving: Parent)
 def test_an_enclave_of_which_nitro_clis_own_process_dies_is_replaced(serving: Parent) -> None:
     before = len(serving.hypervisor.enclaves)
     serving.instance.run("sh", "-c", "kill -9 $(pgrep -f '[n]itro-cli run-enclave')")
-    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, WITHIN_S)
-    serving.world.wait_until_serving()
+    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, within(serving))
+    serving.world.wait_until_serving(within(serving))
     assert len(serving.hypervisor.running()) == 1
 
 
@@ -169,7 +173,7 @@ def test_a_crashed_host_is_started_again(serving: Parent) -> None:
     enclaves = len(serving.hypervisor.enclaves)
     before = pid_of(serving.instance, HOST)
     os.kill(before, signal.SIGKILL)
-    serving.world.wait_until_serving()
+    serving.world.wait_until_serving(within(serving))
     asks(serving)
     assert pid_of(serving.instance, HOST) != before
     assert len(serving.hypervisor.enclaves) == enclaves  # the same enclave, found as it was
@@ -184,18 +188,18 @@ def test_stopping_the_host_drains_it(serving: Parent) -> None:
         question = pool.submit(client.infer, MODEL, {"features": DATA.features[:4]})
         time.sleep(1.0)
         stopping = pool.submit(instance.run, "systemctl", "stop", HOST)
-        assert eventually(lambda: not world.serving(), WITHIN_S)
+        assert eventually(lambda: not world.serving(), within(serving))
         assert state(instance, HOST) == "deactivating"
         assert not question.done()
         serving.gate.open.set()
-        assert len(next(iter(question.result(WITHIN_S).outputs.values()))) == 4
-        stopping.result(WITHIN_S)
+        assert len(next(iter(question.result(within(serving)).outputs.values()))) == 4
+        stopping.result(within(serving))
     told = instance.show(HOST, "ActiveState", "Result", "ExecMainStatus")
     assert told == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
     with world.client() as client, pytest.raises(CasemateError):
         client.verify(timeout_s=2)
     instance.run("systemctl", "start", HOST)
-    world.wait_until_serving()
+    world.wait_until_serving(within(serving))
     asks(serving)
 
 
@@ -204,10 +208,10 @@ def test_at_shutdown_the_host_ends_before_the_enclave(serving: Parent) -> None:
     instance = serving.instance
     instance.run("systemctl", "isolate", "rest.target")
     for unit in (HOST, ENCLAVE):
-        assert eventually(partial(stopped, instance, unit), WITHIN_S)
+        assert eventually(partial(stopped, instance, unit), within(serving))
         assert instance.show(unit, "Result")["Result"] == "success"
     assert at(instance, HOST, ENDED) < at(instance, ENCLAVE, ENDED)
-    assert eventually(lambda: not serving.hypervisor.running(), WITHIN_S)
+    assert eventually(lambda: not serving.hypervisor.running(), within(serving))
     assert instance.run("nitro-cli", "describe-enclaves") == "[]\n"
     time.sleep(6)  # longer than RestartSec: what was stopped stays so
     assert not serving.hypervisor.running()
@@ -218,11 +222,11 @@ def test_a_change_of_the_allocation_stops_the_enclave_first_and_starts_it_again(
 ) -> None:
     instance = serving.instance
     instance.run("systemctl", "start", HOST)
-    serving.world.wait_until_serving()
+    serving.world.wait_until_serving(within(serving))
     before = len(serving.hypervisor.enclaves)
     instance.run("systemctl", "restart", ALLOCATOR)
-    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, WITHIN_S)
-    serving.world.wait_until_serving()
+    assert eventually(lambda: len(serving.hypervisor.enclaves) == before + 1, within(serving))
+    serving.world.wait_until_serving(within(serving))
     asks(serving)
 
 
