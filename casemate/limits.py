@@ -191,6 +191,7 @@ CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, what
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
+THREAD_IDLE_S: Final = 10.0  # a thread that nobody needed for so long ends
 # Threads that answer numbered frames, for all connections: twice what a host has under way.
 NUMBERED_THREADS: Final = 64
 # Questions of one connection that wait for a thread, unread: all that one host may have under way.

@@ -98,7 +98,7 @@ def run_load(
         except BaseException as error:  # noqa: BLE001 - raised again below
             faults.append(error)
 
-    threads = [threading.Thread(target=work, args=(w,), daemon=True) for w in workers]
+    threads = [threading.Thread(target=work, args=(w,), name="load", daemon=True) for w in workers]
     for thread in threads:
         thread.start()
     for moment in (begin, end):

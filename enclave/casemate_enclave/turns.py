@@ -39,6 +39,7 @@ _QUICK_S: Final = 0.001
 _WARY: Final = 32  # quick answers in a row that it takes to trust in the next one
 _LATE_S: Final = 0.005  # then the turn is taken away
 _IDLE_LOOK_S: Final = 0.05
+_SPARE: Final = 2  # that stand by: one is enough
 
 
 class Crew:
@@ -97,6 +98,7 @@ class TurnConnection:
         self._begun = 0.0  # when the holder of the turn began an answer; 0 while it reads
         self._wary = 0
         self._idle = 0  # threads that stand by, or are about to
+        self._spare_since = 0.0  # since when more than one of them does
         self._others = 0
         self._over = False
         self._first: Numbered | None = None
@@ -115,9 +117,10 @@ class TurnConnection:
             with self._changed:
                 self._changed.wait_for(lambda: not self._others)
 
-    def _work(self, *, expected: bool = False) -> None:
+    def _work(self, *, hired: bool = False, placed: bool = False) -> None:
+        expected = hired
         try:
-            while (turn := self._await_turn(expected=expected)) is not None:
+            while (turn := self._await_turn(expected=expected, placed=placed)) is not None:
                 expected = False
                 if isinstance(turn, _Question):
                     self._link.put(self._answered(turn), turn.context)
@@ -126,20 +129,26 @@ class TurnConnection:
                     self._take_turn(turn)
         except BaseException:
             self._abandon()
-            raise
-        finally:
             self._end()
+            raise
 
     # Turns
 
-    def _await_turn(self, *, expected: bool) -> int | _Question | None:
+    def _await_turn(self, *, expected: bool, placed: bool) -> int | _Question | None:
         """Return the number of this thread's turn, or a question that waits for a thread.
 
-        None when the connection is over. ``expected``: this thread was counted as idle before.
+        None when the connection is over, or has more threads than it needs; then one ends of those
+        that are ``placed``. ``expected``: this thread was counted as idle before.
         """
         with self._changed:
-            self._idle += not expected
+            if not expected:
+                self._idle += 1
+                if self._idle == _SPARE:
+                    self._spare_since = time.monotonic()
             while self._held and not (self._over or self._parked or self._is_late()):
+                if placed and self._has_spare():
+                    self._idle -= 1
+                    return None
                 self._changed.wait(_LATE_S if self._begun else _IDLE_LOOK_S)
             self._idle -= 1
             if self._parked:
@@ -150,6 +159,17 @@ class TurnConnection:
             self._begun = 0.0
             self._turn += 1
             return self._turn
+
+    def _has_spare(self) -> bool:
+        """Whether one more than is needed has stood by for long; the next one is as long in coming.
+
+        The caller holds the lock.
+        """
+        now = time.monotonic()
+        if self._idle < _SPARE or now - self._spare_since < limits.THREAD_IDLE_S:
+            return False
+        self._spare_since = now
+        return True
 
     def _is_late(self) -> bool:
         begun = self._begun
@@ -247,7 +267,7 @@ class TurnConnection:
     def _stand_by(self, placed: bool) -> None:  # noqa: FBT001 - an argument of a thread
         try:
             with contextlib.suppress(FrameError, OSError):
-                self._work(expected=True)
+                self._work(hired=True, placed=placed)
         finally:
             self._left(placed=placed)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     import grpc
 
     from casemate_host.unread import Unread
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+    from casemate_host.workers import Workers
 
 
 class ShedError(CasemateError):
@@ -69,58 +66,6 @@ class Slots:
         """Wait until no slot is taken; False when ``timeout_s`` passed first."""
         with self._lock:
             return self._lock.wait_for(lambda: self._taken == 0, timeout_s)
-
-
-class Workers(ThreadPoolExecutor):
-    """Threads for one kind of call, with a count of the calls that hold or await one."""
-
-    def __init__(self, count: int, name: str) -> None:
-        super().__init__(count, thread_name_prefix=name)
-        self.count = count
-        self._held = 0
-        self._changed = threading.Condition()
-
-    @property
-    def taken(self) -> int:
-        """Calls submitted and not ended."""
-        return self._held
-
-    @property
-    def full(self) -> bool:
-        """Whether a further call would have to wait for a thread."""
-        return self._held >= self.count
-
-    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """As the base class, and counted until it ends."""
-        with self._changed:
-            self._held += 1
-        try:
-            future = super().submit(fn, *args, **kwargs)
-        except RuntimeError:
-            self._ended(None)
-            raise
-        future.add_done_callback(self._ended)
-        return future
-
-    def hold(self) -> None:
-        """Count a call that needs no thread, until ``let_go``."""
-        with self._changed:
-            self._held += 1
-
-    def let_go(self) -> None:
-        """Count a call without a thread no longer."""
-        self._ended(None)
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """Wait until no call is left; False when ``timeout_s`` passed first."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._held == 0, timeout_s)
-
-    def _ended(self, _future: Future[_T] | None) -> None:
-        with self._changed:
-            self._held -= 1
-            if not self._held:
-                self._changed.notify_all()
 
 
 class TokenBucket:

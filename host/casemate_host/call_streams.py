@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from casemate_host.admission import Patience, Workers
+    from casemate_host.admission import Patience
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from casemate_host.relay import Relay
     from casemate_host.standing import Board
     from casemate_host.tracing import Metadata, Trace, Tracer
+    from casemate_host.workers import Workers
 
 METHOD: Final = "InferMany"
 

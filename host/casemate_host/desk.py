@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from casemate_host.admission import Patience, Workers
+    from casemate_host.admission import Patience
     from casemate_host.callers import Caller, Callers
     from casemate_host.metrics import Metrics
     from casemate_host.relay import Relay
     from casemate_host.tracing import Tracer
+    from casemate_host.workers import Workers
 
 Answer = Callable[[Call], tuple[bytes, int]]  # response, and the size of the request
 

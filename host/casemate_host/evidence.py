@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from casemate_host.admission import Workers
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
     from casemate_host.relay import Relay
     from casemate_host.standing import Board
+    from casemate_host.workers import Workers
 
 _REQUEST_MAX: Final = 1024
 

@@ -16,7 +16,7 @@ from casemate.errors import CasemateError, Code
 from casemate.frames import FrameType
 from casemate.v1 import confidential_inference_pb2 as pb
 from casemate_host import call_streams, health
-from casemate_host.admission import Patience, Slots, Workers
+from casemate_host.admission import Patience, Slots
 from casemate_host.call_streams import Admission, CallStreamService
 from casemate_host.desk import Desk
 from casemate_host.evidence import EvidenceService
@@ -26,6 +26,7 @@ from casemate_host.reflection import reflection_handler
 from casemate_host.streams import StreamService
 from casemate_host.tls import server_credentials
 from casemate_host.tracing import NO_TRACE
+from casemate_host.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import grpc
 
 from casemate import limits
 from casemate.errors import CasemateError, Code
-from casemate_host.admission import ShedError, Workers
+from casemate_host.admission import ShedError
 from casemate_host.status import abort, to_status
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from casemate_host.admission import Patience
     from casemate_host.callers import Caller, Callers
+    from casemate_host.workers import Workers
 
     # (caller, or None if its certificate is still to be looked at; messages; context)
     Behavior = Callable[[Caller | None, Iterator[bytes], grpc.ServicerContext], Any]

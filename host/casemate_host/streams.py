@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from casemate_host.admission import Workers
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
     from casemate_host.relay import Relay
     from casemate_host.standing import Board
     from casemate_host.transfer import Connection
+    from casemate_host.workers import Workers
 
 _BLOCK: Final = 64 * limits.KIB
 _GRACE_S: Final = 0.5  # as in the relay: the enclave ends the stream at the deadline itself

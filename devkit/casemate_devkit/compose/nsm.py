@@ -62,7 +62,7 @@ class ContainerModule:
             if not self._slots.acquire(blocking=False):
                 channel.close()
                 continue
-            threading.Thread(target=self._answer, args=(channel,), daemon=True).start()
+            threading.Thread(target=self._answer, args=(channel,), name="nsm", daemon=True).start()
 
     def _answer(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, EOFError):

@@ -163,7 +163,7 @@ class KmsDouble:
             faults=self._faults,
         )
         self.port = int(self._server.server_address[1])
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, name="kms", daemon=True).start()
 
     def _start_process(self) -> None:
         principals = self.directory / "principals.json"

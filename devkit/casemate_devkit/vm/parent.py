@@ -56,7 +56,7 @@ def _lead(near: socket.socket, target: tuple[int, int]) -> None:
     far = _socket(target[0])
     with near, far, contextlib.suppress(OSError):
         far.connect(target)
-        back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+        back = threading.Thread(target=_pump, args=(far, near), name="pump", daemon=True)
         back.start()
         _pump(near, far)
         back.join()
@@ -65,14 +65,14 @@ def _lead(near: socket.socket, target: tuple[int, int]) -> None:
 def _serve(listener: socket.socket, target: tuple[int, int]) -> None:
     while True:
         near, _ = listener.accept()
-        threading.Thread(target=_lead, args=(near, target), daemon=True).start()
+        threading.Thread(target=_lead, args=(near, target), name="lead", daemon=True).start()
 
 
 def main() -> None:
     """Serve for as long as the machine lives."""
     for port, near, far in ((5000, _HOST, _ENCLAVE), (5001, _ENCLAVE, _HOST)):
         arguments = (_listen(port, near), (far, port))
-        threading.Thread(target=_serve, args=arguments, daemon=True).start()
+        threading.Thread(target=_serve, args=arguments, name="serve", daemon=True).start()
     beats = _listen(9000, _ENCLAVE)
     sys.stderr.write('{"event": "STARTED", "count": 0}\n')
     _heartbeats(beats)

@@ -84,7 +84,7 @@ class _Worker:
             command, number = packets.COMMAND.unpack_from(memory)
             if command == packets.OPEN and descriptor is not None:
                 line = _Line(socket.socket(fileno=descriptor), self)
-                threading.Thread(target=line.work, daemon=True).start()
+                threading.Thread(target=line.work, name="line", daemon=True).start()
             elif command == packets.CANCEL:
                 self._cancel(number)
 

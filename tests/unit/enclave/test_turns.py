@@ -299,6 +299,33 @@ def test_only_the_question_of_that_number_ends(side: Side) -> None:
     assert {side.receive().number for _ in range(6)} == {1, 2, 4, 5, 6, 8}
 
 
+def test_threads_that_nobody_needs_end_and_give_their_places_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "THREAD_IDLE_S", 0.05)
+    side = Side(crew := Crew(8))
+    with side.near:
+        side.start()
+        assert side.receive().payload == b"re:first"
+        for _ in range(2):
+            side.begun.clear()
+            for number in range(8):
+                side.send(number, b"wait")
+            eventually(lambda: len(side.begun) == 8)
+            assert crew._left < 3
+            side.gate.set()
+            assert {side.receive().number for _ in range(8)} == set(range(8))
+            side.gate.clear()
+            eventually(lambda: crew._left == 8)
+        side.send(9, b"wait")
+        side.send(10, b"quick")  # one that stands by is kept
+        assert side.receive().number == 10
+        side.gate.set()
+        assert side.receive().number == 9
+    side.thread.join(10)
+    assert not side.thread.is_alive()
+
+
 def test_cancel_frames_are_read_where_no_thread_is_left() -> None:
     """Neither for a question that runs, nor for one that waits for a thread."""
     side = Side(Crew(0))
