@@ -142,7 +142,9 @@ TENSORS_MAX: Final = 64  # inputs or outputs of one model
 RANK_MAX: Final = 8
 BATCH_ROWS_MAX: Final = 4096  # rows run together; above some hundred nothing is gained
 ELEMENTS_MAX: Final = STREAM_PART_MAX  # no unit carries a tensor of more, whatever its datatype
-BATCH_BYTES_MAX: Final = REQUEST_MAX  # of the inputs of one run: they exist twice for its time
+# Of the inputs of one run. They are copied to lie together: for larger rows, such as images, that
+# costs more than one run in place of several spares.
+BATCH_BYTES_MAX: Final = MIB
 TRIAL_S: Final = 10.0  # for three runs while a model is loaded
 BATCH_LEAST_S: Final = 0.05  # less time than this is not shared with others' rows
 # What a model costs in memory (SPEC 8.8.4), as measured: the sealed contents that outlive a worker,
@@ -161,6 +163,11 @@ DATA_READERS_MAX: Final = 1024  # as callers of a model
 DATA_MODELS_MAX: Final = 64  # as many as an enclave can serve
 ONNX_SIGNATURE_MAX: Final = 16 * MIB  # names of a hundred thousand initialisers fit
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
+
+# What a process keeps of freed memory: an image, opened, and its answer fit several times.
+ARENAS_MAX: Final = 4  # more threads than this seldom allocate at the same time
+ARENA_KEPT: Final = 16 * MIB
+ARENA_BLOCK_MAX: Final = 4 * MIB  # what is larger is rare, and given back at once
 
 # Workers: the processes in which models run (SPEC 8.10)
 # Tensors up to this size go within a message, which is copied twice; larger ones through memory

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from casemate.client.aio_streaming import AsyncStream
 from casemate.client.client import DEFAULT_TIMEOUT_S
@@ -18,7 +21,7 @@ from casemate.client.core import (
 from casemate.client.process import OfThisProcess
 from casemate.client.retry import RetryPolicy, says_not_ready
 from casemate.client.sessions import Sessions
-from casemate.client.steps import AsyncDriver
+from casemate.client.steps import LARGE, AsyncDriver
 from casemate.client.stream_core import DEFAULT_TIMEOUT_S as STREAM_TIMEOUT_S
 from casemate.client.stream_core import IN_FLIGHT, begin_stream
 from casemate.client.targets import Targets
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
-    import numpy as np
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from casemate.attestation import Step, TrustPolicy, VerifiedEvidence
@@ -104,9 +106,8 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Inference:
         """As `Client.infer`."""
-        question = await asyncio.to_thread(
-            tensor_question, model, version, inputs, outputs, receipt=receipt
-        )
+        ask = partial(tensor_question, model, version, inputs, outputs, receipt=receipt)
+        question = await asyncio.to_thread(ask) if _take_long(inputs) else ask()
         return (await self._ask(question, timeout_s, repeatable=repeatable)).inference()
 
     async def metadata(
@@ -190,3 +191,10 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _take_long(inputs: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether encoding them would hold up the loop; how long text is shows only then."""
+    arrays: list[Any] = list(inputs.values())  # perhaps none at all: encoding says so
+    text = any(getattr(array, "dtype", None) == np.object_ for array in arrays)
+    return text or sum(getattr(array, "nbytes", 0) for array in arrays) >= LARGE

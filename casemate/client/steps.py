@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LARGE: Final = 256 * limits.KIB  # above it sealing and opening get a thread: some 0.2 ms
+LARGE: Final = 256 * limits.KIB  # from it on work on bytes gets a thread: some 0.2 ms
 _LONGEST_S: Final = (
     365 * 86_400.0
 )  # what is longer means as long: clocks of libraries end somewhere
@@ -153,7 +153,7 @@ def remaining(deadline: float) -> float:
 
 def worked(size: int, function: Callable[[], T]) -> Steps[T]:
     """Run ``function``, on a thread of its own if it works on much."""
-    if size < _LARGE:
+    if size < LARGE:
         return function()
     result: T = yield Work(function)
     return result

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from casemate.allocator import keep_freed_memory
 from casemate.attestation.structures import FORMS
 from casemate.channel import UnixAddress, VsockAddress, listen, parse_address
 from casemate.errors import CasemateError
@@ -127,6 +128,7 @@ def _end(*_: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the enclave; returns the exit status."""
     parsed = parse_arguments(arguments)
+    keep_freed_memory()
     journal = Journal(take_standard_error())
     silence_tracebacks(journal)
     try:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from casemate import limits
+from casemate.allocator import keep_freed_memory
 from casemate.errors import CasemateError, Code
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _LIBRARY.malloc.argtypes = [ctypes.c_size_t]
 _LIBRARY.free.argtypes = [ctypes.c_void_p]
 _LIBRARY.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
-_MMAP_MAX, _TRIM_THRESHOLD, _NEVER = 65_536, 128 * limits.KIB, -1  # what the C library begins with
+_MMAP_MAX, _NEVER = 65_536, -1  # what the C library begins with; no bound
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 * limits.MIB
 
@@ -52,7 +53,7 @@ def huge_pages(size: int) -> Iterator[None]:
         yield
     finally:
         _LIBRARY.mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        _LIBRARY.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        keep_freed_memory()
         give_back_memory()
 
 

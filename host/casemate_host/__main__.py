@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate import limits
+from casemate.allocator import keep_freed_memory
 from casemate.errors import CasemateError
 from casemate_host.config import HostConfig
 from casemate_host.events import configure_logging, log
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
     parser.add_argument("--config", type=Path, required=True, help="the host's TOML file")
     path: Path = parser.parse_args(arguments).config
+    keep_freed_memory()
     configure_logging()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from casemate.client import AsyncClient
-from casemate.errors import Code, RequestError
+from casemate.errors import CasemateError, Code, RequestError
 from tests.support import evidence as made
 from tests.support.nitro_pki import NOW
 from tests.support.service import Service
@@ -126,3 +127,31 @@ def test_receipts_come_with_answers(service: Service) -> None:
             assert kept.unverified.statement.model == "wdbc"
 
     asyncio.run(work())
+
+
+def test_only_large_requests_and_text_need_a_thread(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = 0
+    to_thread = asyncio.to_thread
+
+    async def counted(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - passed on
+        nonlocal threads
+        threads += 1
+        return await to_thread(*arguments, **options)
+
+    async def work() -> list[int]:
+        async with AsyncClient(service.target, made.policy()) as client:
+            await client.infer("wdbc", {"x": X})
+            monkeypatch.setattr(asyncio, "to_thread", counted)
+            seen = []
+            for x in (X, np.array(["a"], np.object_), np.zeros(1 << 16, np.float32)):
+                with contextlib.suppress(CasemateError):  # the service answers numbers alone
+                    await client.infer("wdbc", {"x": x})
+                seen.append(threads)
+            return seen
+
+    none, text, large = asyncio.run(work())
+
+    assert none == 0
+    assert 0 < text < large
