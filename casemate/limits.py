@@ -252,6 +252,7 @@ CALL_STREAM_GIVEN_UP_MAX: Final = 1024  # of one stream, without the answer that
 
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
+RELAY_IDLE_S: Final = 30.0  # one that was not needed for so long is closed: a burst is over
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
 UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains
 # Two threads and a connection to the enclave each; as many as it opens, which gives out shares.

@@ -121,3 +121,4 @@ class Host:
     def _report(self) -> None:
         while not self._stopping.wait(_REPORT_S):
             self._front.report()
+            self._relay.tidy()

@@ -117,6 +117,14 @@ class Relay:
         for connection in idle:
             connection.close()
 
+    def tidy(self) -> None:
+        """Close the connections that nobody needed for a while; each costs the enclave a thread."""
+        with self._lock:
+            old = [kept for kept in self._idle if kept.idle_s > limits.RELAY_IDLE_S]
+            self._idle = [kept for kept in self._idle if kept not in old]
+        for connection in old:
+            connection.close()
+
     def close(self) -> None:
         """Refuse further exchanges and close what is idle; exchanges under way close their own."""
         with self._lock:

@@ -40,6 +40,11 @@ class Connection:
         self._large = False
         self._used = time.monotonic()
 
+    @property
+    def idle_s(self) -> float:
+        """How long ago it was last used, in seconds."""
+        return time.monotonic() - self._used
+
     def close(self) -> None:
         """Close the socket."""
         self.channel.close()
@@ -57,7 +62,7 @@ class Connection:
         One used a moment ago is taken to be: looking costs a tenth of a small exchange, a send to
         a dead one fails, and an answer to another request opens for nobody.
         """
-        if time.monotonic() - self._used < _FRESH_S:
+        if self.idle_s < _FRESH_S:
             return True
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)

@@ -70,6 +70,26 @@ def test_connections_are_kept(relay: Relay, enclave: FakeEnclave) -> None:
     assert enclave.accepted == 1
 
 
+def test_connections_that_a_burst_left_are_closed(
+    relay: Relay, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ask(relay, b"sleep:0.2" + LARGE), range(4)))
+    kept = len(relay._idle)
+    assert kept > 1
+    relay.tidy()
+    assert len(relay._idle) == kept
+    monkeypatch.setattr(limits, "RELAY_IDLE_S", 0.3)
+    time.sleep(0.2)
+    assert ask(relay, LARGE) == LARGE
+    time.sleep(0.15)
+    relay.tidy()
+    assert len(relay._idle) == 1  # the one that was used
+    accepted = enclave.accepted
+    assert ask(relay, LARGE) == LARGE
+    assert enclave.accepted == accepted
+
+
 def test_no_more_connections_than_allowed(relay: Relay, enclave: FakeEnclave) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: ask(relay, b"sleep:0.02"), range(32)))
