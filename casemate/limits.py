@@ -163,6 +163,7 @@ DATA_READERS_MAX: Final = 1024  # as callers of a model
 DATA_MODELS_MAX: Final = 64  # as many as an enclave can serve
 ONNX_SIGNATURE_MAX: Final = 16 * MIB  # names of a hundred thousand initialisers fit
 ONNX_DEPTH: Final = 32  # graphs within graphs: loops and branches of real models nest a few levels
+ONNX_WEIGHT_APART: Final = 16 * KIB  # smaller ones cost more to refer to than to copy
 
 # What a process keeps of freed memory: an image, opened, and its answer fit several times.
 ARENAS_MAX: Final = 4  # more threads than this seldom allocate at the same time

@@ -5,14 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from casemate.envelope.guard import Guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from casemate.wire import Buffer
 
@@ -69,25 +68,17 @@ class ModelContents(Guarded):
         seal(made.descriptor)
         return made
 
-    def read(self, path: str) -> bytes:
-        """Return a copy of one content; raises KeyError, OSError."""
-        at, left, pieces = self._start(path), self.lengths[path], []
-        while left:  # a single read returns at most 2 GiB
-            pieces.append(os.pread(self.descriptor, left, at))
-            at, left = at + len(pieces[-1]), left - len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    @contextmanager
-    def first(self) -> Iterator[bytes | mmap.mmap]:
-        """Show the ONNX model where it lies, for reading; no views of it may stay."""
-        length = next(iter(self.lengths.values()))
-        if not length:
-            yield b""
-            return
+    def views(self) -> dict[str, memoryview]:
+        """Show each content where it lies, for reading; unmapped with the last view."""
         # A shared mapping of a sealed file is refused by Linux before 6.7, even one for reading.
         kind = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
-        with mmap.mmap(self.descriptor, length, **kind) as memory:
-            yield memory
+        total = sum(self.lengths.values())
+        memory = memoryview(mmap.mmap(self.descriptor, total, **kind) if total else b"")
+        shown, start = {}, 0
+        for path, length in self.lengths.items():
+            shown[path] = memory[start : start + length]
+            start += length
+        return shown
 
     @property
     def location(self) -> str | None:

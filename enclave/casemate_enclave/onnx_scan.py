@@ -14,7 +14,6 @@ from casemate import limits
 from casemate_enclave.refusals import Refusal, RefusedError
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -54,7 +53,7 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 
 
-def external_locations(model: bytes | mmap.mmap) -> set[str]:
+def external_locations(model: bytes | memoryview) -> set[str]:
     """Name every file that tensors of ``model`` refer to; raises ModelError(MODEL_REJECTED)."""
     found: set[str] = set()
     with memoryview(model) as view:
@@ -68,11 +67,11 @@ def _walk(message: memoryview, kind: _Kind, depth: int, found: set[str]) -> None
     children = _CHILDREN[kind]
     entries: list[memoryview] = []
     outside = False
-    for number, value in _fields(message):
+    for number, value, _, _ in fields(message):
         if number in children:
-            _walk(_message(value), children[number], depth + 1, found)
+            _walk(message_in(value), children[number], depth + 1, found)
         elif kind is _Kind.TENSOR and number == _TENSOR_EXTERNAL_DATA:
-            entries.append(_message(value))
+            entries.append(message_in(value))
         elif kind is _Kind.TENSOR and number == _TENSOR_DATA_LOCATION:
             outside |= value != 0
     if outside or entries:
@@ -82,7 +81,7 @@ def _walk(message: memoryview, kind: _Kind, depth: int, found: set[str]) -> None
 def _location(entries: list[memoryview]) -> str:
     locations = []
     for entry in entries:
-        pair = [(number, _text(value)) for number, value in _fields(entry)]
+        pair = [(number, _text(value)) for number, value, _, _ in fields(entry)]
         if (_ENTRY_KEY, "location") in pair:
             locations += [text for number, text in pair if number == _ENTRY_VALUE]
     # Two readers of the format may disagree on which of several counts.
@@ -91,16 +90,21 @@ def _location(entries: list[memoryview]) -> str:
     return locations[0]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]:
+    """Yield each field's number, its value, and where in ``message`` it begins and ends.
+
+    Fixed-width values are shown as their bytes. Raises ModelError(MODEL_REJECTED).
+    """
     at = 0
     while at < len(message):
+        begin = at
         tag, at = _varint(message, at)
         if tag >> 32:  # protobuf drops the higher bits and so would see another field
             raise RefusedError(Refusal.FIELD)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, begin, at
             continue
         if wire == _BYTES:
             size, at = _varint(message, at)
@@ -110,8 +114,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise RefusedError(Refusal.WIRE)
         if size > len(message) - at:
             raise RefusedError(Refusal.END)
-        yield number, message[at : at + size]
         at += size
+        yield number, message[at - size : at], begin, at
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -123,7 +127,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     raise RefusedError(Refusal.INTEGER)
 
 
-def _message(value: int | memoryview) -> memoryview:
+def message_in(value: int | memoryview) -> memoryview:
+    """Return a field's value as the message it has to be; raises ModelError(MODEL_REJECTED)."""
     if isinstance(value, int):
         raise RefusedError(Refusal.MESSAGE)
     return value
@@ -131,6 +136,6 @@ def _message(value: int | memoryview) -> memoryview:
 
 def _text(value: int | memoryview) -> str:
     try:
-        return bytes(_message(value)).decode()
+        return bytes(message_in(value)).decode()
     except UnicodeDecodeError:
         raise RefusedError(Refusal.TEXT) from None

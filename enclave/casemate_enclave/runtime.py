@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from casemate.errors import CasemateError, Code
 from casemate_enclave.memory import give_back_memory
+from casemate_enclave.onnx_outline import ITSELF, outline
 from casemate_enclave.onnx_scan import external_locations
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.watchdog import Watchdog
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from casemate.sealed_model import ModelContents, ModelHeader, ModelLoop
     from casemate.tensors import TensorSpec
+    from casemate.wire import Buffer
     from casemate_enclave.cancellation import Cancellation
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -128,17 +130,21 @@ class OnnxRuntime:
     def load(self, contents: ModelContents, header: ModelHeader) -> LastingModel:
         """Load the first entry as the model, the others as its external data.
 
-        A model without external data is read where it lies: as bytes it would be copied twice.
+        onnxruntime reads a model without external data where it lies, if it can open that; else its
+        weights, and external data, where they lie, and copies them once.
         """
-        model, *others = contents.lengths
-        with contents.first() as memory:
-            _check_locations(external_locations(memory), others)
-        files = [(path, contents.read(path)) for path in others]
+        files = contents.views()
+        model, *others = files
+        _check_locations(external_locations(files[model]), others)
+        source: str | bytes | None = contents.location
+        if source is None:
+            source, files[ITSELF] = outline(files[model]), files[model]
+        del files[model]
         try:
             # The fallback would try again and print why, which may quote the model.
             session = onnxruntime.InferenceSession(
-                contents.location or contents.read(model),
-                session_options(files, self._threads),
+                source,
+                session_options(list(files.items()), self._threads),
                 providers=self._providers,
                 enable_fallback=False,
             )
@@ -210,9 +216,12 @@ def _share_memory(run_bytes: int) -> None:
 
 
 def session_options(
-    others: Sequence[tuple[str, bytes]], threads: int
+    others: Sequence[tuple[str, Buffer]], threads: int
 ) -> onnxruntime.SessionOptions:
-    """Say how models run: ``others`` are files of external data, a run uses ``threads``."""
+    """Say how models run: ``others`` are files of external data, a run uses ``threads``.
+
+    The files have to stay until the session is made.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     # With one thread onnxruntime starts none: requests already run side by side.

@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 
 def read_all(contents: ModelContents) -> dict[str, bytes]:
     """Path -> content, in order."""
-    return {path: contents.read(path) for path in contents.lengths}
+    return {path: bytes(view) for path, view in contents.views().items()}

@@ -50,11 +50,13 @@ def test_nobody_changes_contents() -> None:
     assert read_all(contents) == FILES
 
 
-def test_the_first_content_is_shown_where_it_lies() -> None:
-    with ModelContents.of(FILES).first() as memory:
-        assert bytes(memory) == FILES["model.onnx"]
-    with ModelContents.of({"empty": b"", "more": b"x"}).first() as memory:
-        assert not bytes(memory)
+def test_contents_are_shown_where_they_lie() -> None:
+    views = ModelContents.of(FILES).views()
+    assert {path: bytes(view) for path, view in views.items()} == FILES
+    assert all(view.readonly for view in views.values())
+    empty = ModelContents.of({"empty": b"", "more": b"x"}).views()
+    assert [bytes(view) for view in empty.values()] == [b"", b"x"]
+    assert not ModelContents.of({"empty": b""}).views()["empty"]
 
 
 def test_a_single_content_can_be_opened_by_a_path() -> None:

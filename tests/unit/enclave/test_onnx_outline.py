@@ -1,0 +1,130 @@
+"""A model without its weights is the same model: nothing else changes, and they are found again."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate import limits
+from casemate.errors import ModelError
+from casemate.sealed_model import ModelContents, ModelEntry
+from casemate_enclave.onnx_outline import ITSELF, outline
+from casemate_enclave.onnx_scan import fields, message_in
+from casemate_enclave.runtime import OnnxRuntime
+from tests.support import onnx_bytes as onnx
+from tests.support.onnx_bytes import field
+from tests.unit.enclave.test_runtime import HEADER, ROWS, load, runtime, soon
+
+__all__ = ["runtime"]  # the fixture
+
+SMALL = onnx.floats(1, 2, 3, 4, 5, 6)
+WIDE = 4096  # 3 rows of it are 48 KiB
+LARGE = np.random.default_rng(7).standard_normal((3, WIDE), np.float32)
+
+
+def wide(*tensors: bytes) -> bytes:
+    """``y = x @ w @ v``: ``w`` is large, and so is ``v``."""
+    nodes = (onnx.node("MatMul", ("x", "w"), ("h",)), onnx.node("MatMul", ("h", "v"), ("y",)))
+    return onnx.model(onnx.graph(nodes, (onnx.X,), (onnx.Y,), tensors))
+
+
+def weights() -> tuple[bytes, bytes]:
+    second = np.ascontiguousarray(LARGE.T[:, :2])
+    return (
+        onnx.tensor("w", onnx.FLOAT, (3, WIDE), LARGE.tobytes()),
+        onnx.tensor("v", onnx.FLOAT, (WIDE, 2), second.tobytes()),
+    )
+
+
+def initializers(model: bytes) -> Iterator[list[tuple[int, int | bytes]]]:
+    for number, value, _, _ in fields(memoryview(model)):
+        if number == 7:
+            for inner, tensor, _, _ in fields(message_in(value)):
+                if inner == 5:
+                    found = fields(message_in(tensor))
+                    yield [(n, v if isinstance(v, int) else bytes(v)) for n, v, _, _ in found]
+
+
+def pair(entry: int | bytes) -> tuple[str, str]:
+    key, value = (bytes(message_in(v)).decode() for _, v, _, _ in fields(memoryview(bytes(entry))))
+    return key, value
+
+
+def test_large_weights_are_references_to_where_they_lie() -> None:
+    model = wide(*weights(), onnx.tensor("small", onnx.FLOAT, (3, 2), SMALL))
+    written = outline(memoryview(model))
+    assert len(written) < len(model) - LARGE.nbytes
+    before, after = list(initializers(model)), list(initializers(written))
+    assert before[2] == after[2]
+    for whole, reference in zip(before[:2], after[:2], strict=True):
+        where = dict(pair(value) for number, value in reference if number == 13)
+        begin, size = int(where["offset"]), int(where["length"])
+        assert where["location"] == ITSELF
+        assert (9, model[begin : begin + size]) in whole
+        assert [f for f in whole if f[0] != 9] == [f for f in reference if f[0] not in {13, 14}]
+        assert (14, 1) in reference
+
+
+def test_a_model_without_large_weights_stays_byte_for_byte() -> None:
+    for model in (onnx.linear(), b"", field(1, 8) + field(99, b"kept") + b"\x0d1234"):
+        assert outline(memoryview(model)) == model
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        field(9, bytes(limits.ONNX_WEIGHT_APART)) + field(9, b"again"),
+        field(9, bytes(limits.ONNX_WEIGHT_APART)) + field(4, onnx.floats(1)),
+        field(9, bytes(limits.ONNX_WEIGHT_APART)) + field(14, 0),
+        field(9, bytes(limits.ONNX_WEIGHT_APART)) + field(3, b""),
+        field(9, bytes(limits.ONNX_WEIGHT_APART - 1)),
+    ],
+)
+def test_a_tensor_that_says_more_is_left_to_onnxruntime(unusual: bytes) -> None:
+    model = wide(field(2, onnx.FLOAT) + field(8, "w") + unusual)
+    assert outline(memoryview(model)) == model
+
+
+def test_no_model_refers_to_itself_before_and_no_entry_has_that_path(runtime: OnnxRuntime) -> None:
+    tensor = onnx.external_tensor("w", (3, 2), location=ITSELF, offset="0", length="24")
+    with pytest.raises(ModelError, match="outside"):
+        load(runtime, onnx.linear(tensor))
+    with pytest.raises(ModelError, match="path"):
+        replace(HEADER, entries=(ModelEntry(ITSELF, 1, bytes(48)),))
+
+
+@pytest.mark.parametrize("location", [True, False])
+def test_it_runs_as_the_model_it_was(
+    runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, *, location: bool
+) -> None:
+    if not location:  # as in the process form, whose /proc shows another process
+        monkeypatch.setattr(ModelContents, "location", None)
+    model = load(runtime, wide(*weights()))
+    answer = model.run({"x": ROWS}, ["y"], soon())["y"]
+    np.testing.assert_allclose(answer, ROWS @ LARGE @ LARGE.T[:, :2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, WIDE + 1), (3, WIDE - 1), (1 << 40, 1 << 20)])
+def test_a_weight_that_is_not_its_shapes_is_rejected(
+    runtime: OnnxRuntime, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(ModelContents, "location", None)
+    first, second = weights()
+    forged = onnx.tensor("w", onnx.FLOAT, shape, LARGE.tobytes())
+    load(runtime, wide(first, second))
+    with pytest.raises(ModelError):
+        load(runtime, wide(forged, second))
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_any_bytes_are_written_or_refused(noise: bytes, at: int) -> None:
+    model = wide(*weights())
+    damaged = model[:at] + noise + model[at + len(noise) :]
+    try:
+        written = outline(memoryview(damaged))
+    except ModelError:
+        return
+    assert len(written) <= len(damaged)
