@@ -63,11 +63,11 @@ class Bounds:
 def _places(threads: int, *, joined: bool) -> int:
     """How many runs at a time make the most of the processors.
 
-    More single runs than twice as many only take turns. Joined runs leave half of the processors to
-    open, seal and relay: so more requests wait together, and the runs grow.
+    More single runs than twice as many only take turns. Joined runs grow while they wait, so that
+    one for each processor is best, quick runs or long ones.
     """
     processors = len(os.sched_getaffinity(0))
-    return max(1, (processors // 2 if joined else 2 * processors) // threads)
+    return max(1, (processors if joined else 2 * processors) // threads)
 
 
 class ScheduledModel:

@@ -429,7 +429,7 @@ def test_bounds_narrow_and_never_widen(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = Bounds.of(Serving(concurrency=2, queue=3, run_ms=500), configured)
     assert (narrow.places, narrow.queue, narrow.run_s) == (2, 3, 0.5)
     joined = Bounds.of(Serving(0, batch_rows=8), configured)
-    assert (joined.places, joined.queue) == (2, 6)
+    assert (joined.places, joined.queue) == (4, 4)
 
 
 def test_a_run_ends_after_its_models_time(gate: Gate) -> None:
