@@ -179,6 +179,7 @@ WORKER_MESSAGE_MAX: Final = WORKER_INLINE_MAX + WORKER_DESCRIPTION_MAX + 4 * KIB
 # Shared memory that a connection keeps for its next run: an image fits. Larger is given back.
 WORKER_ROOM_KEPT: Final = 4 * MIB
 WORKER_GRACE_S: Final = 1.0  # after a deadline, until the next operator begins; then it is killed
+WORKER_HEEDS_S: Final = 2  # that takes no commands for so long, hundreds of them waiting, is killed
 WORKER_START_S: Final = 30.0  # a fork and a filter take milliseconds
 # What a worker may allocate beside its model and its tensors: a stack of 8 MiB for each of its
 # connections, an interpreter, what native code takes for itself.

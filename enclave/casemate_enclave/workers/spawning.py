@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import socket
@@ -68,11 +69,17 @@ class Spawner:
     def kill(self, number: int, *, wait: bool = True) -> None:
         """End a worker for good, if it has not ended; takes no lock.
 
-        Without ``wait`` it never blocks, and may fail where the spawner has much to do.
+        Without ``wait`` it never blocks; where the spawner has much to do, a thread waits.
         """
-        with contextlib.suppress(OSError):
-            order = packets.ORDER.pack(packets.KILL, number, 0)
+        order = packets.ORDER.pack(packets.KILL, number, 0)
+        try:
             self._channel.send(order, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            with contextlib.suppress(RuntimeError):  # no thread to be had
+                # Of all ways to start one this takes no lock: a finaliser may be what calls.
+                _thread.start_new_thread(self.kill, (number,))
+        except OSError:
+            return  # there is no spawner any more, so no worker either
 
     def _listen(self) -> None:
         memory = bytearray(packets.ENDED.size)

@@ -104,7 +104,7 @@ def aligned(size: int) -> int:
 def read_description(description: bytes) -> Layout:
     """Parse and check; raises PacketError."""
     try:
-        wanted, parts = cbor.decode(description)
+        wanted, parts = map(tuple, cbor.decode(description))
         read = tuple(_part(*fields) for fields in parts)
     except (cbor.CborError, TypeError, ValueError, KeyError) as error:
         raise PacketError("not a description") from error
@@ -113,11 +113,11 @@ def read_description(description: bytes) -> Layout:
         raise PacketError("tensors that are no set")
     if not all(isinstance(name, str) for name in wanted) or len(wanted) > _TENSORS_MAX:
         raise PacketError("outputs that are no names")
-    return _layout(tuple(wanted), read)
+    return _layout(wanted, read)
 
 
 def _part(name: str, datatype: str, shape: list[int], size: int) -> Part:
-    if type(name) is not str or not all(map(_whole, (size, *shape))):
+    if type(name) is not str or type(shape) is not list or not all(map(_whole, (size, *shape))):
         raise PacketError("not a tensor")
     if len(shape) > _RANK_MAX:
         raise PacketError("too many dimensions")

@@ -100,6 +100,9 @@ LIES: dict[str, bytes] = {
     "all tensors past the end": answer(body=b""),
     "no datatype": answer(description=described(["y", "INT65", [4], 32])),
     "no name": answer(description=described([7, "INT64", [4], 32])),
+    "outputs that are none": answer(description=cbor.encode([None, [PART]])),
+    "tensors that are none": answer(description=cbor.encode([[], True])),
+    "a shape that is none": answer(description=described(["y", "INT64", {}, 8])),
     "a name twice": answer(description=described(PART, PART)),
     "too many dimensions": answer(description=described(["y", "INT64", [1] * 40, 8])),
     "too many tensors": answer(
