@@ -1,4 +1,4 @@
-"""Seals or opens a model in a process of its own and says how much memory that took at most."""
+"""Seals, opens or serves a model in a process of its own and says how much memory that took."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.attestation import Configuration, KmsConfiguration, ServiceLimits
 from casemate.client.seal import seal_onnx
+from casemate.sealed_model import ModelContents
 from casemate_kms.models import open_sealed_model
+from tests.support import onnx_bytes as onnx
+from tests.support import workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from casemate_kms.models import OpenedModel
 
 KEY = b"\x02" * 32
 ARN = "arn:aws:kms:eu-central-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
@@ -37,9 +42,9 @@ class Kms:
         return KEY
 
 
-def peak() -> int:
+def peak(process: int | str = "self") -> int:
     """The most that was ever resident, in bytes."""
-    status = Path("/proc/self/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
@@ -66,6 +71,33 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def opened(model: Path, sealed: Path) -> dict[str, int]:
+    model_ = _open(model, sealed)
+    held = os.fstat(model_.contents.descriptor).st_blocks * 512
+    return {"opened": sum(model_.contents.lengths.values()), "file": held}
+
+
+def served(model: Path, sealed: Path) -> dict[str, int]:
+    """What the process with the contents and the worker that runs them have together."""
+    runtime = workers.runtime()
+    tiny = {"x": ("FP32", (0, 3))}, {"y": ("FP32", (0, 2))}
+    first = runtime.load(ModelContents.of({"m": onnx.linear()}), workers.header(*tiny))
+    [empty] = workers.processes()
+    base, base_peak = workers.private_bytes(empty), peak(empty)
+    opened = _open(model, sealed)
+    loaded = runtime.load(opened.contents, opened.header)
+    [worker] = workers.processes() - {empty}
+    file = os.fstat(opened.contents.descriptor).st_blocks * 512
+    assert loaded.ready
+    assert first.ready
+    return {
+        "file": file,
+        "worker": workers.private_bytes(worker) - base,
+        # Contents that it maps count for it, too.
+        "worker_peak": peak(worker) - base_peak,
+    }
+
+
+def _open(model: Path, sealed: Path) -> OpenedModel:
     size = model.stat().st_size
     configuration = Configuration(
         audience="memory",
@@ -74,15 +106,13 @@ def opened(model: Path, sealed: Path) -> dict[str, int]:
         kms=KmsConfiguration("aws", ("eu-central-1",), (b"root",)),
         limits=ServiceLimits(1, 1, size, 1),
     )
-    model_ = open_sealed_model(
+    return open_sealed_model(
         pieces(sealed), configuration=configuration, kms=Kms(), deadline=time.monotonic() + 600
     )
-    held = os.fstat(model_.contents.descriptor).st_blocks * 512
-    return {"opened": sum(model_.contents.lengths.values()), "file": held}
 
 
 if __name__ == "__main__":
-    work = {"seal": seal, "open": opened}[sys.argv[1]]
+    work = {"seal": seal, "open": opened, "serve": served}[sys.argv[1]]
     before = peak()
     facts = work(Path(sys.argv[2]), Path(sys.argv[3]))
     sys.stdout.write(json.dumps({**facts, "grown": peak() - before}))
