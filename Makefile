@@ -28,6 +28,7 @@ LOCKS     := requirements/dev.txt requirements/protoc.txt
 # byte, two machines; with ALL=1 every integration test that starts an enclave. Each boot costs 10 to
 # 30 s of a core.
 QEMU := .qemu
+MACHINES ?= 2
 MACHINE_TESTS := tests/machine tests/integration$(if $(filter 1,$(ALL)),,/test_deployment.py) \
     tests/security/test_key_substitution.py::test_k2_h6_one_changed_byte_of_code_is_refused_by_kms_by_name_and_by_the_client
 
@@ -67,7 +68,7 @@ $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
 	@$(BIN)/python -m casemate_devkit.vm.toolbox $(QEMU)/tools
 
 qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run tests against it (ALL=1: all of tests/integration)
-	@$(BIN)/python -m pytest --form vm $(MACHINE_TESTS)
+	@$(BIN)/python -m pytest --form vm $(if $(filter 1,$(ALL)),-n $(MACHINES) --dist loadfile) $(MACHINE_TESTS)
 
 units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy/systemd under a systemd of its own (needs root; FORM=vm: its enclaves in QEMU)
 	@$(BIN)/python -m pytest -o timeout=300 $(if $(FORM),--form $(FORM)) tests/systemd

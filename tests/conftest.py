@@ -41,17 +41,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """In a form of machines, keep the tests that start an enclave, and give a boot its time.
 
     The others have no form: this run would repeat them. One whose subject is the process says so
-    with the mark ``process_form``, and is reported as skipped, with its reason.
+    with the mark ``process_form``, and is reported as skipped, with its reason. That no test is in
+    the wrong place is unit/test_forms.py's.
     """
     if config.getoption("--form") == "process":
         return
-    formed = [item for item in items if "tree" in getattr(item, "fixturenames", ())]
+    formed = [item for item in items if _has_form(item)]
     config.hook.pytest_deselected(items=sorted({*items} - {*formed}, key=lambda item: item.nodeid))
     items[:] = formed
     for item in items:
         item.add_marker(pytest.mark.timeout(BOOT_TIMEOUT_S), append=False)
         if mark := item.get_closest_marker("process_form"):
             item.add_marker(pytest.mark.skip(reason=f"process form only: {mark.args[0]}"))
+
+
+def _has_form(item: pytest.Item) -> bool:
+    started = "tree" in getattr(item, "fixturenames", ())
+    return started or item.get_closest_marker("process_form") is not None
 
 
 @pytest.fixture(scope="session")

@@ -54,20 +54,14 @@ def endless(deployment: LocalDeployment, tmp_path: Path) -> Iterator[str]:
     enclave.unload(MODEL, VERSION)
 
 
-def outcome(client: Client, model: str) -> Code:
-    """OVERLOADED if the model's place is held, DEADLINE_EXCEEDED if it was free."""
-    with pytest.raises(CasemateError) as caught:
-        client.infer(model, ONE, timeout_s=0.3)
-    return caught.value.code
-
-
 class Watcher:
     """Sees whether the model's place is held; it asks for nothing before a question has come."""
 
-    def __init__(self, client: Client, enclave: EnclaveSocket, model: str) -> None:
+    def __init__(self, client: Client, enclave: EnclaveSocket, model: str, pace: float) -> None:
         self.client = client
         self.enclave = enclave
         self.model = model
+        self.pace = pace
         self.asked = self._requests()
 
     def _requests(self) -> int:
@@ -75,21 +69,27 @@ class Watcher:
 
     def holds(self) -> bool:
         """Whether a question that came since has the place."""
-        if not eventually(lambda: self._requests() > self.asked, 10):
+        if not eventually(lambda: self._requests() > self.asked, 10 * self.pace):
             return False
-        time.sleep(0.5)  # from when it is counted to when it runs
-        return outcome(self.client, self.model) is Code.OVERLOADED
+        time.sleep(0.5 * self.pace)  # from when it is counted to when it runs
+        return eventually(lambda: self._outcome() is Code.OVERLOADED, 3 * self.pace)
 
     def free(self) -> bool:
         """Whether the place becomes free long before the question's deadline."""
-        return eventually(lambda: outcome(self.client, self.model) is Code.DEADLINE_EXCEEDED, 10)
+        return eventually(lambda: self._outcome() is Code.DEADLINE_EXCEEDED, 10 * self.pace)
+
+    def _outcome(self) -> Code:
+        """OVERLOADED if the model's place is held, DEADLINE_EXCEEDED if it was free."""
+        with pytest.raises(CasemateError) as caught:
+            self.client.infer(self.model, ONE, timeout_s=0.3 * self.pace)
+        return caught.value.code
 
 
 @pytest.fixture
 def watcher(deployment: LocalDeployment, endless: str) -> Iterator[Watcher]:
     policy, key = deployment.trust_policy(), deployment.clinic.signing_key
     with Client(deployment.target, policy, caller_key=key, retry=ONCE) as client:
-        yield Watcher(client, genuine(deployment), endless)
+        yield Watcher(client, genuine(deployment), endless, deployment.form.pace)
 
 
 def test_c5_a_cancelled_call_gives_up_its_models_place(

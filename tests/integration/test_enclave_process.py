@@ -21,7 +21,10 @@ from casemate_devkit.pki import NitroPki
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.process_form("what a process does and says in its unsafe form is what they try"),
+]
 ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

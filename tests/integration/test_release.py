@@ -230,6 +230,7 @@ def policy(world: LocalDeployment, publisher: Publisher, minimum: int, *, code: 
     return output
 
 
+@pytest.mark.process_form("it rehearses releases of processes; its image has no kernel")
 def test_clients_go_by_the_log_and_its_minimum(
     published: tuple[Publisher, list[str]],
     builders: tuple[Builder, Builder],

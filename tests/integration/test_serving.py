@@ -211,7 +211,7 @@ def test_c5_a_flood_of_endless_runs_holds_its_own_models_places_alone(
     """The model's publisher gave it two places, no queue and a second: others go on at once."""
     scalar = {"inputs": (TensorSpec("x", "FP32", ()),), "outputs": (TensorSpec("y", "FP32", ()),)}
     bounds = Serving(concurrency=2, queue=0, run_ms=1000)
-    enclave = genuine(deployment)
+    enclave, pace = genuine(deployment), deployment.form.pace
     endless = seal(
         deployment, tmp_path, onnx_bytes.endless(), version=300, serving=bounds, **scalar
     )
@@ -219,10 +219,11 @@ def test_c5_a_flood_of_endless_runs_holds_its_own_models_places_alone(
     try:
         with deployment.client() as client, ThreadPoolExecutor(16) as pool:
             client.infer(f"{MODEL}:1", {"features": ROWS})
+            allowed = 30 * pace
 
             def ask() -> Code:
                 one = np.ones((), np.float32)
-                return code_of(lambda: client.infer(f"{MODEL}:300", {"x": one}, timeout_s=30))
+                return code_of(lambda: client.infer(f"{MODEL}:300", {"x": one}, timeout_s=allowed))
 
             begun = time.monotonic()
             outcomes = [pool.submit(ask) for _ in range(16)]
@@ -230,7 +231,7 @@ def test_c5_a_flood_of_endless_runs_holds_its_own_models_places_alone(
             while not all(outcome.done() for outcome in outcomes):
                 client.infer(f"{MODEL}:1", {"features": ROWS})
                 served += 1
-            assert time.monotonic() - begun < 10  # not the 30 seconds that the callers allowed
+            assert time.monotonic() - begun < allowed / 3
         codes = [outcome.result() for outcome in outcomes]
         assert codes.count(Code.DEADLINE_EXCEEDED) >= 2
         assert set(codes) == {Code.DEADLINE_EXCEEDED, Code.OVERLOADED}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casemate_devkit.local import LocalDeployment
 
 pytestmark = pytest.mark.integration
-MINUTES = 10 * 60 * 1000
+DAY = 24 * 60 * 60 * 1000
 
 
 def test_the_registers_that_the_device_signs_are_the_images(deployment: LocalDeployment) -> None:
@@ -46,7 +46,7 @@ def test_h10_a_machine_whose_clock_is_decades_wrong_lives_by_the_devices_time(
     """
     assert WRONG_TIME.startswith("2001-")
     evidence = verified(deployment)
-    assert abs(evidence.instance.boot_time - time.time() * 1000) < MINUTES
+    assert abs(evidence.instance.boot_time - time.time() * 1000) < DAY
     assert [entry.name for entry in evidence.log] == [MODEL]
     with deployment.client(kms=True) as client:
         client.infer(MODEL, {"features": DATA.features[:4]})
