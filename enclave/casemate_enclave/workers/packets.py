@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,14 @@ def send(channel: socket.socket, pieces: Iterable[Buffer], descriptor: int | Non
     else:
         rights = array.array("i", [descriptor])
         channel.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def await_room(channel: socket.socket, patience_s: float) -> None:
+    """Wait until a packet will not block for long; raises TimeoutError."""
+    room = select.poll()
+    room.register(channel, select.POLLOUT)
+    if not room.poll(patience_s * 1000):
+        raise TimeoutError("nobody reads")
 
 
 def receive(channel: socket.socket, memory: Buffer) -> tuple[int, int | None]:

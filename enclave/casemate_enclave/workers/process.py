@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import socket
-import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from casemate_enclave.workers.spawning import Spawner
 
 _PLACES_MAX = limits.TENSORS_MAX
-_HEEDS = struct.pack("@ll", limits.WORKER_HEEDS_S, 0)
 
 
 class Worker:
@@ -77,7 +75,6 @@ class Worker:
             known = refusal < len(Refusal) and place < _PLACES_MAX
             raise RefusedError.numbered(refusal, place) if known else RefusedError(Refusal.ENDED)
         self._control.settimeout(None)
-        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _HEEDS)
 
     def run(
         self,
@@ -128,6 +125,7 @@ class Worker:
         try:
             with theirs, self._opening:
                 command = packets.COMMAND.pack(packets.OPEN, 0)
+                packets.await_room(self._control, limits.WORKER_HEEDS_S)
                 packets.send(self._control, [command], theirs.fileno())
         except OSError:  # it ended, or hears no more
             self.kill()
