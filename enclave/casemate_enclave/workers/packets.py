@@ -52,9 +52,12 @@ def send(channel: socket.socket, pieces: Iterable[Buffer], descriptor: int | Non
 
 
 def await_room(channel: socket.socket, patience_s: float) -> None:
-    """Wait until a packet will not block for long; raises TimeoutError."""
+    """Wait until a packet will not block for long; raises OSError, if nobody reads TimeoutError."""
     room = select.poll()
-    room.register(channel, select.POLLOUT)
+    try:
+        room.register(channel, select.POLLOUT)
+    except ValueError:
+        raise BrokenPipeError("closed on this side") from None
     if not room.poll(patience_s * 1000):
         raise TimeoutError("nobody reads")
 
