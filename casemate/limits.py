@@ -176,6 +176,8 @@ ARENA_BLOCK_MAX: Final = 4 * MIB  # what is larger is rare, and given back at on
 WORKER_INLINE_MAX: Final = 32 * KIB
 WORKER_DESCRIPTION_MAX: Final = 48 * KIB  # 64 tensors with names of 255 bytes fit
 WORKER_MESSAGE_MAX: Final = WORKER_INLINE_MAX + WORKER_DESCRIPTION_MAX + 4 * KIB
+# Of several runs that came together: how long the first answer waits for others to share a packet.
+WORKER_LINGER_S: Final = 0.0005
 # Shared memory that a connection keeps for its next run: an image fits. Larger is given back.
 WORKER_ROOM_KEPT: Final = 4 * MIB
 WORKER_GRACE_S: Final = 1.0  # after a deadline, until the next operator begins; then it is killed
@@ -201,6 +203,10 @@ FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sen
 FRAME_HEAD_TIMEOUT_S: Final = 30.0  # a half-sent frame may hold a connection this long
 LIFE_LOOK_S: Final = 1.0  # how late an enclave may notice that its time is over
 THREAD_IDLE_S: Final = 10.0  # a thread that nobody needed for so long ends
+# A run that takes longer is waited for by a thread of its own, and with nobody behind it.
+LATE_S: Final = 0.005
+QUICK_S: Final = 0.0003  # runs that take less are done one after the other in one place
+TOGETHER_MAX: Final = 32  # questions that are answered together, and runs in one place
 # Threads that answer numbered frames, for all connections: twice what a host has under way.
 NUMBERED_THREADS: Final = 64
 # Questions of one connection that wait for a thread, unread: all that one host may have under way.

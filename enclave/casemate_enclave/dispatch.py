@@ -9,6 +9,7 @@ from casemate.errors import CasemateError, Code, KeyReleaseError
 from casemate.frames import COUNTED, FrameType
 from casemate_enclave.enclave import State
 from casemate_enclave.events import Counter, Event
+from casemate_enclave.runs import finish
 from casemate_enclave.stream_link import HungUpError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from casemate_enclave.enclave import Enclave
     from casemate_enclave.events import Journal
     from casemate_enclave.hangups import Watched
+    from casemate_enclave.runs import Steps
     from casemate_enclave.stream_link import StreamLink
 
     # None: all has been said, and the connection ends.
@@ -116,14 +118,17 @@ class Dispatcher:
 
     def numbered(
         self, kind: int, payload: memoryview, deadline: float, context: RequestContext
-    ) -> tuple[Buffer, ...]:
-        """Answer a question that came in a numbered frame (SPEC 9.2.1); raises CasemateError."""
+    ) -> Steps[tuple[Buffer, ...]]:
+        """Answer a question of a numbered frame, step by step (SPEC 9.2.1).
+
+        Raises CasemateError.
+        """
         if kind != FrameType.REQUEST:
             raise CasemateError(Code.MALFORMED, "no type that is numbered")
         state = self._enclave.state
         if FrameType.REQUEST not in self._table[state]:
             raise _refusal(state, FrameType.REQUEST)
-        return self._sealed(payload, deadline, context)
+        return (yield from self._sealed(payload, deadline, context))
 
     def _configure(self, exchange: Exchange) -> Answer:
         try:
@@ -149,14 +154,15 @@ class Dispatcher:
 
     def _request(self, exchange: Exchange) -> Answer:
         with exchange.watched():
-            return self._sealed(exchange.payload, exchange.deadline, exchange.context)
+            return finish(self._sealed(exchange.payload, exchange.deadline, exchange.context))
 
     def _sealed(
         self, payload: memoryview, deadline: float, context: RequestContext
-    ) -> tuple[Buffer, ...]:
+    ) -> Steps[tuple[Buffer, ...]]:
         self._journal.count(Counter.REQUESTS)
         try:
-            return self._enclave.parts.service.answer(payload, deadline, context)
+            service = self._enclave.parts.service
+            return (yield from service.answering(payload, deadline, context))
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise

@@ -72,6 +72,11 @@ class NumberedLink:
             while True:
                 _release([self._ready.popleft()[1]])
 
+    def hang_up(self) -> None:
+        """End the connection: whoever receives or sends stops."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
     def flush(self) -> None:
         """Send what is ready; raises OSError if the host does not take it in time."""
         if not self._ready:
@@ -86,8 +91,7 @@ class NumberedLink:
                         _release(contexts)
             except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
                 self.drop()
-                with contextlib.suppress(OSError):
-                    self._channel.shutdown(socket.SHUT_RDWR)
+                self.hang_up()
                 raise
 
     def _gather(self) -> tuple[list[Buffer], list[RequestContext | None]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casemate.sealed_model import ModelHeader
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.identity import MeasurementLog
-    from casemate_enclave.runtime import LastingModel, LoadedModel, ModelRuntime
+    from casemate_enclave.runtime import LastingModel, ModelRuntime
     from casemate_kms.models import OpenedModel
 
 
@@ -33,13 +33,13 @@ class ServedModel:
 
     header: ModelHeader
     digest: bytes
-    loaded: LoadedModel
+    loaded: ScheduledModel
     process: LastingModel
     requests: RequestReader = field(repr=False)
 
     @classmethod
     def of(
-        cls, header: ModelHeader, digest: bytes, loaded: LoadedModel, process: LastingModel
+        cls, header: ModelHeader, digest: bytes, loaded: ScheduledModel, process: LastingModel
     ) -> Self:
         """Return the model with a reader of its requests."""
         return cls(header, digest, loaded, process, RequestReader(header.inputs, header.outputs))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from casemate.tensors import TensorSpec
     from casemate.wire import Buffer
     from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.runs import Pipelined, Run
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
 
@@ -97,6 +98,25 @@ class LastingModel(LoadedModel, Protocol):
     @property
     def ready(self) -> bool:
         """False while it is out of service."""
+        ...
+
+    @property
+    def quick(self) -> bool:
+        """Whether its runs are so short that others may wait for one."""
+        ...
+
+    def begin(self, runs: Sequence[Run]) -> Pipelined | None:
+        """Begin of ``runs`` those that its process takes at once, if any; never waits."""
+        ...
+
+    def repeat(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None,
+    ) -> Tensors:
+        """Run with no other run beside it, after the process ended during a first time."""
         ...
 
 
@@ -166,6 +186,7 @@ class OnnxRuntime:
 
 class _OnnxModel:
     ready = True
+    quick = False
 
     def __init__(
         self, session: onnxruntime.InferenceSession, watchdog: Watchdog, *, carried: bool
@@ -194,6 +215,18 @@ class _OnnxModel:
             memory = _ARENA in str(error)
             raise RunError(Failure.MEMORY if memory else Failure.FAILED) from None
         return dict(zip(outputs, values, strict=True))
+
+    def begin(self, _runs: Sequence[Run]) -> None:
+        """Nothing: it runs on the thread of whoever asks."""
+
+    def repeat(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None,
+    ) -> Tensors:
+        return self.run(inputs, outputs, deadline, cancellation)
 
     def _values(
         self, inputs: Tensors, outputs: Sequence[str], options: onnxruntime.RunOptions

@@ -17,6 +17,7 @@ from casemate import limits
 from casemate.errors import Code, RequestError
 from casemate_enclave.batching import Group, Job, State, count_rows, gather, join, split
 from casemate_enclave.fair_queue import FairQueue
+from casemate_enclave.grouping import InPlace, Joined
 from casemate_enclave.watchdog import OnTermination
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from casemate.sealed_model import Serving
     from casemate_enclave.batching import Tensors
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runtime import LoadedModel
+    from casemate_enclave.runs import Pipelined, Run
+    from casemate_enclave.runtime import LastingModel
 
 _WAITING = frozenset({State.QUEUED, State.JOINED})
 
@@ -75,7 +77,7 @@ class ScheduledModel:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: LastingModel,
         bounds: Bounds,
         queued: Callable[[], AbstractContextManager[None]],
     ) -> None:
@@ -93,23 +95,28 @@ class ScheduledModel:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        repeated: bool = False,
     ) -> Tensors:
-        """Run at once if a place is free, else in turn; as ``LoadedModel.run``.
+        """Run at once if a place is free, else in turn; as ``SharedModel.run``.
 
         Raises RequestError: INVALID_INPUT for too many rows, OVERLOADED if too many wait,
         DEADLINE_EXCEEDED, MODEL_FAILED, UNAVAILABLE.
         """
         rows = self._rows(inputs)
         if self._enter():
-            return self._run(inputs, outputs, deadline, cancellation)
+            return self._run(inputs, outputs, deadline, cancellation, repeated=repeated)
         owner = cancellation.owner if cancellation else None
         job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
+        job.alone |= repeated
         given_up = OnTermination(lambda: self.leave(job))
         leaving = cancellation.ending(given_up) if cancellation else nullcontext()
         with self._queued():
             if self._enqueue(job):
                 with leaving:
                     self._await(job)
+        if repeated:
+            return self._run(inputs, outputs, deadline, cancellation, repeated=True)
         return self._lead(job, cancellation) if job.answer is None else job.answer
 
     def _enter(self) -> bool:
@@ -144,12 +151,15 @@ class ScheduledModel:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None,
+        *,
+        repeated: bool = False,
     ) -> Tensors:
         """Run in the place that the caller holds, and give it up."""
+        run = self._model.repeat if repeated else self._model.run
         try:
             _await_room(cancellation, deadline)
             until = min(deadline, time.monotonic() + self._bounds.run_s)
-            return self._model.run(inputs, outputs, until, cancellation)
+            return run(inputs, outputs, until, cancellation)
         finally:
             self._leave()
 
@@ -186,6 +196,59 @@ class ScheduledModel:
             group.leave()
         return left
 
+    # Runs that begin together
+
+    def begin(self, runs: Sequence[Run]) -> InPlace | None:
+        """Begin those of ``runs`` that go together, if runs are quick and a place is free.
+
+        Those that do not have to be waited for one by one, with ``run``. Never waits nor raises.
+        """
+        if not self._model.quick or not self._enter():
+            return None
+        fit = [place for place, run in enumerate(runs) if self._fits(run)]
+        under_way = None
+        try:
+            under_way = self._begin([runs[place] for place in fit]) if fit else None
+        finally:
+            if under_way is None:
+                self._leave()
+        if under_way is None:
+            return None
+        return InPlace(under_way, fit, self._enter, self._leave)
+
+    def _begin(self, runs: Sequence[Run]) -> Pipelined | None:
+        now = time.monotonic()
+        if len(runs) > 1 and self._bounds.batch_rows is not None:
+            return self._begin_joined(runs, now)
+        until = now + self._bounds.run_s
+        return self._model.begin([run._replace(deadline=min(run.deadline, until)) for run in runs])
+
+    def _begin_joined(self, runs: Sequence[Run], now: float) -> Pipelined | None:
+        axis, most = self._bounds.axis or 0, self._bounds.batch_rows or 0
+        leader, *others = jobs = [
+            Job(run.inputs, run.outputs, run.deadline, rows=self._rows(run.inputs), axis=axis)
+            for run in runs
+        ]
+        cut = _cut(leader, now)
+        if cut is None:
+            return self._model.begin(runs[:1])
+        members = gather(leader, others, most, cut)
+        group = Group(len(members))
+        until = min(cut, now + self._bounds.run_s)
+        inputs = join(members, axis)
+        run = runs[0]._replace(inputs=inputs, deadline=until, cancellation=group.cancellation)
+        under_way = self._model.begin([run])
+        taken = [(place, runs[place], job) for place, job in enumerate(jobs) if job in members]
+        return under_way and Joined(under_way, taken, axis, group)
+
+    def _fits(self, run: Run) -> bool:
+        """Whether a run could begin now if it came by itself."""
+        try:
+            self._rows(run.inputs)
+        except RequestError:
+            return False
+        return run.cancellation is None or run.cancellation.await_room(0.0)
+
     # Runs together
 
     def _lead(self, leader: Job, cancellation: Cancellation | None) -> Tensors:
@@ -203,11 +266,9 @@ class ScheduledModel:
 
     def _lead_others(self, leader: Job, cancellation: Cancellation | None) -> Tensors | None:
         """Run together; None if the leader is to run alone."""
-        now = time.monotonic()
-        # Others' rows may cost nobody more than half of its time.
-        cut = now + (leader.deadline - now) / 2
+        cut = _cut(leader, time.monotonic())
         most = self._bounds.batch_rows
-        if most is None or leader.alone or cut - now < limits.BATCH_LEAST_S:
+        if most is None or cut is None:
             return None
         with self._lock:
             _, *followers = gather(leader, self._queue, most, cut)
@@ -257,6 +318,15 @@ class ScheduledModel:
                     member.state = State.QUEUED
                     self._queue.put_back(member)
             self._grant()
+
+
+def _cut(leader: Job, now: float) -> float | None:
+    """Return until when a joined run may take; None if ``leader`` is to run alone.
+
+    Others' rows may cost nobody more than half of its time.
+    """
+    half = (leader.deadline - now) / 2
+    return None if leader.alone or half < limits.BATCH_LEAST_S else now + half
 
 
 def _await_room(cancellation: Cancellation | None, deadline: float) -> None:

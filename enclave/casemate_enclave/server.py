@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
+    from casemate_enclave.runs import Steps
 
 _ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
 
@@ -259,13 +260,14 @@ class Server:
 
     def _numbered(
         self, kind: int, payload: memoryview, deadline: float, context: RequestContext
-    ) -> tuple[int, tuple[Buffer, ...]]:
+    ) -> Steps[tuple[int, tuple[Buffer, ...]]]:
         try:
-            return kind | ANSWER, self._dispatcher.numbered(kind, payload, deadline, context)
+            pieces = yield from self._dispatcher.numbered(kind, payload, deadline, context)
         except CasemateError as error:
             return ERROR, (self._refusal(error),)
         except Exception:  # noqa: BLE001 - as in _exchange
             return ERROR, (self._refusal(self._internal()),)
+        return kind | ANSWER, pieces
 
     def _exchange_of(self, frame: Frame, channel: socket.socket) -> _Exchange:
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)

@@ -37,6 +37,7 @@ from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
 from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
+from casemate_enclave.runs import Run, finish
 from casemate_enclave.shares import Owner
 from casemate_enclave.workers.shared import lendable_memory
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from casemate_enclave.objects import ObjectOpener
     from casemate_enclave.receipts import BlindedReceipt, ReceiptIssuer
     from casemate_enclave.registry import ModelRegistry, ServedModel
+    from casemate_enclave.runs import Steps
     from casemate_enclave.unwraps import Unwraps
 
 
@@ -136,11 +138,17 @@ class RequestService:
         ``context``: what goes along with it; it holds the answer until that is sent.
         Raises CasemateError with a code of SPEC 11.1 for a request that was not accepted.
         """
+        return finish(self.answering(payload, deadline, context))
+
+    def answering(
+        self, payload: memoryview, deadline: float, context: RequestContext | None = None
+    ) -> Steps[tuple[wire.Buffer, ...]]:
+        """Do as ``answer`` step by step."""
         raw_header, ciphertext = parse_sealed(payload)
         header = parse_request_header(raw_header)
         self._check_header(header, len(ciphertext))
         wrapped = wire.digest(header.wrapped_key)
-        prk, known = self._session_key(header, wrapped, deadline)
+        prk, known = yield from self._session_key(header, wrapped, deadline)
         with self._journal.timed(Step.OPEN):
             opened = open_request(raw_header, ciphertext, prk)
             asker = identify(raw_header, header, opened.preamble_bytes, known)
@@ -148,7 +156,7 @@ class RequestService:
         if context is not None:
             context.owner = listed or header.key_commitment
         with self._journal.timed(Step.RUN):
-            outcome = self._outcome(opened, asker, deadline, context)
+            outcome = yield from self._outcome(opened, asker, deadline, context)
         with self._journal.timed(Step.SEAL):
             return encode_sealed(*self._seal(opened, outcome))
 
@@ -163,7 +171,7 @@ class RequestService:
         header = parse_request_header(raw_header)
         self._check_header(header, len(chunk))
         wrapped = wire.digest(header.wrapped_key)
-        prk, known = self._session_key(header, wrapped, deadline)
+        prk, known = finish(self._session_key(header, wrapped, deadline))
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead, memory=lendable_memory)
         asker = identify(raw_header, header, stream.open(chunk), known)
         listed = self._accept(header, wrapped, prk, asker)
@@ -192,7 +200,7 @@ class RequestService:
 
     def _session_key(
         self, header: RequestHeader, wrapped: bytes, deadline: float
-    ) -> tuple[bytes, Asker | None]:
+    ) -> Steps[tuple[bytes, Asker | None]]:
         """Return prk(data key), whose commitment matched: from the cache, or unwrapped.
 
         From the cache with who asked before in this session.
@@ -200,6 +208,7 @@ class RequestService:
         cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
         if cached is not None:
             return cached, self._cache.asker(wrapped)
+        yield None
         with self._journal.timed(Step.UNWRAP):
             return self._unwrap(header, wrapped, deadline), None
 
@@ -246,7 +255,7 @@ class RequestService:
         asker: Asker,
         deadline: float,
         context: RequestContext | None,
-    ) -> _Outcome:
+    ) -> Steps[_Outcome]:
         """Run the request; never raises."""
         model, preamble, caller = None, asker.preamble, asker.caller
         try:
@@ -254,7 +263,7 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             check_asker(model, preamble, caller)
-            message = self._answer(
+            message = yield from self._answer(
                 *(opened, preamble, caller, model), deadline=deadline, context=context
             )
             receipt = None
@@ -276,11 +285,12 @@ class RequestService:
         *,
         deadline: float,
         context: RequestContext | None,
-    ) -> wire.Pieces:
+    ) -> Steps[wire.Pieces]:
         if preamble.operation == METADATA:
             return [self._metadata(model)]
         if preamble.sealed_data is None:
-            return _run(model, opened.message, deadline, context)
+            return (yield from _run(model, opened.message, deadline, context))
+        yield None
         tensors = self._objects.open(
             opened.message,
             preamble.sealed_data,
@@ -288,7 +298,7 @@ class RequestService:
             model=model.digest,
             deadline=deadline,
         )
-        return _run_sealed(model, tensors, deadline, context)
+        return (yield from _run_sealed(model, tensors, deadline, context))
 
     def _metadata(self, model: ServedModel) -> bytes:
         if not model.ready:
@@ -326,7 +336,7 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
 
 def _run(
     model: ServedModel, message: memoryview, deadline: float, context: RequestContext | None
-) -> wire.Pieces:
+) -> Steps[wire.Pieces]:
     header = model.header
     if time.monotonic() >= deadline or (context is not None and context.cancelled):
         detail = "the deadline passed before the model ran, or nobody waited any more"
@@ -334,11 +344,15 @@ def _run(
     request = model.requests.read(message)
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
-    outputs = last_piece(
-        *(model.loaded, header.loop, request.inputs, request.outputs),
-        deadline=deadline,
-        cancellation=context,
-    )
+    if header.loop is None:
+        outputs = yield Run(model.loaded, request.inputs, request.outputs, deadline, context)
+    else:
+        yield None
+        outputs = last_piece(
+            *(model.loaded, header.loop, request.inputs, request.outputs),
+            deadline=deadline,
+            cancellation=context,
+        )
     answer = response_pieces(outputs, header.name, header.version, request.id)
     if context is not None:
         context.hold(answer)
@@ -347,9 +361,9 @@ def _run(
 
 def _run_sealed(
     model: ServedModel, tensors: memoryview, deadline: float, context: RequestContext | None
-) -> wire.Pieces:
+) -> Steps[wire.Pieces]:
     try:
-        return _run(model, tensors, deadline, context)
+        return (yield from _run(model, tensors, deadline, context))
     except RequestError as error:
         if error.code not in {Code.INVALID_REQUEST, Code.INVALID_INPUT}:
             raise

@@ -1,11 +1,10 @@
-"""A connection with many exchanges under way: its threads take turns at reading (SPEC 9.2.1).
+"""A connection with many exchanges under way: what has arrived is answered together (SPEC 9.2.1).
 
-Whoever has the turn takes what has arrived, answers one question after another, and sends the
-answers together before it waits for more. Small requests are spared what costs them most: waking a
-thread, and passing the interpreter's lock. No question waits long for another one's answer: a
-thread gives the turn away before it answers where answers have just been slow, and a second one
-stands by to take it from a thread that is not back in time. So somebody always reads, be it only
-that a question has been given up: without a thread to stand by, questions wait and are not begun.
+One thread reads. It opens all questions that have come, has their runs begun together, seals what
+comes back and sends the answers by one call, before it waits for more. So small requests are spared
+what costs them most: waking threads and processes, and passing the interpreter's lock. What may
+take long, or turns out to, it leaves to other threads, one of which always stands by: so somebody
+always reads, be it only that a question has been given up. Without one, questions wait unopened.
 """
 
 from __future__ import annotations
@@ -14,31 +13,31 @@ import contextlib
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from casemate import limits, numbered
-from casemate.errors import Code, FrameError
+from casemate.errors import Code, FrameError, RequestError
 from casemate.frames import ERROR, FrameType, encode_error
 from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.numbered_link import NumberedLink
+from casemate_enclave.runs import Left, finish
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
+    from casemate_enclave.runs import Outcome, Run, SharedModel, Steps, Together
 
-    # Takes inner type, payload, deadline and the question's context; returns inner type and
-    # payload. Never raises.
-    Answer = Callable[[int, memoryview, float, RequestContext], tuple[int, tuple[Buffer, ...]]]
+    # Takes inner type, payload, deadline and the question's context; its steps return inner type
+    # and payload. They never raise.
+    Answer = Callable[
+        [int, memoryview, float, RequestContext], Steps[tuple[int, tuple[Buffer, ...]]]
+    ]
 
-# An answer as quick as this may keep others waiting. By the processor's time: on a busy machine
-# the clock says little about an answer.
-_QUICK_S: Final = 0.001
-_WARY: Final = 32  # quick answers in a row that it takes to trust in the next one
-_LATE_S: Final = 0.005  # then the turn is taken away
-_IDLE_LOOK_S: Final = 0.05
+
 _SPARE: Final = 2  # that stand by: one is enough
 
 
@@ -63,12 +62,29 @@ class Crew:
             self._left += 1
 
 
-class _Question(NamedTuple):
-    """A question, when it came, and what goes along with it."""
+class _Question:
+    """A question under way: its steps, and the run that they wait for."""
 
-    frame: Numbered
-    begun: float
-    context: RequestContext
+    __slots__ = ("context", "need", "number", "repeated", "steps")
+
+    def __init__(
+        self, number: int, context: RequestContext, steps: Steps[tuple[int, tuple[Buffer, ...]]]
+    ) -> None:
+        self.number = number
+        self.context = context
+        self.steps = steps
+        self.need: Run | None = None
+        self.repeated = False
+
+
+class _UnderWay:
+    """Runs under way, and the questions that wait for them by their places."""
+
+    __slots__ = ("questions", "together")
+
+    def __init__(self, together: Together, questions: list[_Question]) -> None:
+        self.together = together
+        self.questions = questions
 
 
 class TurnConnection:
@@ -92,160 +108,162 @@ class TurnConnection:
         self._crew = crew
         self._finishing = finishing
         self._unsent = unsent
-        self._changed = threading.Condition()
-        self._held = False
-        self._turn = 0
-        self._begun = 0.0  # when the holder of the turn began an answer; 0 while it reads
-        self._wary = 0
+        lock = threading.Lock()
+        self._posted = threading.Condition(lock)
+        self._left = threading.Condition(lock)
+        self._tasks: deque[_Question | _UnderWay] = deque()
         self._idle = 0  # threads that stand by, or are about to
         self._spare_since = 0.0  # since when more than one of them does
         self._others = 0
         self._over = False
-        self._first: Numbered | None = None
-        self._under_way: dict[int, RequestContext] = {}
-        self._parked: deque[_Question] = deque()
+        self._contexts: dict[int, RequestContext] = {}
 
     def serve(self, first: Numbered) -> None:
         """Answer everything until the host ends the connection, ``first`` being its first frame.
 
         Raises FrameError for what is no numbered frame, OSError if the host takes no answers.
         """
-        self._first = first
+        frames = [first]
         try:
-            self._work()
-        finally:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._others)
-
-    def _work(self, *, hired: bool = False, placed: bool = False) -> None:
-        expected = hired
-        try:
-            while (turn := self._await_turn(expected=expected, placed=placed)) is not None:
-                expected = False
-                if isinstance(turn, _Question):
-                    self._link.put(self._answered(turn), turn.context)
-                    self._link.flush()
-                else:
-                    self._take_turn(turn)
+            while frames and not self._over:
+                self._answer_together(self._taken_on(frames))
+                self._link.flush()
+                frames = self._arrived()
+            if not self._finishing():
+                self._abandon()
         except BaseException:
             self._abandon()
+            raise
+        finally:
             self._end()
-            raise
 
-    # Turns
+    def _arrived(self) -> list[Numbered]:
+        """Wait for frames; return as many as are answered together, none at the end."""
+        frame = self._link.receive()
+        frames: list[Numbered] = []
+        while frame is not None:
+            frames.append(frame)
+            frame = self._link.take() if len(frames) < limits.TOGETHER_MAX else None
+        return frames
 
-    def _await_turn(self, *, expected: bool, placed: bool) -> int | _Question | None:
-        """Return the number of this thread's turn, or a question that waits for a thread.
-
-        None when the connection is over, or has more threads than it needs; then one ends of those
-        that are ``placed``. ``expected``: this thread was counted as idle before.
-        """
-        with self._changed:
-            if not expected:
-                self._idle += 1
-                if self._idle == _SPARE:
-                    self._spare_since = time.monotonic()
-            while self._held and not (self._over or self._parked or self._is_late()):
-                if placed and self._has_spare():
-                    self._idle -= 1
-                    return None
-                self._changed.wait(_LATE_S if self._begun else _IDLE_LOOK_S)
-            self._idle -= 1
-            if self._parked:
-                return self._parked.popleft()
-            if self._over:
-                return None
-            self._held = True
-            self._begun = 0.0
-            self._turn += 1
-            return self._turn
-
-    def _has_spare(self) -> bool:
-        """Whether one more than is needed has stood by for long; the next one is as long in coming.
-
-        The caller holds the lock.
-        """
+    def _taken_on(self, frames: Iterable[Numbered]) -> list[_Question]:
+        """Return the questions to answer now; those that are given up are ended."""
         now = time.monotonic()
-        if self._idle < _SPARE or now - self._spare_since < limits.THREAD_IDLE_S:
-            return False
-        self._spare_since = now
-        return True
-
-    def _is_late(self) -> bool:
-        begun = self._begun
-        return bool(begun) and time.monotonic() - begun > _LATE_S
-
-    def _take_turn(self, turn: int) -> None:
-        self._link.flush()  # what the one before had ready
-        while (frame := self._next()) is not None:
-            begun = time.monotonic()
-            context = self._under_way[frame.number] = RequestContext(self._unsent)
-            question = _Question(frame, begun, context)
-            if not self._idle and self._park(question):
+        questions = []
+        for frame in frames:
+            if frame.type == FrameType.CANCEL:
+                self._cancel(frame)
                 continue
-            if self._wary:
-                self._link.flush()
-                self._give_away()
-                turn = 0
-            else:
-                self._begun = begun
-            spent = time.thread_time()
-            answer = self._answered(question)
-            self._learn(time.thread_time() - spent)
-            with self._changed:
-                self._link.put(answer, context)
-                kept = turn == self._turn
-                if kept:  # nobody may take the turn from a thread that reads
-                    self._begun = 0.0
-            if not kept:
-                self._link.flush()
-                return
-        self._end()
-        if not self._finishing():
-            self._abandon()
+            budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
+            context = self._contexts[frame.number] = RequestContext(self._unsent)
+            payload = memoryview(frame.payload)
+            steps = self._answer(frame.type, payload, now + budget / 1000, context)
+            question = _Question(frame.number, context, steps)
+            if self._is_waited_with(question):
+                continue
+            questions.append(question)
+        return questions
 
-    def _answered(self, question: _Question) -> tuple[Buffer, ...]:
-        frame, begun, context = question
-        budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
-        deadline = begun + budget / 1000
-        kind, pieces = self._answer(frame.type, memoryview(frame.payload), deadline, context)
-        self._under_way.pop(frame.number, None)
+    # Answering
+
+    def _answer_together(self, questions: Iterable[_Question]) -> None:
+        waiting: dict[SharedModel, list[_Question]] = {}
+        for question in questions:
+            need = self._advance(question, partial(next, question.steps))
+            if need is not None:
+                waiting.setdefault(need.model, []).append(question)
+        begun = [u for model, asking in waiting.items() for u in self._begin(model, asking)]
+        until = time.monotonic() + limits.LATE_S
+        for under_way in begun:
+            self._await(under_way, until)
+
+    def _advance(
+        self, question: _Question, step: Callable[[], Run | None], *, may_wait: bool = True
+    ) -> Run | None:
+        """Take an answer one step further; return the run that it then waits for, if any.
+
+        Whatever else it may wait for is another thread's; so are runs unless they ``may_wait``.
+        """
         try:
-            return numbered.answer(frame.number, kind, pieces)
+            need = question.need = step()
+        except StopIteration as end:
+            self._put(question, *end.value)
+            return None
+        if need is None or not may_wait:
+            self._post(question)
+        return need
+
+    def _put(self, question: _Question, kind: int, pieces: tuple[Buffer, ...]) -> None:
+        self._contexts.pop(question.number, None)
+        try:
+            frame = numbered.answer(question.number, kind, pieces)
         except FrameError:
-            context.release()
+            question.context.release()
             raise
+        self._link.put(frame, question.context)
 
-    def _learn(self, spent_s: float) -> None:
-        if spent_s > _QUICK_S:
-            self._wary = _WARY
-        elif self._wary:
-            self._wary -= 1
+    def _begin(self, model: SharedModel, questions: list[_Question]) -> list[_UnderWay]:
+        """Have runs of one model begun; those that cannot go together are other threads'."""
+        begun = []
+        while questions:
+            together = model.begin([q.need for q in questions if q.need is not None])
+            if together is None:
+                break
+            begun.append(_UnderWay(together, questions))
+            members = set(together.members)
+            questions = [q for place, q in enumerate(questions) if place not in members]
+        for question in questions:
+            self._post(question)
+        return begun
 
-    def _give_away(self) -> None:
-        with self._changed:
-            self._held = False
-            self._begun = 0.0
-            self._turn += 1
-            self._changed.notify()
+    def _await(self, under_way: _UnderWay, until: float) -> None:
+        """Answer what comes back in time; another thread waits for the rest."""
+        together = under_way.together
+        while not together.done:
+            if not self._receive(under_way, max(0.0, until - time.monotonic())):
+                together.hurry()
+                self._post(under_way)
+                return
 
-    def _end(self) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
+    def _receive(self, under_way: _UnderWay, patience_s: float) -> bool:
+        back = under_way.together.receive(patience_s)
+        for place, outcome in back:
+            self._resume(under_way.questions[place], outcome)
+        return bool(back)
 
-    # Standing by
+    def _resume(self, question: _Question, outcome: Outcome) -> None:
+        steps = question.steps
+        if isinstance(outcome, Left):
+            question.repeated = outcome is Left.LOST
+            self._post(question)
+        elif isinstance(outcome, RequestError):
+            self._advance(question, partial(steps.throw, outcome), may_wait=False)
+        else:
+            self._advance(question, partial(steps.send, outcome), may_wait=False)
 
-    def _park(self, question: _Question) -> bool:
-        """Have a question wait, as nobody could read while it is answered; False if one can."""
-        with self._changed:
-            if self._idle or self._hire():
+    # Other threads
+
+    def _is_waited_with(self, question: _Question) -> bool:
+        """Have a question wait if nobody stands by; False if somebody does."""
+        with self._posted:
+            if self._idle > len(self._tasks) or self._hire():
                 return False
-            if len(self._parked) < limits.NUMBERED_WAITING:
-                self._parked.append(question)
+            if len(self._tasks) < limits.NUMBERED_WAITING:
+                self._tasks.append(question)
                 return True
-        self._refuse(question.frame.number, Code.OVERLOADED, "too many questions under way")
+        self._refuse(question.number, Code.OVERLOADED, "too many questions under way")
         return True
+
+    def _post(self, task: _Question | _UnderWay) -> None:
+        """Leave something to the other threads: to one more if none stands by."""
+        with self._posted:
+            if self._idle <= len(self._tasks):
+                self._hire()
+            if isinstance(task, _UnderWay):
+                self._tasks.appendleft(task)
+            else:
+                self._tasks.append(task)
+            self._posted.notify()
 
     def _hire(self) -> bool:
         """Start a thread to stand by; False if there may be none, or none is to be had."""
@@ -260,7 +278,7 @@ class TurnConnection:
             ).start()
         except RuntimeError:
             self._idle -= 1
-            self._left(placed=placed)
+            self._leave(placed=placed)
             return False
         return True
 
@@ -269,52 +287,109 @@ class TurnConnection:
             with contextlib.suppress(FrameError, OSError):
                 self._work(hired=True, placed=placed)
         finally:
-            self._left(placed=placed)
+            with self._posted:
+                self._leave(placed=placed)
 
-    def _left(self, *, placed: bool) -> None:
+    def _leave(self, *, placed: bool) -> None:
         if placed:
             self._crew.leave()
-        with self._changed:
-            self._others -= 1
-            self._changed.notify_all()
+        self._others -= 1
+        self._left.notify_all()
 
-    # Questions given up
+    def _work(self, *, hired: bool = False, placed: bool = False) -> None:
+        """Do what is left to others until the connection is over.
 
-    def _next(self) -> Numbered | None:
-        """Return the next question; those that are given up meanwhile are ended."""
-        frame, self._first = self._first, None
-        while True:
-            frame = frame or self._link.take()
-            if frame is None:
-                self._begun = 0.0
-                frame = self._link.receive()
-            if frame is None or frame.type != FrameType.CANCEL:
-                return frame
-            self._cancel(frame)
-            frame = None
+        ``hired``: this thread was counted as idle before.
+        """
+        expected = hired
+        try:
+            while (task := self._next_task(expected=expected, placed=placed)) is not None:
+                expected = False
+                if isinstance(task, _Question):
+                    self._put(task, *finish(task.steps, task.need, repeated=task.repeated))
+                    self._link.flush()
+                else:
+                    self._carry_on(task)
+        except BaseException:
+            self._abandon()
+            self._link.hang_up()
+            raise
+
+    def _next_task(self, *, expected: bool, placed: bool) -> _Question | _UnderWay | None:
+        """Return what is to be done next; None when the connection is over.
+
+        Or when more threads stand by than are needed: then one ends of those that are ``placed``.
+        """
+        with self._posted:
+            if not expected:
+                self._idle += 1
+                if self._idle == _SPARE:
+                    self._spare_since = time.monotonic()
+            while not (self._tasks or self._over or (placed and self._has_spare())):
+                self._posted.wait(limits.THREAD_IDLE_S if placed else None)
+            self._idle -= 1
+            return self._tasks.popleft() if self._tasks else None
+
+    def _has_spare(self) -> bool:
+        """Whether one more than is needed has stood by for long; the next one is as long in coming.
+
+        The caller holds the lock.
+        """
+        now = time.monotonic()
+        if self._idle < _SPARE or now - self._spare_since < limits.THREAD_IDLE_S:
+            return False
+        self._spare_since = now
+        return True
+
+    def _carry_on(self, under_way: _UnderWay) -> None:
+        """Answer what takes long, as it comes."""
+        together, patience_s = under_way.together, limits.LATE_S
+        while not together.done:
+            if self._receive(under_way, patience_s):
+                self._link.flush()
+            elif not together.done:  # what comes back may have been given up
+                patience_s = together.hurry()
+
+    # Ends
 
     def _cancel(self, frame: Numbered) -> None:
         if frame.payload:
             raise FrameError(Code.MALFORMED, "a cancel frame is empty")
-        context = self._under_way.get(frame.number)
+        context = self._contexts.get(frame.number)
         if context is None:
             return  # its answer is on its way
         context.cancel()
-        with self._changed:
-            waiting = [question for question in self._parked if question.context is context]
-            for question in waiting:
-                self._parked.remove(question)
-        for question in waiting:
-            self._refuse(question.frame.number, Code.DEADLINE_EXCEEDED, "it was given up")
+        with self._posted:
+            waiting = [task for task in self._tasks if _is_of(task, context)]
+            for task in waiting:
+                self._tasks.remove(task)
+        if waiting:
+            self._refuse(frame.number, Code.DEADLINE_EXCEEDED, "it was given up")
 
     def _refuse(self, number: int, code: Code, detail: str) -> None:
-        self._under_way.pop(number, None)
+        self._contexts.pop(number, None)
         self._link.put(numbered.answer(number, ERROR, (encode_error(code, detail),)))
 
     def _abandon(self) -> None:
         """End all that is under way: the host has ended the connection, and waits for nothing."""
         self._link.drop()
-        with self._changed:
-            self._parked.clear()
-            for context in list(self._under_way.values()):
+        with self._posted:
+            waiting = [task for task in self._tasks if isinstance(task, _Question)]
+            for task in waiting:
+                self._tasks.remove(task)
+            for context in list(self._contexts.values()):
                 context.cancel()
+
+    def _end(self) -> None:
+        """Have all that is under way ended or answered."""
+        with self._posted:
+            self._over = True
+            self._posted.notify_all()
+        with contextlib.suppress(FrameError, OSError):
+            self._work()
+        with self._left:
+            self._left.wait_for(lambda: not self._others)
+
+
+def _is_of(task: _Question | _UnderWay, context: RequestContext) -> bool:
+    return isinstance(task, _Question) and task.context is context

@@ -737,7 +737,7 @@ def test_a_code_that_only_the_seal_may_carry_never_leaves_in_the_clear(
     def leak(*_: object) -> bytes:
         raise EvidenceError(Code.CALLER_REFUSED, "who")
 
-    monkeypatch.setattr(served.assembly.enclave.parts.service, "answer", leak)
+    monkeypatch.setattr(served.assembly.enclave.parts.service, "answering", leak)
     assert refusal(served.ask, FrameType.REQUEST, b"x") == Code.INTERNAL
 
 

@@ -133,6 +133,26 @@ def endless() -> bytes:
     return model(graph((loop,), *ends, constants))
 
 
+def repeating() -> bytes:
+    """``y`` is ``x`` plus one, ``n`` times over; y is [m] as x, n an INT64 of shape [1]."""
+    body = graph(
+        (node("Add", ("v", "one"), ("v2",)), node("Identity", ("go",), ("go2",))),
+        (value_info("i", INT64, ()), value_info("go", BOOL, ()), value_info("v", FLOAT, ("m",))),
+        (value_info("go2", BOOL, ()), value_info("v2", FLOAT, ("m",))),
+    )
+    constants = (
+        tensor("go0", BOOL, (), b"\1"),
+        tensor("one", FLOAT, (), floats(1)),
+        tensor("scalar", INT64, (0,), b""),
+    )
+    nodes = (
+        node("Reshape", ("n", "scalar"), ("times",)),
+        node("Loop", ("times", "go0", "x"), ("y",), graph_attribute("body", body)),
+    )
+    x, n = value_info("x", FLOAT, ("m",)), value_info("n", INT64, (1,))
+    return model(graph(nodes, (x, n), (value_info("y", FLOAT, ("m",)),), constants))
+
+
 def failing() -> bytes:
     """``y = reshape(x, [7, 7])``, which fails for the [n, 3] that it says it takes."""
     shape = tensor("s", INT64, (2,), struct.pack("<2q", 7, 7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -22,10 +23,14 @@ from casemate_enclave.workers.tensors import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from casemate.wire import Buffer
+    from casemate_enclave.workers.pace import Pace
     from casemate_enclave.workers.shared import Loan
     from casemate_enclave.workers.tensors import Array, Packed
+
+    _Back = dict[str, Array] | RunError | None
 
 _FAILURES = tuple(Failure)
 
@@ -41,9 +46,16 @@ class Line:
     too large for that, whose every value is as good as any other.
     """
 
-    def __init__(self, channel: socket.socket, answer_max: int) -> None:
+    def __init__(
+        self, channel: socket.socket, answer_max: int, pace: Pace, number: int = 0
+    ) -> None:
+        """``number``: by which the worker knows it; ``pace`` is told how long runs take."""
+        self.number = number
+        self._pace = pace
         self._channel = channel
         self._most = answer_max
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
         self._memory = packets.packet_memory()
         self._given: Room | None = None
         self._answers: Room | None = None
@@ -57,6 +69,61 @@ class Line:
             raise WorkerLostError from error
         finally:
             self._tidy()
+
+    def begin(self, runs: Sequence[tuple[int, Packed, float]]) -> None:
+        """Have several runs begun, whose ``record_size`` together a packet takes.
+
+        Raises WorkerLostError.
+        """
+        pieces: list[Buffer] = []
+        for number, packed, deadline in runs:
+            description = packed.description
+            head = packets.QUESTION.pack(
+                packets.RUN_TOGETHER, len(description), deadline, number, 0, 0
+            )
+            gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
+            pieces += (head, description, gap, *scatter(packed))
+        try:
+            self._channel.send(b"".join(pieces))
+        except OSError as error:
+            raise WorkerLostError from error
+
+    def receive(self, patience_s: float) -> Iterator[tuple[int, _Back]]:
+        """Yield what has come back of several runs, each by its number; None is to run alone.
+
+        Nothing if nothing does within ``patience_s`` seconds. Raises WorkerLostError.
+        """
+        try:
+            if not self._poll.poll(patience_s * 1000):
+                return
+            size = self._channel.recv_into(self._memory)
+            if not size:
+                raise WorkerLostError
+            yield from self._read(self._memory[:size])
+        except (OSError, PacketError) as error:
+            raise WorkerLostError from error
+
+    def _read(self, memory: memoryview) -> Iterator[tuple[int, _Back]]:
+        at, size = 0, len(memory)
+        while at < size:
+            if size - at < packets.ANSWER.size:
+                raise PacketError("half an answer")
+            status, length, number, _, spent = packets.ANSWER.unpack_from(memory, at)
+            begin = at + packets.ANSWER.size
+            end = begin + length
+            at = aligned(end)
+            self._pace.note(spent / 1e9)
+            if status == packets.DONE_INLINE and end <= size:
+                layout = read_description(bytes(memory[begin:end]))
+                yield number, take(layout, memory, at, copy=True)
+                at += layout.total
+            elif status == packets.ALONE:
+                self._pace.beware()
+                yield number, None
+            elif 0 <= status - packets.FAILED < len(_FAILURES):
+                yield number, RunError(_FAILURES[status - packets.FAILED])
+            else:
+                raise PacketError("not an answer")
 
     def _ask(self, number: int, packed: Packed, deadline: float) -> None:
         description, total = packed.description, packed.layout.total
@@ -105,9 +172,11 @@ class Line:
     def _head(self, size: int, number: int) -> tuple[int, int, int]:
         if size < packets.ANSWER.size:  # 0: the end
             raise PacketError("no answer")
-        status, length, answered, total = packets.ANSWER.unpack_from(self._memory)
+        status, length, answered, total, spent = packets.ANSWER.unpack_from(self._memory)
         if answered != number:
             raise PacketError("an answer to another run")
+        if status != packets.NEEDS_ROOM:
+            self._pace.note(spent / 1e9)
         if 0 <= status - packets.FAILED < len(_FAILURES):
             raise RunError(_FAILURES[status - packets.FAILED])
         return status, length, total
@@ -133,6 +202,11 @@ class Line:
     def close(self) -> None:
         """Give the connection up."""
         self._channel.close()
+
+
+def record_size(packed: Packed) -> int:
+    """Return the bytes that one of several runs takes of a packet."""
+    return aligned(packets.QUESTION.size + len(packed.description)) + packed.layout.total
 
 
 def _loan(packed: Packed) -> Loan | None:

@@ -6,6 +6,7 @@ the worker a second time is found, and every other one is answered.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import weakref
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.events import Journal
+    from casemate_enclave.runs import Run
     from casemate_enclave.runtime import Tensors
+    from casemate_enclave.workers.pipeline import Pipeline
     from casemate_enclave.workers.process import Worker
 
     Ended = Callable[[Worker, int], None]
@@ -82,6 +85,11 @@ class WorkedModel:
         with self._changed:
             return bool(self._current) or not self._ends.too_many
 
+    @property
+    def quick(self) -> bool:
+        """By its present worker's last runs."""
+        return any(worker.pace.quick for worker in self._current)
+
     def run(
         self,
         inputs: Tensors,
@@ -100,15 +108,38 @@ class WorkedModel:
             self.lost(worker)
         finally:
             self._leave()
-        return self._run_alone(inputs, outputs, deadline, cancellation)
+        return self.repeat(inputs, outputs, deadline, cancellation)
 
-    def _run_alone(
+    def begin(self, runs: Sequence[Run]) -> Pipeline | None:
+        """As ``LastingModel``; None while there is no worker, or runs are repeated alone."""
+        with self._changed:
+            if self._suspects or not self._current:
+                return None
+            self._running += 1
+            worker = self._current[0]
+        pipeline = None
+        try:
+            pipeline = worker.begin(runs, functools.partial(self._back, worker))
+        except WorkerLostError:
+            self.lost(worker)
+        finally:
+            if pipeline is None:
+                self._leave()
+        return pipeline
+
+    def _back(self, worker: Worker, lost: bool) -> None:  # noqa: FBT001 - of a callback
+        if lost:
+            self.lost(worker)
+        self._leave()
+
+    def repeat(
         self,
         inputs: Tensors,
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None,
     ) -> Tensors:
+        """Run alone what was under way when the worker ended; raises as ``run``."""
         if time.monotonic() >= deadline or (cancellation and cancellation.cancelled):
             raise RunError(Failure.STOPPED)
         worker = self._enter_alone(deadline)

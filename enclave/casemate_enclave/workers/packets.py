@@ -23,20 +23,24 @@ START, KILL = range(2)
 # Spawner to enclave: a worker's number, its exit status, or less than zero: the signal.
 ENDED: Final = struct.Struct("<Ii")
 
-# Enclave to worker, on its control: what, a run's number; LOAD with contents, OPEN with a line.
+# Enclave to worker, on its control: what, and a number: OPEN comes with a line and the line's
+# number, SPLIT with a line's, CANCEL with a run's; LOAD comes with contents.
 COMMAND: Final = struct.Struct("<IQ")
-LOAD, OPEN, CANCEL = range(3)
+LOAD, OPEN, CANCEL, SPLIT = range(4)
 # Worker to enclave, once: whether it is loaded, else the number of a refusal, and its place.
 LOADED: Final = struct.Struct("<III")
 
 # Enclave to worker, on a line: what, the description's length, the deadline in seconds of the
 # monotonic clock, the run's number, the size of memory that comes along or 0, and where in it the
-# tensors begin.
+# tensors begin. A packet has one of them, or any number of RUN_TOGETHER, each with its description
+# and its tensors, and padded between them so that these begin where a tensor may.
 QUESTION: Final = struct.Struct("<IIdQQQ")
-RUN_INLINE, RUN_SHARED, RUN_LENT, ROOM = range(4)
-# Worker to enclave, on a line: how it went, the description's length, the run's number, bytes.
-ANSWER: Final = struct.Struct("<IIQQ")
-DONE_INLINE, DONE_SHARED, NEEDS_ROOM, FAILED = range(4)
+RUN_INLINE, RUN_SHARED, RUN_LENT, ROOM, RUN_TOGETHER = range(5)
+# Worker to enclave, on a line: how it went, the description's length, the run's number, bytes,
+# nanoseconds that the run took. To RUN_TOGETHER any number in a packet, laid out as its questions:
+# DONE_INLINE, FAILED, or ALONE for what is larger.
+ANSWER: Final = struct.Struct("<IIQQQ")
+DONE_INLINE, DONE_SHARED, NEEDS_ROOM, ALONE, FAILED = range(5)
 
 _DESCRIPTOR: Final = array.array("i").itemsize
 _ROOM: Final = socket.CMSG_SPACE(_DESCRIPTOR)

@@ -13,13 +13,16 @@ from casemate import limits
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.watchdog import OnTermination
 from casemate_enclave.workers import packets
-from casemate_enclave.workers.line import Line, WorkerLostError
+from casemate_enclave.workers.line import Line, WorkerLostError, record_size
+from casemate_enclave.workers.pace import Pace
+from casemate_enclave.workers.pipeline import Pipeline
 from casemate_enclave.workers.tensors import PacketError, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from casemate_enclave.cancellation import Cancellation
+    from casemate_enclave.runs import Run
     from casemate_enclave.runtime import Tensors
     from casemate_enclave.watchdog import Watchdog
     from casemate_enclave.workers.spawning import Spawner
@@ -50,7 +53,9 @@ class Worker:
         self._dismissed = False
         self._closed = False
         self._idle: list[Line] = []
+        self.pace = Pace()
         self._runs = itertools.count(1)
+        self._lines = itertools.count(1)
         self._opening = threading.Lock()
         try:
             self._number, self._control = spawner.start(data_bytes, self._has_ended)
@@ -90,7 +95,7 @@ class Worker:
             raise RunError(Failure.FAILED) from None
         line = self._line()
         number = next(self._runs)
-        given_up = OnTermination(functools.partial(self._cancel, number))
+        given_up = OnTermination(functools.partial(self.cancel, number))
         cancelled = cancellation.ending(given_up) if cancellation else contextlib.nullcontext()
         overdue = self._watchdog.until(deadline + limits.WORKER_GRACE_S, OnTermination(self.kill))
         try:
@@ -101,15 +106,46 @@ class Worker:
             line.close()
             raise
         except RunError:
-            self._keep(line)
+            self.keep(line)
             raise
-        self._keep(line)
+        self.keep(line)
         if answer.keys() != set(outputs):
             self.kill()
             raise WorkerLostError
         return answer
 
-    def _keep(self, line: Line) -> None:
+    def begin(self, runs: Sequence[Run], ended: Callable[[bool], None]) -> Pipeline | None:
+        """Send those of ``runs`` that a packet takes; None if it takes none.
+
+        ``ended`` as for ``Pipeline``. Raises WorkerLostError: then none has begun.
+        """
+        numbers: dict[int, int] = {}
+        sent, size = [], 0
+        for place, run in enumerate(runs):
+            try:
+                packed = pack(run.inputs, run.outputs)
+            except (PacketError, TypeError):
+                continue
+            record = record_size(packed)
+            inline = packed.layout.total <= limits.WORKER_INLINE_MAX
+            if inline and size + record <= limits.WORKER_MESSAGE_MAX:
+                number = next(self._runs)
+                numbers[number] = place
+                sent.append((number, packed, run.deadline))
+                size += record
+        if not sent:
+            return None
+        line = self._line()
+        try:
+            line.begin(sent)
+        except WorkerLostError:
+            self.kill()
+            line.close()
+            raise
+        return Pipeline(self, line, runs, numbers, ended)
+
+    def keep(self, line: Line) -> None:
+        """Take a line back on which nothing is under way."""
         self._idle.append(line)
         if self._closed:  # perhaps just before the line came back
             self.close()
@@ -122,22 +158,29 @@ class Worker:
 
     def _open(self) -> Line:
         ours, theirs = packets.pair()
+        number = next(self._lines)
         try:
             with theirs, self._opening:
-                command = packets.COMMAND.pack(packets.OPEN, 0)
+                command = packets.COMMAND.pack(packets.OPEN, number)
                 packets.await_room(self._control, limits.WORKER_HEEDS_S)
                 packets.send(self._control, [command], theirs.fileno())
         except OSError:  # it ended, or hears no more
             self.kill()
             ours.close()
             raise WorkerLostError from None
-        return Line(ours, self._answer_max)
+        return Line(ours, self._answer_max, self.pace, number)
 
-    def _cancel(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Have a run end at its next operator, if the worker hears; never blocks."""
+        self._tell(packets.CANCEL, number)
+
+    def split(self, number: int) -> None:
+        """Have one more thread do what has not begun on a line, likewise."""
+        self._tell(packets.SPLIT, number)
+
+    def _tell(self, what: int, number: int) -> None:
         with contextlib.suppress(OSError):
-            command = packets.COMMAND.pack(packets.CANCEL, number)
-            self._control.send(command, socket.MSG_DONTWAIT)
+            self._control.send(packets.COMMAND.pack(what, number), socket.MSG_DONTWAIT)
 
     def kill(self) -> None:
         """End the process, whatever it does; its runs raise WorkerLostError."""

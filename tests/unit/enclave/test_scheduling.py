@@ -25,6 +25,8 @@ from casemate_enclave.scheduling import Bounds, ScheduledModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from casemate_enclave.runs import Run
+
 Tensors = dict[str, Any]
 POISON = -1.0
 ENDLESS = -2.0
@@ -32,6 +34,9 @@ ENDLESS = -2.0
 
 class Gate:
     """A model that doubles; each run waits until it is let through."""
+
+    ready = True
+    quick = False
 
     def __init__(self) -> None:
         self.runs: list[int] = []  # rows of each run
@@ -67,6 +72,18 @@ class Gate:
         finally:
             with self.lock:
                 self.active -= 1
+
+    def begin(self, _runs: Sequence[Run]) -> None:
+        """Nothing: it is not quick."""
+
+    def repeat(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        deadline: float,
+        cancellation: Cancellation | None,
+    ) -> Tensors:
+        return self.run(inputs, outputs, deadline, cancellation)
 
 
 def bounds(**serving: Any) -> Bounds:  # noqa: ANN401 - Serving's fields

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from casemate import cbor, limits
 from casemate.sealed_model import ModelContents
 from casemate_enclave.refusals import RefusedError, RunError
+from casemate_enclave.runs import Left, Run
 from casemate_enclave.workers import packets, shared
 from casemate_enclave.workers.line import Line, WorkerLostError
+from casemate_enclave.workers.pace import Pace
+from casemate_enclave.workers.pipeline import Pipeline
 from casemate_enclave.workers.tensors import (
     PacketError,
     aligned,
@@ -47,7 +50,7 @@ def answer(
     body: bytes | None = None,
 ) -> bytes:
     said = len(description) if length is None else length
-    head = packets.ANSWER.pack(status, said, number, total) + description
+    head = packets.ANSWER.pack(status, said, number, total, 1000) + description
     data = b"".join(map(bytes, scatter(GOOD))) if body is None else body
     return head + bytes(-len(head) % 64) + data
 
@@ -71,7 +74,7 @@ def told(*packets_: bytes) -> dict[str, Any]:
 
     liar = threading.Thread(target=lie)
     liar.start()
-    line = Line(ours, limits.MIB)
+    line = Line(ours, limits.MIB, Pace())
     try:
         return line.ask(NUMBER, pack(X, ["y"]), 0.0)
     finally:
@@ -135,9 +138,9 @@ def test_c5_a_worker_that_lies_is_ended_and_not_believed(lie: str) -> None:
 
 def test_c5_an_answer_is_not_completed_from_the_one_before() -> None:
     """The bytes of another caller's answer still lie behind a short one."""
-    head = packets.ANSWER.pack(packets.DONE_INLINE, len(GOOD.description), NUMBER + 1, 64)
+    head = packets.ANSWER.pack(packets.DONE_INLINE, len(GOOD.description), NUMBER + 1, 64, 1)
     ours, theirs = packets.pair()
-    line = Line(ours, limits.MIB)
+    line = Line(ours, limits.MIB, Pace())
     with ours, theirs:
         theirs.send(answer())
         assert line.ask(NUMBER, pack(X, ["y"]), 0.0)["y"].tolist() == [0, 1, 2, 3]
@@ -166,9 +169,68 @@ def test_a_failure_is_one_of_a_closed_set(failure: int) -> None:
         told(answer(packets.FAILED + 4 + failure))
 
 
+# -- several runs on one line ----------------------------------------------------------------------
+
+
+def told_together(*packets_: bytes, runs: int = 2) -> dict[int, Any]:
+    """What the enclave makes of a worker that answers ``runs`` questions with ``packets_``."""
+    ours, theirs = packets.pair()
+    line = Line(ours, limits.MIB, Pace())
+    back: dict[int, Any] = {}
+    with ours, theirs:
+        packed = pack(X, ["y"])
+        line.begin([(NUMBER + at, packed, 0.0) for at in range(runs)])
+        theirs.recv(limits.WORKER_MESSAGE_MAX)
+        for packet in packets_:
+            theirs.send(packet)
+            back |= dict(line.receive(1))
+    return back
+
+
+def test_answers_to_several_are_told_apart_by_their_numbers() -> None:
+    failed = packets.ANSWER.pack(packets.FAILED, 0, NUMBER + 1, 0, 1)
+    alone = packets.ANSWER.pack(packets.ALONE, 0, NUMBER + 2, 0, 1)
+    padded = (piece + bytes(-len(piece) % 64) for piece in (failed, alone, answer()))
+    back = told_together(b"".join(padded), runs=3)
+    assert back[NUMBER]["y"].tolist() == [0, 1, 2, 3]
+    assert isinstance(back[NUMBER + 1], RunError)
+    assert back[NUMBER + 2] is None
+
+
+@pytest.mark.parametrize("lie", sorted(LIES.keys() - {"another run"}))
+def test_c5_a_worker_that_lies_of_one_of_several_is_not_believed(lie: str) -> None:
+    good = answer()
+    with pytest.raises(WorkerLostError):
+        told_together(good + LIES[lie])
+
+
+@pytest.mark.parametrize("number", [NUMBER + 2, 0, 1 << 63])
+def test_c5_an_answer_to_a_run_that_is_not_under_way_ends_the_worker(number: int) -> None:
+    """Nor may one answer be given twice: some other question would get it."""
+    killed: list[str] = []
+
+    class Fake:
+        def kill(self) -> None:
+            killed.append("killed")
+
+    for packet in (answer(number=number), answer() + answer()):
+        ours, theirs = packets.pair()
+        runs = [Run(None, X, ["y"], 0.0)] * 2  # type: ignore[arg-type]
+        ended: list[bool] = []
+        numbers = {NUMBER: 0, NUMBER + 1: 1}
+        line = Line(ours, limits.MIB, Pace())
+        pipeline = Pipeline(Fake(), line, runs, numbers, ended.append)  # type: ignore[arg-type]
+        with ours, theirs:
+            theirs.send(packet)
+            back = dict(pipeline.receive(1))
+        assert Left.LOST in back.values()
+        assert ended == [True]
+    assert killed == ["killed"] * 2
+
+
 @given(packet=st.binary(min_size=1, max_size=300), head=st.booleans())
 def test_c5_no_bytes_do_more_than_end_the_worker(packet: bytes, head: bool) -> None:
-    said = packets.ANSWER.pack(0, len(packet) // 2, NUMBER, 0) + packet if head else packet
+    said = packets.ANSWER.pack(0, len(packet) // 2, NUMBER, 0, 0) + packet if head else packet
     try:
         told(said)
     except (WorkerLostError, RunError):
