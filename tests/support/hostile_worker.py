@@ -73,7 +73,7 @@ def _echo(line: socket.socket, hurried_s: float = 0.0) -> None:
             time.sleep(0.3)
         begin = packets.QUESTION.size
         description = bytes(memory[begin : begin + length]).replace(b"ax", b"ay")
-        head = packets.ANSWER.pack(packets.DONE_INLINE, length, number, 64)
+        head = packets.ANSWER.pack(packets.DONE_INLINE, length, number, 64, 1)
         gap = bytes(aligned(len(head) + length) - len(head) - length)
         line.send(head + description + gap + bytes(memory[aligned(begin + length) : size]))
 
@@ -108,7 +108,7 @@ def answers_before_it_reads(control: socket.socket) -> None:
     """Say the same a thousand times over, whatever the questions are, and read none."""
     for line in _lines(control):
         for number in range(_MANY):
-            line.send(packets.ANSWER.pack(packets.FAILED, 0, number, 0))
+            line.send(packets.ANSWER.pack(packets.FAILED, 0, number, 0, 1))
 
 
 def asks_for_all_memory(control: socket.socket) -> None:
@@ -117,7 +117,7 @@ def asks_for_all_memory(control: socket.socket) -> None:
         memory = packets.packet_memory()
         while line.recv_into(memory):
             number = packets.QUESTION.unpack_from(memory)[3]
-            line.send(packets.ANSWER.pack(packets.NEEDS_ROOM, 0, number, limits.MIB))
+            line.send(packets.ANSWER.pack(packets.NEEDS_ROOM, 0, number, limits.MIB, 0))
 
 
 def hides_its_end_of_a_line(control: socket.socket) -> None:
@@ -159,5 +159,5 @@ def sends_more_than_fits(control: socket.socket) -> None:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         while line.recv_into(memory):
             number = packets.QUESTION.unpack_from(memory)[3]
-            head = packets.ANSWER.pack(packets.DONE_INLINE, (1 << 32) - 1, number, 1 << 63)
+            head = packets.ANSWER.pack(packets.DONE_INLINE, (1 << 32) - 1, number, 1 << 63, 1)
             line.send(head + bytes(limits.WORKER_MESSAGE_MAX + 4096))

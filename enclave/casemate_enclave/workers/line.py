@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -22,7 +23,6 @@ from casemate_enclave.workers.tensors import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator, Sequence
 
     from casemate.wire import Buffer
@@ -84,7 +84,8 @@ class Line:
             gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
             pieces += (head, description, gap, *scatter(packed))
         try:
-            self._channel.send(b"".join(pieces))
+            # One that heeds its line has room for a packet: nothing else is under way.
+            self._channel.send(b"".join(pieces), socket.MSG_DONTWAIT)
         except OSError as error:
             raise WorkerLostError from error
 
