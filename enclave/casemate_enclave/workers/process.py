@@ -115,7 +115,7 @@ class Worker:
         return answer
 
     def begin(self, runs: Sequence[Run], ended: Callable[[bool], None]) -> Pipeline | None:
-        """Send those of ``runs`` that a packet takes; None if it takes none.
+        """Send those of ``runs`` that a packet takes on an idle line; None if there is none.
 
         ``ended`` as for ``Pipeline``. Raises WorkerLostError: then none has begun.
         """
@@ -133,9 +133,9 @@ class Worker:
                 numbers[number] = place
                 sent.append((number, packed, run.deadline))
                 size += record
-        if not sent:
+        line = self._idle_line() if sent else None
+        if line is None:
             return None
-        line = self._line()
         try:
             line.begin(sent)
         except WorkerLostError:
@@ -151,10 +151,13 @@ class Worker:
             self.close()
 
     def _line(self) -> Line:
+        return self._idle_line() or self._open()
+
+    def _idle_line(self) -> Line | None:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._open()
+            return None
 
     def _open(self) -> Line:
         ours, theirs = packets.pair()
