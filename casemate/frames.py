@@ -6,7 +6,7 @@ import struct
 import time
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from casemate import cbor, limits
 from casemate.errors import Code, FrameError
@@ -70,6 +70,19 @@ def send_frame(
     buffers: list[Buffer] = [_HEAD.pack(length, kind, budget), *pieces]
     while buffers:
         buffers = unsent(buffers, channel.sendmsg(buffers))
+
+
+def send_file(
+    channel: socket.socket, kind: int, part: tuple[BinaryIO, int, int], budget: int = 0
+) -> None:
+    """Send part of a file, from a place on so many bytes, as one frame; nothing is copied here.
+
+    Raises FrameError(MODEL_MALFORMED) if the file is shorter than that: the frame has no end then.
+    """
+    file, start, length = part
+    channel.sendall(_HEAD.pack(COUNTED + length, kind, budget))
+    if channel.sendfile(file, start, length) != length:
+        raise FrameError(Code.MODEL_MALFORMED, "the file became shorter while it was sent")
 
 
 def unsent(buffers: list[Buffer], sent: int) -> list[Buffer]:

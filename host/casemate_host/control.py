@@ -147,10 +147,10 @@ class Control:
             budget = int(limits.LOAD_TIMEOUT_S * 1000)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # read what it said
                 frames.send_frame(channel, kind, cbor.encode({"size": size, **fields}), budget)
-                for piece in _pieces(file, size):
+                for start, length in _cuts(file, size):
                     if _readable(channel):
                         break  # refused before the end
-                    frames.send_frame(channel, FrameType.MODEL_DATA, piece, budget)
+                    frames.send_file(channel, FrameType.MODEL_DATA, (file, start, length), budget)
             answer = frames.expect_answer(channel, kind)
         return _model(_map(answer, _MODEL))
 
@@ -193,18 +193,13 @@ class Control:
             channel.close()
 
 
-def _pieces(file: BufferedReader, size: int) -> Iterator[memoryview]:
-    """Cut the file as SPEC 9.3 would have it, but for small contents before the last one."""
-    view, left = memoryview(bytearray(limits.MODEL_DATA_MAX)), size
-    most = head_bytes(file.read(PREFIX_BYTES))
-    file.seek(0)
-    while left:
-        got = file.readinto(view[: min(most, left)])
-        if not got:
-            raise FrameError(Code.MODEL_MALFORMED, "the file became shorter while it was sent")
-        yield view[:got]
-        left -= got
-        most = limits.MODEL_DATA_MAX
+def _cuts(file: BufferedReader, size: int) -> Iterator[tuple[int, int]]:
+    """Cut the file as SPEC 9.3 would have it: where each frame's bytes begin, and how many."""
+    start, most = 0, head_bytes(file.read(PREFIX_BYTES))
+    while start < size:
+        length = min(most, size - start)
+        yield start, length
+        start, most = start + length, limits.MODEL_DATA_MAX
 
 
 def _readable(channel: socket.socket) -> bool:

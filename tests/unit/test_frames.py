@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate import frames, limits
-from casemate.errors import CasemateError, Code
+from casemate.errors import CasemateError, Code, FrameError
 from casemate.frames import FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MIB = 1 << 20
 
@@ -49,6 +50,23 @@ def test_pieces_are_sent_as_one_payload(pair: Pair) -> None:
     frame = frames.receive_frame(pair[1])
     assert frame is not None
     assert bytes(frame.payload) == b"abc"
+
+
+@pytest.mark.parametrize("size", [1, MIB + 16])
+def test_part_of_a_file_is_sent_as_one_frame(pair: Pair, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size + 10)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        part = (file, 7, size)
+        kind = FrameType.MODEL_DATA
+        sender = threading.Thread(target=frames.send_file, args=(pair[0], kind, part, 1234))
+        sender.start()
+        frame = frames.receive_frame(pair[1])
+        sender.join()
+        with pytest.raises(FrameError, match="shorter"):
+            frames.send_file(pair[0], kind, (file, size + 5, 6))
+    assert frame is not None
+    assert (frame.type, frame.budget, bytes(frame.payload)) == (kind, 1234, content[7 : 7 + size])
 
 
 def test_no_budget_means_the_default(pair: Pair) -> None:
