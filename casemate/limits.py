@@ -189,6 +189,9 @@ WORKER_DATA: Final = GIB
 WORKER_DESCRIPTORS: Final = 512  # a connection and its shared memory for each run at a time
 WORKER_ENDS_MAX: Final = 10  # within the window: then its model is out of service
 WORKER_WINDOW_S: Final = 300.0
+# Of one asker's runs that each ended two workers, within the window: then it is refused the model.
+WORKER_BLAME_MAX: Final = 3
+WORKER_BLAMED_MAX: Final = 256  # askers that one model remembers; each has cost it two loads
 WORKER_BACKOFF_S: Final = 0.1  # before the third start within the window; doubled for each further
 WORKER_BACKOFF_MAX_S: Final = 5.0
 

@@ -100,6 +100,10 @@ class LastingModel(LoadedModel, Protocol):
         """False while it is out of service."""
         ...
 
+    def admit(self, owner: bytes | None) -> None:
+        """Raise RequestError(UNAVAILABLE) if it is out of service for this asker alone."""
+        ...
+
     @property
     def quick(self) -> bool:
         """Whether its runs are so short that others may wait for one."""
@@ -187,6 +191,9 @@ class OnnxRuntime:
 class _OnnxModel:
     ready = True
     quick = False
+
+    def admit(self, owner: bytes | None) -> None:
+        """As ``LastingModel``: it outlives nothing that anybody could end."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, watchdog: Watchdog, *, carried: bool

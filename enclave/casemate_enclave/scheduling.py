@@ -103,10 +103,11 @@ class ScheduledModel:
         Raises RequestError: INVALID_INPUT for too many rows, OVERLOADED if too many wait,
         DEADLINE_EXCEEDED, MODEL_FAILED, UNAVAILABLE.
         """
+        owner = cancellation.owner if cancellation else None
+        self._model.admit(owner)
         rows = self._rows(inputs)
         if self._enter():
             return self._run(inputs, outputs, deadline, cancellation, repeated=repeated)
-        owner = cancellation.owner if cancellation else None
         job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
         job.alone |= repeated
         given_up = OnTermination(lambda: self.leave(job))
@@ -244,6 +245,7 @@ class ScheduledModel:
     def _fits(self, run: Run) -> bool:
         """Whether a run could begin now if it came by itself."""
         try:
+            self._model.admit(run.cancellation.owner if run.cancellation else None)
             self._rows(run.inputs)
         except RequestError:
             return False

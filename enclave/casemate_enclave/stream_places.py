@@ -52,6 +52,8 @@ class WaitingModel:
     ) -> Tensors:
         """As ``LoadedModel.run``; never OVERLOADED."""
         cancellation = cancellation or Cancellation()
+        if cancellation.owner is None:
+            cancellation.owner = self._owner.key
 
         def give_up() -> None:
             if cancellation.cancelled or time.monotonic() >= deadline:

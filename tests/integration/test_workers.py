@@ -236,13 +236,16 @@ def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns
     runtime: WorkerRuntime, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 4)
-    model, other = (
-        runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT),
-        runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR),
-    )
-    for _ in range(2):
-        assert crash(model).code is Code.MODEL_FAILED
-    assert not model.ready
+    other = runtime.load(ModelContents.of({"m": onnx.linear()}), LINEAR)
+    former = processes()
+    model = runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
+    killed: set[int] = set()
+    for _ in range(4):
+        eventually(lambda: bool(processes() - former - killed))
+        [worker] = processes() - former - killed
+        os.kill(worker, signal.SIGKILL)
+        killed.add(worker)
+    eventually(lambda: not model.ready)
     before = processes()
     with pytest.raises(RequestError) as refusal:
         quotient(model, 6, 3)
@@ -253,6 +256,58 @@ def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns
     monkeypatch.setattr(limits, "WORKER_WINDOW_S", 0.01)  # as if the window had passed
     eventually(lambda: model.ready)
     assert quotient(model, 6, 3) == [2]
+
+
+def asker(owner: bytes) -> Cancellation:
+    cancellation = Cancellation()
+    cancellation.owner = owner
+    return cancellation
+
+
+def test_c5_an_asker_whose_inputs_crash_a_model_loses_it_alone(
+    runtime: WorkerRuntime, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
+    model = runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
+    trap, fine = ({"x": integers(x), "d": integers(d)} for x, d in ((-(2**31), -1), (6, 3)))
+
+    def ask(owner: bytes, given: Tensors) -> Code:
+        try:
+            model.admit(owner)
+            assert model.run(given, ["y"], soon(), asker(owner))["y"].tolist() == [2]
+        except RequestError as error:
+            return error.code
+        return Code.OK
+
+    crashes = [ask(b"me", trap) for _ in range(limits.WORKER_BLAME_MAX)]
+    assert crashes == [Code.MODEL_FAILED] * limits.WORKER_BLAME_MAX
+    assert ask(b"me", trap) == ask(b"me", fine) == Code.UNAVAILABLE
+    assert ask(b"you", fine) is Code.OK
+    # More ends than put a model out of service: each was somebody's.
+    for number in range(limits.WORKER_ENDS_MAX):
+        assert ask(b"%d" % number, trap) is Code.MODEL_FAILED
+        assert ask(b"you", fine) is Code.OK
+    assert model.ready
+    assert {"event": "MODEL_OUT_OF_SERVICE"} not in events(journal)
+    monkeypatch.setattr(limits, "WORKER_WINDOW_S", 0.01)  # as if the window had passed
+    assert ask(b"me", fine) is Code.OK
+
+
+def test_c5_endless_runs_put_no_model_out_of_service(
+    runtime: WorkerRuntime, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each ends its worker, one second late; nobody else's runs are refused for it."""
+    monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 2)
+    monkeypatch.setattr(limits, "WORKER_GRACE_S", 0.2)
+    monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
+    model = runtime.load(ModelContents.of({"m": onnx.selecting()}), BOXES)
+    for _ in range(3):
+        with pytest.raises(RequestError) as refusal:
+            model.run(boxes(2_000_000), ["y"], soon(0.3), asker(b"me"))
+        assert refusal.value.code is Code.DEADLINE_EXCEEDED
+        assert model.run(boxes(10), ["y"], soon(), asker(b"me"))["y"].shape == (10, 3)
+    assert journal.counters()[Counter.WORKERS_ENDED] == 3
+    assert model.ready
 
 
 def test_c5_a_run_that_no_deadline_stops_ends_with_its_process(runtime: WorkerRuntime) -> None:

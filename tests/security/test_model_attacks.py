@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from tests.support.attacker import (
 )
 from tests.support.damage import flip
 from tests.support.vendor_models import seal
+from tests.support.workers import descendants
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -347,17 +350,43 @@ def test_c5_an_input_that_crashes_onnxruntime_is_a_sealed_error_and_others_are_s
         enclave.unload(MODEL, 7)
 
 
-def test_c5_a_model_that_crashes_too_often_is_out_of_service_alone(
+def test_c5_whoever_crashes_a_model_too_often_loses_it_alone(
     deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
 ) -> None:
+    open_to_all = {**TRAPPED, "callers": "any"}
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **open_to_all))
+    try:
+        attacker, other = start_session(deployment, caller=None), start_session(deployment)
+        statuses = []
+        while Code.UNAVAILABLE not in statuses:
+            statuses.append(attacker.ask(enclave, quotient(-(2**31), -1), version=7).trailer.status)
+            assert other.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.OK
+        assert statuses == [Code.MODEL_FAILED] * limits.WORKER_BLAME_MAX + [Code.UNAVAILABLE]
+        assert attacker.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.UNAVAILABLE
+        ready = {model["version"]: model["ready"] for model in enclave.health()["models"]}
+        assert (ready[1], ready[7]) == (True, True)
+    finally:
+        enclave.unload(MODEL, 7)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can end a worker from outside")
+def test_c5_a_model_that_ends_by_itself_too_often_is_out_of_service_alone(
+    deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    assert deployment.enclave is not None
+    pid = int(deployment.enclave.latest["pid"])
+    before = descendants(pid)
     enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **TRAPPED))
     try:
         session = start_session(deployment)
-        statuses = []
-        while Code.UNAVAILABLE not in statuses:
-            statuses.append(session.ask(enclave, quotient(-(2**31), -1), version=7).trailer.status)
+        killed: list[int] = []
+        for _ in range(limits.WORKER_ENDS_MAX):
+            assert eventually(lambda: bool(descendants(pid) - before))
+            [worker] = descendants(pid) - before
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+            assert eventually(lambda: killed[-1] not in descendants(pid))
             assert session.ask(enclave).trailer.status is Code.OK
-        assert statuses == [Code.MODEL_FAILED] * (limits.WORKER_ENDS_MAX // 2) + [Code.UNAVAILABLE]
         assert session.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.UNAVAILABLE
         ready = {model["version"]: model["ready"] for model in enclave.health()["models"]}
         assert (ready[1], ready[7]) == (True, False)

@@ -17,6 +17,7 @@ from casemate import limits
 from casemate.errors import CasemateError, Code, RequestError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.refusals import Failure, RunError
+from casemate_enclave.workers.blame import Blame
 from casemate_enclave.workers.line import WorkerLostError
 
 if TYPE_CHECKING:
@@ -33,31 +34,43 @@ if TYPE_CHECKING:
 
 
 class Ends:
-    """How often a model's worker ended of late, and what follows from it. Not thread-safe."""
+    """How often a model's worker ended of late, and what follows from it. Not thread-safe.
+
+    Those that a run is known to be at fault for delay starts like any other, and count no further.
+    """
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=limits.WORKER_ENDS_MAX)
+        self._unexplained: deque[float] = deque(maxlen=limits.WORKER_ENDS_MAX)
 
     def add(self) -> None:
         """Note one, now."""
         self._times.append(time.monotonic())
+        self._unexplained.append(self._times[-1])
+
+    def explain(self, count: int) -> None:
+        """Take it that the last ``count`` were a run's doing."""
+        for _ in range(min(count, len(self._unexplained))):
+            self._unexplained.pop()
 
     @property
     def too_many(self) -> bool:
         """Whether the model is out of service, until the first end of the window is over."""
-        return len(self._times) == self._times.maxlen and self._recent() == len(self._times)
+        full = len(self._unexplained) == self._unexplained.maxlen
+        return full and self._recent(self._unexplained) == len(self._unexplained)
 
     @property
     def pause_s(self) -> float:
         """How long to wait before the next start: not at all after a first end."""
-        further = self._recent() - 2
+        further = self._recent(self._times) - 2
         if further < 0:
             return 0.0
         return min(limits.WORKER_BACKOFF_S * 2.0**further, limits.WORKER_BACKOFF_MAX_S)
 
-    def _recent(self) -> int:
+    @staticmethod
+    def _recent(times: deque[float]) -> int:
         since = time.monotonic() - limits.WORKER_WINDOW_S
-        return sum(at > since for at in self._times)
+        return sum(at > since for at in times)
 
 
 class WorkedModel:
@@ -73,6 +86,7 @@ class WorkedModel:
         self._suspects = 0  # runs that are repeated, or wait for it
         self._alone = False
         self._ends = Ends()
+        self._blame = Blame()
         # Apart from this object, which the finaliser must not hold.
         self._current: list[Worker] = []
         weakref.finalize(self, _dismiss, self._current)
@@ -84,6 +98,10 @@ class WorkedModel:
         """False while the model is out of service."""
         with self._changed:
             return bool(self._current) or not self._ends.too_many
+
+    def admit(self, owner: bytes | None) -> None:
+        """As ``LastingModel``."""
+        self._blame.check(owner)
 
     @property
     def quick(self) -> bool:
@@ -141,15 +159,30 @@ class WorkedModel:
     ) -> Tensors:
         """Run alone what was under way when the worker ended; raises as ``run``."""
         if time.monotonic() >= deadline or (cancellation and cancellation.cancelled):
+            self._excuse(deadline)
             raise RunError(Failure.STOPPED)
         worker = self._enter_alone(deadline)
         try:
             return worker.run(inputs, outputs, deadline, cancellation)
         except WorkerLostError:
             self.lost(worker)
+            self._convict(deadline, cancellation)
         finally:
             self._leave_alone()
         raise RunError(Failure.STOPPED if time.monotonic() >= deadline else Failure.ENDED)
+
+    def _excuse(self, deadline: float) -> None:
+        """A run that did not end in time is why its worker was ended (SPEC 8.10.3)."""
+        if time.monotonic() >= deadline + limits.WORKER_GRACE_S:
+            with self._changed:
+                self._ends.explain(1)
+
+    def _convict(self, deadline: float, cancellation: Cancellation | None) -> None:
+        """Hold a run to account that ended a worker alone, as it or others beside it did before."""
+        with self._changed:
+            self._ends.explain(2)
+        if cancellation and time.monotonic() < deadline:  # else it was merely slow
+            self._blame.add(cancellation.owner)
 
     # Who may run, on which worker
 

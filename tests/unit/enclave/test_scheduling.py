@@ -20,16 +20,17 @@ from casemate.errors import CasemateError, Code, RequestError
 from casemate.sealed_model import Serving
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.context import RequestContext, Unsent
+from casemate_enclave.runs import Run
 from casemate_enclave.scheduling import Bounds, ScheduledModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from casemate_enclave.runs import Run
 
 Tensors = dict[str, Any]
 POISON = -1.0
 ENDLESS = -2.0
+AT_FAULT = b"at fault"
 
 
 class Gate:
@@ -37,6 +38,10 @@ class Gate:
 
     ready = True
     quick = False
+
+    def admit(self, owner: bytes | None) -> None:
+        if owner == AT_FAULT:
+            raise RequestError(Code.UNAVAILABLE, "out of service for this asker")
 
     def __init__(self) -> None:
         self.runs: list[int] = []  # rows of each run
@@ -341,6 +346,23 @@ def test_c3_one_asker_does_not_fill_the_queue(gate: Gate, pool: ThreadPoolExecut
     gate.open.set()
     for future in futures:
         future.result(5)
+
+
+def test_c5_an_asker_at_fault_neither_runs_nor_waits_nor_is_joined(
+    gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    model = scheduled(gate)
+    asker = Asker(model, pool, gate)
+    at_fault, other = asked_by(AT_FAULT), asked_by(b"other")
+    assert code_of(asker.ask(rows(1), cancellation=at_fault)) is Code.UNAVAILABLE
+    soon = time.monotonic() + 5
+    runs = [Run(model, {"x": rows(1)}, ["y"], soon, by) for by in (other, at_fault)]
+    assert [model._fits(run) for run in runs] == [True, False]
+    future = asker.running(rows(0))
+    assert code_of(asker.ask(rows(1), cancellation=at_fault)) is Code.UNAVAILABLE
+    gate.open.set()
+    future.result(5)
+    assert len(gate.runs) == 1
 
 
 def full(monkeypatch: pytest.MonkeyPatch) -> tuple[Unsent, RequestContext]:
