@@ -5,7 +5,9 @@ PYTHON ?= python3
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAGE  := .stage/tree
+# With ACCELERATOR=openvino or cuda: the enclave's tree with another build of onnxruntime (docs/guides/accelerators.md).
+ACCELERATOR ?=
+STAGE  := .stage/tree$(if $(ACCELERATOR),-$(ACCELERATOR))
 STAMP  := $(VENV)/.installed
 FUZZ   := .venv-fuzz
 
@@ -34,7 +36,7 @@ MACHINE_TESTS := tests/machine tests/integration$(if $(filter 1,$(ALL)),,/test_d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom rehearsal docs protos lock clean
+.PHONY: help venv stage demo eif qemu accelerator units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom rehearsal docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,13 +57,13 @@ $(STAMP): $(LOCKS) $(MANIFESTS)
 	@touch $@
 
 stage: venv ## Build the enclave's staged tree: the one artefact that is measured and run
-	@$(BIN)/python -m casemate_devkit.stage --output $(STAGE)
+	@$(BIN)/python -m casemate_devkit.stage --output $(STAGE) $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
 
 demo: stage ## Walk through the whole service on this machine (KEEP=1 leaves it running)
 	@$(BIN)/python -m casemate_devkit.demo $(if $(filter 1,$(KEEP)),--keep)
 
 eif: stage $(QEMU)/tools/toolbox.json ## Build the enclave image for QEMU and print what it measures
-	@$(BIN)/python -m casemate_devkit.eif --profile docker/eif/qemu.toml --output $(QEMU)/casemate.eif \
+	@$(BIN)/python -m casemate_devkit.eif --tree $(STAGE) --profile docker/eif/qemu.toml --output $(QEMU)/casemate.eif \
 	    --kernel $(QEMU)/tools/kernel/boot/vmlinuz-* --drivers $(QEMU)/tools/kernel
 
 $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
@@ -69,6 +71,12 @@ $(QEMU)/tools/toolbox.json: devkit/casemate_devkit/vm/toolbox.py | venv
 
 qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run tests against it (ALL=1: all of tests/integration)
 	@$(BIN)/python -m pytest --form vm $(if $(filter 1,$(ALL)),-n $(MACHINES) --dist loadfile) $(MACHINE_TESTS)
+
+# Nothing is skipped: without the wheels, or for CUDA without a GPU and its driver, this fails and says what is missing.
+accelerator: venv ## Run models on ACCELERATOR (openvino, or cuda on a machine with a GPU), sealed, and measure
+	@$(BIN)/python -m casemate_devkit.stage --output .stage/tree-$(or $(ACCELERATOR),openvino) --accelerator $(or $(ACCELERATOR),openvino)
+	@ACCELERATOR=$(or $(ACCELERATOR),openvino) $(BIN)/python -m pytest -o timeout=300 tests/accelerators
+	@$(BIN)/python -m bench.accelerator --accelerator $(or $(ACCELERATOR),openvino) --rounds 1
 
 units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy/systemd under a systemd of its own (needs root; FORM=vm: its enclaves in QEMU)
 	@$(BIN)/python -m pytest -o timeout=300 $(if $(FORM),--form $(FORM)) tests/systemd

@@ -186,6 +186,10 @@ WORKER_START_S: Final = 30.0  # a fork and a filter take milliseconds
 # What a worker may allocate beside its model and its tensors: a stack of 8 MiB for each of its
 # connections, an interpreter, what native code takes for itself.
 WORKER_DATA: Final = GIB
+# What a provider that makes machine code takes beside it, and what the driver of a GPU does:
+# mappings of its own for the device, and memory that both read.
+WORKER_CODE_DATA: Final = GIB
+WORKER_GPU_DATA: Final = 16 * GIB
 WORKER_DESCRIPTORS: Final = 512  # a connection and its shared memory for each run at a time
 WORKER_ENDS_MAX: Final = 10  # within the window: then its model is out of service
 WORKER_WINDOW_S: Final = 300.0

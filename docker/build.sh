@@ -9,7 +9,7 @@ export PYTHONPATH=$PWD:$PWD/enclave:$PWD/kms_client:$PWD/host:$PWD/devkit
 
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir "$output/wheels" \
     . ./kms_client ./enclave ./host ./devkit
-"$python" -m casemate_devkit.stage --output "$output/enclave"
+"$python" -m casemate_devkit.stage --output "$output/enclave" ${ACCELERATOR:+--accelerator "$ACCELERATOR"}
 
 rootfs() {
     image=$1 lock=$2

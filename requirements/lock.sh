@@ -31,6 +31,12 @@ for lock in client.txt:pyproject.toml host.txt:host/pyproject.toml host-otel.txt
     compile "${lock%%:*}" "${lock#*:}" "${constraint[@]}" "${extra[@]}"
 done
 
+# The enclave with another build of onnxruntime, and all else as in its own lock. sympy is for tools that are not staged.
+for accelerator in openvino cuda; do
+    compile "enclave-${accelerator}.txt" "requirements/enclave-${accelerator}.in" --constraint requirements/enclave.txt \
+        --no-emit-package sympy --no-emit-package mpmath
+done
+
 # The servers of `make bench-peers`, each for itself, for Linux and the Python that Triton's stub needs.
 for peer in client triton kserve mlserver; do
     uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_36 \
@@ -39,8 +45,8 @@ for peer in client triton kserve mlserver; do
 done
 
 # The enclave's lock is its bill of materials.
-if grep -qiE '^(grpcio|boto3|click)' requirements/enclave.txt; then
-    echo "requirements/enclave.txt holds a package that must not run inside the enclave" >&2
+if grep -qiE '^(grpcio|boto3|click)' requirements/enclave*.txt; then
+    echo "a lock of the enclave holds a package that must not run inside the enclave" >&2
     exit 1
 fi
 # No address and no path of the machine that made the locks.

@@ -18,6 +18,7 @@ from casemate_devkit.nsm import SimulatedNsm, boot_registers
 from casemate_devkit.nsm_server import NsmServer
 from casemate_devkit.pki import NitroPki
 from casemate_devkit.spawner import Plan
+from casemate_enclave.accelerators import gpu_devices
 
 _STOP_S: Final = 10.0
 _OTHERS: Final = 0o077
@@ -41,13 +42,15 @@ class EnclaveProcess:
         *,
         debug: bool = False,
         unsafe_no_namespaces: bool = False,
+        gpu: bool = False,
         stderr: int | IO[Any] | None = None,
     ) -> None:
         """Measure ``tree`` and make a register bank of its own for it.
 
-        ``run_dir`` is made if missing and must be private. ``stderr`` is where the enclave's events
-        go, as for subprocess.Popen. Raises DevkitError for directories that are not what they
-        should be.
+        ``run_dir`` is made if missing and must be private. With ``gpu`` the enclave sees this
+        machine's GPUs; what it makes of them, its configuration says. ``stderr`` is where the
+        enclave's events go, as for subprocess.Popen. Raises DevkitError for directories that
+        are not what they should be.
         """
         self.tree, self.run_dir = tree.resolve(), run_dir.resolve()
         self.form = cmdline.UNSAFE_PROCESS if unsafe_no_namespaces else cmdline.PROCESS
@@ -57,6 +60,7 @@ class EnclaveProcess:
         self.nsm = SimulatedNsm(self.pki, registers)
         self.pid = 0
         self.nsm_dir: Path | None = None
+        self._gpu = gpu
         self._stderr = stderr
         self._spawner: subprocess.Popen[str] | None = None
         self._status: int | None = None
@@ -72,7 +76,11 @@ class EnclaveProcess:
             self.nsm_dir = server.directory
             if isolated:
                 plan = _plan(
-                    self.tree, self.run_dir, server.directory, user_namespace=not privileged
+                    self.tree,
+                    self.run_dir,
+                    server.directory,
+                    user_namespace=not privileged,
+                    gpu=self._gpu,
                 )
             else:
                 plan = unsafe_form.plan(self.tree, self.run_dir, server.directory)
@@ -132,8 +140,11 @@ def measure(tree: Path, form: str) -> Measurement:
     return measure_tree(tree, cmdline.enclave_cmdline(form))
 
 
-def _plan(tree: Path, run_dir: Path, nsm: Path, *, user_namespace: bool) -> Plan:
+def _plan(tree: Path, run_dir: Path, nsm: Path, *, user_namespace: bool, gpu: bool) -> Plan:
     missing = [point for point in namespaces.MOUNT_POINTS if not (tree / point).exists()]
+    devices = tuple(gpu_devices()) if gpu else ()
+    if gpu and not devices:
+        raise DevkitError("this machine has no device of a GPU: /dev/nvidia0, /dev/nvidiactl")
     if missing:
         raise DevkitError(f"{tree} lacks mount points, stage it again: {', '.join(missing)}")
     walls = namespaces.Walls(
@@ -142,6 +153,7 @@ def _plan(tree: Path, run_dir: Path, nsm: Path, *, user_namespace: bool) -> Plan
         nsm=str(nsm),
         private=str(nsm.parent),
         user_namespace=user_namespace,
+        devices=devices,
     )
     arguments = cmdline.enclave_cmdline(cmdline.PROCESS)
     return Plan(executable=cmdline.INTERPRETER, arguments=arguments, walls=walls)

@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run without isolation, measured differently",
     )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="give the enclave this machine's GPUs; a tree made with --accelerator cuda only",
+    )
     return parser
 
 
@@ -84,6 +89,7 @@ def _run(options: argparse.Namespace, events: EventRelay) -> int:
         options.run,
         debug=options.debug,
         unsafe_no_namespaces=options.unsafe_no_namespaces,
+        gpu=options.gpu,
         stderr=events.stream,
     ) as enclave:
         announce(_describe(enclave, debug=options.debug))

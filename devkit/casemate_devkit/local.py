@@ -24,6 +24,7 @@ from casemate.attestation import (
     TrustPolicy,
     pcr16,
 )
+from casemate.attestation.configuration import CPU
 from casemate.client import Client, KmsDataKeys
 from casemate.errors import CasemateError
 from casemate.kms_policy import attested_key_policy
@@ -106,7 +107,12 @@ class LocalDeployment:
 
     # -- 2. what the parties agree on -------------------------------------------------------------
 
-    def agree(self, measurement: Measurement, limits: ServiceLimits = LIMITS) -> None:
+    def agree(
+        self,
+        measurement: Measurement,
+        limits: ServiceLimits = LIMITS,
+        providers: tuple[str, ...] = (CPU,),
+    ) -> None:
         """Write the configuration and create both KMS keys, for the enclave of ``measurement``."""
         self.configuration = Configuration(
             audience=AUDIENCE,
@@ -114,7 +120,7 @@ class LocalDeployment:
             minimum_versions={f"{self.vendor.public_key.hex()}/{MODEL}": 1},
             kms=KmsConfiguration("aws", (REGION,), (self.kms.ca_der,)),
             limits=limits,
-            providers=("CPUExecutionProvider",),
+            providers=providers,
         ).encode()
         self.release = Release(
             RELEASE,

@@ -42,7 +42,8 @@ MOUNT_POINTS: Final = (
 class Walls:
     """The directories that the enclave gets, and whether a user namespace is needed.
 
-    ``private`` is the launcher's own and takes the copy of the interpreter that runs.
+    ``private`` is the launcher's own and takes the copy of the interpreter that runs, and the
+    folder of ``devices``, if there are any.
     """
 
     tree: str
@@ -50,6 +51,7 @@ class Walls:
     nsm: str
     private: str
     user_namespace: bool
+    devices: tuple[str, ...] = ()
 
 
 def enter(walls: Walls) -> None:
@@ -80,6 +82,8 @@ def confine_files(walls: Walls) -> None:
     _bind(walls.run, walls.tree + RUN, syscalls.MS_NOEXEC)
     for source, target in ((walls.nsm, NSM), *zip(_VIEWS, _VIEWS, strict=True)):
         _bind(source, walls.tree + target, syscalls.MS_RDONLY | syscalls.MS_NOEXEC)
+    if walls.devices:
+        _show_devices(walls)
     os.chdir(walls.tree)
     syscalls.pivot_root(".", ".")
     syscalls.detach(".")  # the old root lies over the new one, as pivot_root(2) describes
@@ -101,11 +105,30 @@ def _hide_interpreter(walls: Walls) -> None:
     _bind(str(copy), program, syscalls.MS_RDONLY)
 
 
-def _bind(source: str, target: str, flags: int) -> None:
+def _show_devices(walls: Walls) -> None:
+    """Give the enclave the named device nodes, and what their driver's library looks at.
+
+    It finds its way by /sys, and names its threads through /proc, which has to be of the enclave's
+    own namespace of processes for that: no other's are in it. Which parts of both can be read or
+    written is Landlock's matter.
+    """
+    folder = Path(walls.private, "dev")
+    folder.mkdir(mode=0o755)
+    for device in walls.devices:
+        (folder / Path(device).name).touch()
+    _bind(str(folder), f"{walls.tree}/dev", syscalls.MS_RDONLY | syscalls.MS_NOEXEC)
+    for device in walls.devices:
+        _bind(device, walls.tree + device, syscalls.MS_NOEXEC, device=True)
+    _bind("/sys", f"{walls.tree}/sys", syscalls.MS_RDONLY | syscalls.MS_NOEXEC)
+    own = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount("proc", f"{walls.tree}/proc", own, "proc")
+
+
+def _bind(source: str, target: str, flags: int, *, device: bool = False) -> None:
     syscalls.mount(source, target, syscalls.MS_BIND)
     # Within a user namespace, what the machine's owner restricted must stay restricted.
     flags |= syscalls.MS_NOEXEC if os.statvfs(target).f_flag & os.ST_NOEXEC else 0
-    flags |= syscalls.MS_NOSUID | syscalls.MS_NODEV
+    flags |= syscalls.MS_NOSUID | (0 if device else syscalls.MS_NODEV)
     syscalls.mount(None, target, syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
 
 

@@ -41,7 +41,9 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Read what ``to_json`` wrote."""
         fields = json.loads(text)
-        walls = None if fields["walls"] is None else namespaces.Walls(**fields["walls"])
+        walls = None
+        if (given := fields["walls"]) is not None:
+            walls = namespaces.Walls(**{**given, "devices": tuple(given["devices"])})
         return cls(
             executable=fields["executable"], arguments=tuple(fields["arguments"]), walls=walls
         )

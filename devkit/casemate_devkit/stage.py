@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PACKAGES: Final = "packages"
 _APPLICATION: Final = "app"
+ACCELERATORS: Final = ("openvino", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,15 @@ class Stamp:
     pcr1: str = ""
 
 
-def current_inputs() -> Stamp:
+def lock_of(accelerator: str | None) -> Path:
+    """The packages of the enclave: with another onnxruntime for an accelerator."""
+    name = f"enclave-{accelerator}.txt" if accelerator else "enclave.txt"
+    return application.checkout() / "requirements" / name
+
+
+def current_inputs(accelerator: str | None = None) -> Stamp:
     """Describe this machine's inputs; registers are empty."""
-    lock = application.checkout() / "requirements" / "enclave.txt"
+    lock = lock_of(accelerator)
     rules = [Path(__file__), *sorted(Path(packages.__file__).parent.glob("*.py"))]
     dependencies = [lock.read_text(), *runtime.identity(), *(rule.read_text() for rule in rules)]
     files = [*application.sources(), *application.notes(), Path(sbom.__file__)]
@@ -83,7 +90,7 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
-def stage(output: Path, *, force: bool = False) -> bool:
+def stage(output: Path, *, force: bool = False, accelerator: str | None = None) -> bool:
     """Build the tree at ``output`` unless it is current; return whether it was built.
 
     Raises DevkitError where it cannot be built; a tree that was there before then stays as it was.
@@ -91,7 +98,7 @@ def stage(output: Path, *, force: bool = False) -> bool:
     runtime.check_platform()
     output = output.absolute()
     with _alone(output):
-        inputs = current_inputs()
+        inputs = current_inputs(accelerator)
         before = None if force else _intact(output)
         if before and (before.dependencies, before.application) == (
             inputs.dependencies,
@@ -101,7 +108,7 @@ def stage(output: Path, *, force: bool = False) -> bool:
         reusable = before is not None and before.dependencies == inputs.dependencies
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             tree = Path(scratch) / "new"
-            _build(tree, output if reusable else None)
+            _build(tree, output if reusable else None, accelerator)
             stamp = _measured(tree, inputs)
             if output.exists():
                 output.rename(Path(scratch) / "old")
@@ -124,10 +131,10 @@ def _intact(output: Path) -> Stamp | None:
     return None
 
 
-def _build(tree: Path, before: Path | None) -> None:
+def _build(tree: Path, before: Path | None, accelerator: str | None) -> None:
     tree.mkdir()
     if before is None:
-        packages.install(application.checkout() / "requirements" / "enclave.txt", tree / _PACKAGES)
+        packages.install(lock_of(accelerator), tree / _PACKAGES)
         runtime.stage(tree)
     else:
         for part in sorted(before.iterdir()):
@@ -145,9 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, required=True, help="the tree; its parent must be writable"
     )
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, help="with the onnxruntime that has its provider"
+    )
     options = parser.parse_args(arguments)
     try:
-        built = stage(options.output, force=options.force)
+        built = stage(options.output, force=options.force, accelerator=options.accelerator)
     except (DevkitError, CasemateError) as error:
         print(f"stage: {error}", file=sys.stderr)
         return 1

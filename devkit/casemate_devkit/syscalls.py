@@ -50,10 +50,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
-def mount(source: str | None, target: str, flags: int) -> None:
-    """Bind, remount or change propagation; file systems with a type of their own are not needed."""
+def mount(source: str | None, target: str, flags: int, kind: str | None = None) -> None:
+    """Bind, remount or change propagation, or mount a file system of ``kind``."""
     source_bytes = None if source is None else os.fsencode(source)
-    result = _libc.mount(source_bytes, os.fsencode(target), None, ctypes.c_ulong(flags), None)
+    kind_bytes = None if kind is None else kind.encode()
+    result = _libc.mount(source_bytes, os.fsencode(target), kind_bytes, ctypes.c_ulong(flags), None)
     _check(result, f"mount {target}")
 
 

@@ -37,6 +37,7 @@ class Refusal(Enum):
     TEXT = "ONNX model: text is not UTF-8"
     ENDED = "the model: the process that loads it ended"
     TIME = "the model: it did not load in time"
+    VARIABLE = "the model: its shapes vary, which OpenVINO does not run safely"
 
     @property
     def number(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from casemate.attestation.configuration import CPU
 from casemate.errors import CasemateError, Code
+from casemate_enclave import accelerators
 from casemate_enclave.memory import give_back_memory
 from casemate_enclave.onnx_outline import ITSELF, outline
 from casemate_enclave.onnx_scan import external_locations
@@ -143,15 +146,17 @@ class OnnxRuntime:
         """Raises CasemateError(MALFORMED) if this onnxruntime lacks one of ``providers``."""
         onnxruntime.set_default_logger_severity(_SILENT)
         for provider in providers:
-            if provider not in onnxruntime.get_available_providers():
+            if provider not in accelerators.usable(onnxruntime.get_available_providers()):
                 detail = f"providers: this enclave's onnxruntime has no {provider}"
                 raise CasemateError(Code.MALFORMED, detail)
         _share_memory(run_bytes)
         self._providers = list(providers)
+        self._run_bytes = run_bytes
+        self._accelerated = accelerators.needs_of(providers) != accelerators.NONE
         self._threads = threads
         self._watchdog = Watchdog()
 
-    def load(self, contents: ModelContents, header: ModelHeader) -> LastingModel:
+    def load(self, contents: ModelContents, header: ModelHeader) -> OnnxModel:
         """Load the first entry as the model, the others as its external data.
 
         onnxruntime reads a model without external data where it lies, if it can open that; else its
@@ -161,15 +166,22 @@ class OnnxRuntime:
         model, *others = files
         _check_locations(external_locations(files[model]), others)
         source: str | bytes | None = contents.location
-        if source is None:
+        if self._accelerated:  # with bytes no provider looks for files beside a path
+            source = bytes(files[model])
+        elif source is None:
             source, files[ITSELF] = outline(files[model]), files[model]
         del files[model]
         try:
             # The fallback would try again and print why, which may quote the model.
             session = onnxruntime.InferenceSession(
                 source,
-                session_options(list(files.items()), self._threads),
-                providers=self._providers,
+                self._options(list(files.items())),
+                providers=accelerators.settings_of(
+                    self._providers,
+                    threads=self._threads,
+                    run_bytes=self._run_bytes,
+                    contents=sum(contents.lengths.values()),
+                ),
                 enable_fallback=False,
             )
         except Exception:  # noqa: BLE001 - its exceptions share no base and quote the model
@@ -185,22 +197,52 @@ class OnnxRuntime:
         _check_rows(header, [*session.get_inputs(), *session.get_outputs()])
         give_back_memory()
         carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
-        return _OnnxModel(session, self._watchdog, carried=carried)
+        on_accelerators = self._placed(session) if self._accelerated else 0
+        return OnnxModel(session, self._watchdog, on_accelerators, carried=carried)
+
+    def _placed(self, session: onnxruntime.InferenceSession) -> int:
+        """The share of nodes on accelerators, in percent; refuses what one of them must not run.
+
+        Where onnxruntime placed them: that a provider is in the session's list says nothing.
+        """
+        placed: dict[str, list[str]] = {}
+        for part in session.get_provider_graph_assignment_info():
+            placed.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+        if operators := placed.get(accelerators.OPENVINO):
+            shapes = [node.shape for node in (*session.get_inputs(), *session.get_outputs())]
+            if not accelerators.fixed(shapes, operators):
+                raise RefusedError(Refusal.VARIABLE)
+        total = sum(map(len, placed.values()))
+        return math.ceil(100 * (total - len(placed.get(CPU, []))) / max(1, total))
+
+    def _options(self, files: Sequence[tuple[str, bytes]]) -> onnxruntime.SessionOptions:
+        options = session_options(files, self._threads)
+        if self._accelerated:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
 
 
-class _OnnxModel:
+class OnnxModel:
+    """A session; ``on_accelerators`` is the share of its nodes that run there, in percent."""
+
     ready = True
     quick = False
 
-    def admit(self, owner: bytes | None) -> None:
-        """As ``LastingModel``: it outlives nothing that anybody could end."""
-
     def __init__(
-        self, session: onnxruntime.InferenceSession, watchdog: Watchdog, *, carried: bool
+        self,
+        session: onnxruntime.InferenceSession,
+        watchdog: Watchdog,
+        on_accelerators: int,
+        *,
+        carried: bool,
     ) -> None:
+        self.on_accelerators = on_accelerators
         self._session = session
         self._carried = carried
         self._watchdog = watchdog
+
+    def admit(self, owner: bytes | None) -> None:
+        """As ``LastingModel``: it outlives nothing that anybody could end."""
 
     def run(
         self,
@@ -209,6 +251,7 @@ class _OnnxModel:
         deadline: float,
         cancellation: Cancellation | None = None,
     ) -> Tensors:
+        """Run; raises RunError."""
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:

@@ -439,7 +439,8 @@ def test_missing_mount_points_are_named(probe: Path) -> None:
 def test_a_machine_without_namespaces_is_told_what_to_do(
     probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def impossible(tree: Path, run: Path, nsm: Path, *, user_namespace: bool) -> Plan:
+    def impossible(tree: Path, run: Path, nsm: Path, *, user_namespace: bool, gpu: bool) -> Plan:
+        assert not gpu
         walls = namespaces.Walls(
             tree=str(tree / "absent"),
             run=str(run),

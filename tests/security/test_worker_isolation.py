@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casemate_enclave.accelerators import NONE
 from casemate_enclave.workers.spawning import Spawner
 from tests.support import workers
 from tests.support.sandbox_attempts import DONE
@@ -53,8 +54,8 @@ if "files" not in skip:
     readable = {sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64", os.getcwd()}
     sandbox.confine_files([path for path in sorted(readable) if os.path.exists(path)], [])
 if "calls" in skip:
-    spawner.confine_worker = lambda: True
-    spawner.confine_spawner = lambda: True
+    spawner.confine_worker = lambda _: True
+    spawner.confine_spawner = lambda _: True
 spawner.serve(socket.socket(fileno=int(sys.argv[1])), 0)
 """
 VICTIM = "import ctypes, sys; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0); sys.stdin.read()"
@@ -71,7 +72,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Attempts:
         channel, process = workers.start(SPAWNER, json.dumps(sorted(skip)))
         victim = subprocess.Popen([sys.executable, "-c", VICTIM], stdin=subprocess.PIPE)
         try:
-            _, control = Spawner(channel, lambda: None).start(1 << 32, lambda _: None)
+            _, control = Spawner(channel, lambda: None).start(1 << 32, NONE, lambda _: None)
             with control, socket.create_server(("127.0.0.1", 0)) as server:
                 control.settimeout(60)
                 given = {

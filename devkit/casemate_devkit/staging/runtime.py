@@ -38,6 +38,9 @@ _LEFT_OUT: Final = {
     "turtle.py": "windows",
     "venv": "installs packages",
 }
+# The library of CUDA's driver fits one version of the kernel's part alone, and is in no wheel.
+_GPU_DRIVER: Final = "libcuda.so.1"
+_GPU_DRIVER_OPENS: Final = ("libnvidia-ptxjitcompiler.so.1", "libnvidia-nvvm.so.4")
 _LEFT_OUT_SUFFIXES: Final = (".pyc", ".a", ".o", ".exe", ".pickle")
 _LEFT_OUT_FOLDERS: Final = frozenset({"__pycache__", "test", "tests", "idle_test"})
 # Extension modules of what is left out above, of terminals, and of the interpreter's own tests.
@@ -88,8 +91,18 @@ def stage(root: Path) -> None:
     library = root / "usr" / sys.platlibdir / _VERSION
     copy_tree(standard_library(), library, belongs)
     modules = [*_shared_objects(library), *_shared_objects(root / "packages")]
-    closure(interpreter(), modules, inside=root).copy_to(root)
+    found = closure(interpreter(), modules, inside=root)
+    _add_driver(found.libraries)
+    found.copy_to(root)
     make_mount_points(root)
+
+
+def _add_driver(libraries: dict[str, Path]) -> None:
+    """Where a GPU's driver is among them, add what it opens by name."""
+    driver = libraries.get(_GPU_DRIVER)
+    for name in _GPU_DRIVER_OPENS:
+        if driver is not None and (path := driver.with_name(name)).exists():
+            libraries.setdefault(name, path)
 
 
 def make_mount_points(root: Path) -> None:

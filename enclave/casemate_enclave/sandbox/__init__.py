@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from casemate_enclave.accelerators import NONE
 from casemate_enclave.sandbox import landlock, seccomp, syscalls
 from casemate_enclave.sandbox.allowed import (
     MISSING,
@@ -33,6 +34,7 @@ from casemate_enclave.sandbox.memory import lock_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from casemate_enclave.accelerators import Needs
     from casemate_enclave.sandbox.seccomp import Among
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "confine_files",
     "confine_spawner",
     "confine_worker",
+    "confine_worker_files",
     "lock_memory",
     "tree_paths",
 ]
@@ -49,6 +52,12 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _NEVER_READABLE: Final = frozenset({"proc", "sys", "dev", "run", "tmp"})
 # onnxruntime chooses its kernels by them; without them it guesses, and chooses slower ones.
 _MACHINE_FACTS: Final = ("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+# The library of a GPU's driver reads them; it names its threads, and gives up where it cannot.
+_GPU_FACTS: Final = (
+    *("/proc/driver/nvidia", "/proc/devices", "/proc/sys/vm/mmap_min_addr"),
+    *("/sys/devices/system", "/sys/bus/pci", "/sys/module/nvidia", "/sys/module/nvidia_uvm"),
+)
+_PROCESSES: Final = "/proc"
 # In the forms whose kernel is the host's; the kernel inside a VM is measured, and the VM is the
 # wall.
 _FILES_REQUIRED: Final = frozenset({"process", "container"})
@@ -76,14 +85,19 @@ def tree_paths(root: str = "/") -> list[str]:
 
 
 def confine_files(
-    readable: Sequence[str], sockets: Sequence[str], devices: Sequence[str] = ()
+    readable: Sequence[str],
+    sockets: Sequence[str],
+    devices: Sequence[str] = (),
+    *,
+    gpu: bool = False,
 ) -> int:
     """Refuse this thread, and what it starts, all other files; return Landlock's version.
 
     ``readable`` files, and what lies beneath directories, can be read; in the directories
     ``sockets`` sockets can be made and removed; ``devices`` can be opened for reading, writing and
-    ioctl. 0: the kernel has no Landlock, nothing is confined. Raises RuntimeError when called twice
-    or beside another thread, which would stay free; OSError when the kernel refuses.
+    ioctl; ``gpu`` adds what a GPU's driver asks for. 0: the kernel has no Landlock, nothing is
+    confined. Raises RuntimeError when called twice or beside another thread, which would stay
+    free; OSError when the kernel refuses.
     """
     _once("files")
     if _threads() != 1:
@@ -91,11 +105,28 @@ def confine_files(
     _no_new_privileges()
     abi = landlock.version()
     if abi:
-        rules = [(path, landlock.READ) for path in (*readable, *_MACHINE_FACTS)]
+        facts = (*_MACHINE_FACTS, *_GPU_FACTS) if gpu else _MACHINE_FACTS
+        rules = [(path, landlock.READ) for path in (*readable, *facts)]
         rules += [(path, landlock.SOCKETS) for path in sockets]
         rules += [(path, landlock.DEVICE) for path in devices]
+        rules += [(_PROCESSES, landlock.REWRITE)] if gpu else []
         landlock.restrict(rules, abi)
     return abi
+
+
+def confine_worker_files(readable: Sequence[str], devices: Sequence[str], *, gpu: bool) -> None:
+    """Leave a worker its own part of what its spawner keeps for workers with GPUs.
+
+    One that needs none gets no device; one that needs some gets them, and of all processes itself.
+    """
+    if not (abi := landlock.version()):
+        return
+    facts = (*_MACHINE_FACTS, *_GPU_FACTS) if gpu else _MACHINE_FACTS
+    rules = [(path, landlock.READ) for path in (*readable, *facts)]
+    if gpu:
+        rules += [(path, landlock.DEVICE) for path in devices]
+        rules.append((f"{_PROCESSES}/{os.getpid()}", landlock.REWRITE))
+    landlock.restrict(rules, abi)
 
 
 def confine_calls(form: str) -> bool:
@@ -110,17 +141,20 @@ def confine_calls(form: str) -> bool:
     return _filter(calls_of(form), _make_socket)
 
 
-def confine_spawner() -> bool:
-    """Do the same for the process that forks workers, before it is asked for the first."""
+def confine_spawner(most: Needs = NONE) -> bool:
+    """Do the same for the process that forks workers, before it is asked for the first.
+
+    ``most``: what a worker can be given, since no child has what its parent lacks.
+    """
     _once("spawner")
     _no_new_privileges()
-    return _filter(calls_of_spawner(), _make_socket)
+    return _filter(calls_of_spawner(most), _make_socket)
 
 
-def confine_worker() -> bool:
+def confine_worker(needs: Needs = NONE) -> bool:
     """Do the same for a worker, before it is given the first foreign byte: below its spawner's."""
     _once("worker")
-    return _filter(calls_of_workers(), _look_for_children)
+    return _filter(calls_of_workers(needs), _look_for_children)
 
 
 def _filter(rules: Mapping[str, tuple[Among, ...]], attempt: Callable[[], object]) -> bool:

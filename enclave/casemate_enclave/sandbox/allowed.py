@@ -16,10 +16,13 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
+from casemate_enclave.accelerators import NONE
 from casemate_enclave.sandbox.seccomp import Among
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from casemate_enclave.accelerators import Needs
 
 _UNIX: Final = int(socket.AF_UNIX)
 _VSOCK: Final = 40  # AF_VSOCK
@@ -69,6 +72,19 @@ _ENCLAVE: Final = (
 _WORKER: Final = ("recvmsg", "pread64")  # what the enclave hands in: connections, memory files
 _SPAWNER: Final = ("wait4", "getppid", "prlimit64", "seccomp")
 
+# Machine code is made while a model is loaded, and libraries of the tree are looked for by name.
+_CODE: Final = ("mmap", "mprotect", "getcwd", "readlink", "readlinkat")
+# Devices are opened for writing, and driven by ioctl; Landlock says which files those are.
+_GPU: Final = (
+    *("openat", "ioctl", "fcntl", "stat", "dup", "pipe2", "eventfd2", "bind", "listen", "unlink"),
+)
+# The driver's library gives up where it cannot listen for other processes of its user. It gets a
+# kind of socket that nothing in an enclave listens on, and cannot accept a connection.
+_GPU_SOCKET: Final[Mapping[str, tuple[Among, ...]]] = {
+    "socket": (Among(0, (_UNIX,)), Among(1, (_PACKETS,), _TYPE_MASK)),
+}
+_NARROWS: Final = (*("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),)
+
 # A filter cannot read clone3's arguments; glibc starts threads with clone where clone3 does not
 # exist.
 MISSING: Final = ("clone3",)
@@ -91,22 +107,30 @@ def calls_of(form: str) -> Mapping[str, tuple[Among, ...]]:
     }
 
 
-def calls_of_workers() -> Mapping[str, tuple[Among, ...]]:
+def calls_of_workers(needs: Needs = NONE) -> Mapping[str, tuple[Among, ...]]:
     """The calls of a process in which a model runs: on what it was given, and its own memory."""
     return {
         **_tested(_NEW_THREAD, files=(*_FILE_CONTROL, _DUPLICATE)),
-        **dict.fromkeys((*_ALWAYS, *_WORKER), ()),
+        **(_GPU_SOCKET if needs.gpu else {}),
+        **dict.fromkeys((*_ALWAYS, *_WORKER, *_needed(needs)), ()),
     }
 
 
-def calls_of_spawner() -> Mapping[str, tuple[Among, ...]]:
+def calls_of_spawner(most: Needs = NONE) -> Mapping[str, tuple[Among, ...]]:
     """The calls of the process that forks workers: a worker's, and what takes it there."""
     return {
         **_tested(_NEW_THREAD, _NEW_PROCESS, files=(*_FILE_CONTROL, _DUPLICATE)),
         "kill": (Among(1, (int(signal.SIGKILL),)),),
         "prctl": (Among(0, (_DIE_WITH_PARENT,)),),
-        **dict.fromkeys((*_ALWAYS, *_WORKER, *_SPAWNER), ()),
+        **(_GPU_SOCKET if most.gpu else {}),
+        **dict.fromkeys((*_ALWAYS, *_WORKER, *_SPAWNER, *_needed(most)), ()),
+        **dict.fromkeys(_NARROWS if most.gpu else (), ()),
     }
+
+
+def _needed(needs: Needs) -> tuple[str, ...]:
+    """Calls that accelerators add, or that they do with any arguments."""
+    return (*(_CODE if needs.code else ()), *(_GPU if needs.gpu else ()))
 
 
 def _tested(*clones: int, files: tuple[int, ...]) -> Mapping[str, tuple[Among, ...]]:

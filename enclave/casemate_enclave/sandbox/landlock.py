@@ -30,10 +30,12 @@ _READ_FILE: Final = 1 << 2
 _READ_DIRECTORY: Final = 1 << 3
 _REMOVE_FILE: Final = 1 << 5
 _MAKE_SOCKET: Final = 1 << 9
+_TRUNCATE: Final = 1 << 14
 _IOCTL_DEVICE: Final = 1 << 15
 
 READ: Final = _READ_FILE | _READ_DIRECTORY
 SOCKETS: Final = _MAKE_SOCKET | _REMOVE_FILE
+REWRITE: Final = READ | _WRITE_FILE | _TRUNCATE  # of files that are there
 DEVICE: Final = _READ_FILE | _WRITE_FILE | _IOCTL_DEVICE
 _ON_FILES: Final = (
     _WRITE_FILE | _READ_FILE | _IOCTL_DEVICE
@@ -43,7 +45,7 @@ NEWEST: Final = 7  # later versions of the interface add rights that this module
 _FILES_FIRST: Final = (1 << 13) - 1  # execute, write, read, read directory, remove (2), make (7)
 _FILES_ADDED: Final = (
     (2, 1 << 13),
-    (3, 1 << 14),
+    (3, _TRUNCATE),
     (5, _IOCTL_DEVICE),
 )  # refer, truncate, ioctl of devices
 _NETWORK: Final = (4, 0b11)  # bind and connect of TCP

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from casemate.wire import Buffer
 
-# Enclave to spawner: what, a worker's number, bytes that it may allocate; START with its control.
-ORDER: Final = struct.Struct("<IIQ")
+# Enclave to spawner: what, a worker's number, what it needs (bits), bytes that it may allocate;
+# START with its control.
+ORDER: Final = struct.Struct("<IIIQ")
 START, KILL = range(2)
+NEEDS_CODE, NEEDS_GPU = 1, 2
 # Spawner to enclave: a worker's number, its exit status, or less than zero: the signal.
 ENDED: Final = struct.Struct("<Ii")
 
@@ -27,7 +29,8 @@ ENDED: Final = struct.Struct("<Ii")
 # number, SPLIT with a line's, CANCEL with a run's; LOAD comes with contents.
 COMMAND: Final = struct.Struct("<IQ")
 LOAD, OPEN, CANCEL, SPLIT = range(4)
-# Worker to enclave, once: whether it is loaded, else the number of a refusal, and its place.
+# Worker to enclave, once: whether it is loaded, else the number of a refusal, and its place; when
+# it is loaded, in that place the share of its nodes on accelerators, in percent.
 LOADED: Final = struct.Struct("<III")
 
 # Enclave to worker, on a line: what, the description's length, the deadline in seconds of the

@@ -21,6 +21,7 @@ from casemate_enclave.workers.tensors import PacketError, pack
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from casemate_enclave.accelerators import Needs
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.runs import Run
     from casemate_enclave.runtime import Tensors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from casemate_enclave.workers.spawning import Spawner
 
 _PLACES_MAX = limits.TENSORS_MAX
+_ALL = 100  # percent
 
 
 class Worker:
@@ -39,6 +41,7 @@ class Worker:
         watchdog: Watchdog,
         *,
         data_bytes: int,
+        needs: Needs,
         answer_max: int,
         ended: Callable[[Worker, int], None],
     ) -> None:
@@ -58,12 +61,15 @@ class Worker:
         self._lines = itertools.count(1)
         self._opening = threading.Lock()
         try:
-            self._number, self._control = spawner.start(data_bytes, self._has_ended)
+            self._number, self._control = spawner.start(data_bytes, needs, self._has_ended)
         except OSError:
             raise RefusedError(Refusal.ENDED) from None
 
-    def load(self, settings: bytes, contents: int, patience_s: float) -> None:
-        """Hand over what to load, and await the outcome; raises RefusedError."""
+    def load(self, settings: bytes, contents: int, patience_s: float) -> int:
+        """Hand over what to load, and await the outcome; raises RefusedError.
+
+        Returns the share of the model's nodes that run on accelerators, in percent.
+        """
         command = packets.COMMAND.pack(packets.LOAD, 0)
         self._control.settimeout(patience_s)
         try:
@@ -80,6 +86,7 @@ class Worker:
             known = refusal < len(Refusal) and place < _PLACES_MAX
             raise RefusedError.numbered(refusal, place) if known else RefusedError(Refusal.ENDED)
         self._control.settimeout(None)
+        return min(int(place), _ALL)
 
     def run(
         self,

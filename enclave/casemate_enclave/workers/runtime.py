@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casemate import cbor, limits
 from casemate.errors import CasemateError, Code
+from casemate_enclave.accelerators import NONE, needs_of
 from casemate_enclave.events import Event
 from casemate_enclave.memory import cost_of_loading
 from casemate_enclave.watchdog import Watchdog
@@ -65,7 +66,8 @@ class WorkerRuntime:
             [header.encode(), files, self._providers, self._run_bytes, self._threads]
         )
         loading = cost_of_loading(header.total_bytes)
-        data_bytes = loading + self._run_bytes + limits.WORKER_DATA
+        needs = needs_of(self._providers)
+        data_bytes = loading + self._run_bytes + limits.WORKER_DATA + needs.data_bytes
 
         def begin(ended: Callable[[Worker, int], None]) -> Worker:
             def noted(worker: Worker, status: int) -> None:
@@ -76,14 +78,17 @@ class WorkerRuntime:
                 self._spawner,
                 self._watchdog,
                 data_bytes=data_bytes,
+                needs=needs,
                 answer_max=self._run_bytes,
                 ended=noted,
             )
             try:
-                worker.load(settings, contents.descriptor, limits.LOAD_TIMEOUT_S)
+                share = worker.load(settings, contents.descriptor, limits.LOAD_TIMEOUT_S)
             except BaseException:
                 worker.dismiss()
                 raise
+            if needs != NONE:
+                self._journal.emit(Event.MODEL_PLACED, count=share)
             return worker
 
         return begin

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from casemate import cbor, limits
+from casemate_enclave import accelerators
+from casemate_enclave.accelerators import Needs
 from casemate_enclave.hardening import give_up_root
 from casemate_enclave.sandbox import (
     confine_files,
     confine_spawner,
     confine_worker,
+    confine_worker_files,
     tree_paths,
 )
 from casemate_enclave.workers import packets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _FIRST_FREE = 3  # descriptors: after the standard ones
@@ -58,11 +61,14 @@ def _become_spawner(channel: socket.socket, root: str | None, *, owns_machine: b
         signal.signal(number, signal.SIG_IGN)  # it ends with the enclave
     channel = _keep_only(channel)
     _offer_to_be_killed_first()
-    landlock_abi = 0 if root is None else confine_files(tree_paths(root), [])
+    most = accelerators.needs_of(accelerators.offered())
+    devices = accelerators.gpu_devices() if most.gpu else []
+    readable = [] if root is None else tree_paths(root)
+    landlock_abi = 0 if root is None else confine_files(readable, [], devices, gpu=most.gpu)
     channel.send(b"\0")
     if owns_machine:
         give_up_root()
-    serve(channel, landlock_abi)
+    serve(channel, landlock_abi, (readable, devices), most)
 
 
 def _keep_only(channel: socket.socket) -> socket.socket:
@@ -85,20 +91,30 @@ def _offer_to_be_killed_first() -> None:
         return
 
 
-def serve(channel: socket.socket, landlock_abi: int) -> NoReturn:
-    """Import, confine, say what there is, and do as told until the enclave ends."""
+def serve(
+    channel: socket.socket,
+    landlock_abi: int,
+    files: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    most: Needs = accelerators.NONE,
+) -> NoReturn:
+    """Import, confine, say what there is, and do as told until the enclave ends.
+
+    ``files`` are what is readable, and devices; ``most`` is what a worker can be given: what this
+    onnxruntime has needs for.
+    """
     import onnxruntime  # noqa: PLC0415 - confined before
 
     from casemate_enclave.workers.worker import serve_model  # noqa: PLC0415
 
+    providers = accelerators.usable(onnxruntime.get_available_providers())
+    accelerators.prepare(onnxruntime, providers)
     waker, woken = _child_ends()
     gc.collect()
     gc.freeze()  # or the collector would write to, and so copy, every page in every worker
-    confined = confine_spawner()
-    providers = onnxruntime.get_available_providers()
+    confined = confine_spawner(most)
     channel.send(cbor.encode([landlock_abi, confined, providers]))
     try:
-        _Spawner(channel, waker, woken, serve_model).work()
+        _Spawner(channel, (waker, woken), serve_model, files, most).work()
     finally:
         os._exit(0)  # the enclave is gone, which may show as an error first
 
@@ -117,13 +133,16 @@ class _Spawner:
     def __init__(
         self,
         channel: socket.socket,
-        waker: int,
-        woken: int,
+        pipe: tuple[int, int],
         serve_model: Callable[[socket.socket], NoReturn],
+        files: tuple[Sequence[str], Sequence[str]],
+        most: Needs,
     ) -> None:
         self._channel = channel
-        self._pipe = waker, woken
+        self._pipe = pipe
         self._serve_model = serve_model
+        self._files = files
+        self._most = most
         self._workers: dict[int, int] = {}  # process -> number
         self._memory = bytearray(packets.ORDER.size)
 
@@ -143,16 +162,17 @@ class _Spawner:
         size, descriptor = packets.receive(self._channel, self._memory)
         if size != packets.ORDER.size:
             return False
-        order, number, data_bytes = packets.ORDER.unpack(self._memory)
+        order, number, bits, data_bytes = packets.ORDER.unpack(self._memory)
         if order == packets.START and descriptor is not None:
-            self._start(number, data_bytes, socket.socket(fileno=descriptor))
+            code, gpu = (bool(bits & bit) for bit in (packets.NEEDS_CODE, packets.NEEDS_GPU))
+            self._start(number, data_bytes, Needs(code, gpu), socket.socket(fileno=descriptor))
         elif order == packets.KILL:
             for process, known in self._workers.items():
                 if known == number:  # not buried yet, so the process is still that worker
                     os.kill(process, signal.SIGKILL)
         return True
 
-    def _start(self, number: int, data_bytes: int, control: socket.socket) -> None:
+    def _start(self, number: int, data_bytes: int, needs: Needs, control: socket.socket) -> None:
         spawner = os.getpid()
         try:
             process = os.fork()
@@ -162,13 +182,15 @@ class _Spawner:
             return
         if process == 0:
             try:
-                self._become_worker(spawner, data_bytes, control)
+                self._become_worker(spawner, data_bytes, needs, control)
             finally:
                 os._exit(1)
         control.close()
         self._workers[process] = number
 
-    def _become_worker(self, spawner: int, data_bytes: int, control: socket.socket) -> NoReturn:
+    def _become_worker(
+        self, spawner: int, data_bytes: int, needs: Needs, control: socket.socket
+    ) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != spawner:
             os._exit(1)
@@ -180,7 +202,9 @@ class _Spawner:
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits.WORKER_DESCRIPTORS,) * 2)
-        confine_worker()
+        if self._most.gpu:
+            confine_worker_files(*self._files, gpu=needs.gpu)
+        confine_worker(needs)
         self._serve_model(control)
 
     def _bury(self) -> None:

@@ -18,6 +18,8 @@ from casemate_enclave.workers import packets
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casemate_enclave.accelerators import Needs
+
     Ended = Callable[[int], None]
 
 _GREETING_MAX = 4 * limits.KIB
@@ -52,7 +54,7 @@ class Spawner:
         self._channel.settimeout(None)
         return Greeting(Confinement(landlock_abi, seccomp), tuple(providers))
 
-    def start(self, data_bytes: int, ended: Ended) -> tuple[int, socket.socket]:
+    def start(self, data_bytes: int, needs: Needs, ended: Ended) -> tuple[int, socket.socket]:
         """Start a worker that allocates ``data_bytes`` at most; return its number and control.
 
         ``ended`` is called once, with its exit status or less than zero, the signal that ended it;
@@ -61,7 +63,8 @@ class Spawner:
         ours, theirs = packets.pair()
         number = next(self._numbers)
         self._ended[number] = ended
-        order = packets.ORDER.pack(packets.START, number, data_bytes)
+        bits = packets.NEEDS_CODE * needs.code | packets.NEEDS_GPU * needs.gpu
+        order = packets.ORDER.pack(packets.START, number, bits, data_bytes)
         with theirs:
             packets.send(self._channel, [order], theirs.fileno())
         return number, ours
@@ -71,7 +74,7 @@ class Spawner:
 
         Without ``wait`` it never blocks; where the spawner has much to do, a thread waits.
         """
-        order = packets.ORDER.pack(packets.KILL, number, 0)
+        order = packets.ORDER.pack(packets.KILL, number, 0, 0)
         try:
             self._channel.send(order, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:

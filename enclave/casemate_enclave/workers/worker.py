@@ -37,7 +37,7 @@ from casemate_enclave.workers.tensors import (
 
 if TYPE_CHECKING:
     from casemate.wire import Buffer
-    from casemate_enclave.runtime import LoadedModel, Tensors
+    from casemate_enclave.runtime import LoadedModel, OnnxModel, Tensors
 
 # Runs that were given up before they were begun: as many as may be under way.
 _CANCELLED_KEPT = 1024
@@ -55,12 +55,12 @@ def serve_model(control: socket.socket) -> NoReturn:
     except RefusedError as error:
         control.send(packets.LOADED.pack(0, error.refusal.number, error.place))
         os._exit(0)
-    control.send(packets.LOADED.pack(1, 0, 0))
+    control.send(packets.LOADED.pack(1, 0, model.on_accelerators))
     _Worker(control, model).work(memory)
     os._exit(0)
 
 
-def _load(settings: bytes, contents: int) -> LoadedModel:
+def _load(settings: bytes, contents: int) -> OnnxModel:
     encoded, files, providers, run_bytes, threads = cbor.decode(settings)
     header = ModelHeader.parse(encoded)
     runtime = OnnxRuntime(providers, run_bytes=run_bytes, threads=threads)

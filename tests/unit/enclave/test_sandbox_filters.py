@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate_enclave import sandbox
+from casemate_enclave.accelerators import NONE, Needs
 from casemate_enclave.sandbox import allowed, landlock, memory, seccomp, syscalls
 from casemate_enclave.sandbox.seccomp import Among
 from casemate_enclave.sandbox.syscalls import AARCH64, X86_64, Machine
@@ -239,6 +240,42 @@ def test_c5_the_spawner_may_fork_and_kill_its_own_and_open_nothing() -> None:
     assert spawner.keys() == allowed.calls_of_workers().keys() | more
 
 
+CODE, GPU = Needs(code=True), Needs(code=True, gpu=True)
+MORE_FOR_CODE = {"getcwd", "readlink", "readlinkat"}
+MORE_FOR_GPU = {
+    *("ioctl", "stat", "dup", "pipe2", "eventfd2", "bind", "listen", "unlink", "socket"),
+}
+
+
+def test_c5_an_accelerators_worker_may_what_it_needs_and_no_more() -> None:
+    worker = allowed.calls_of_workers().keys()
+    assert allowed.calls_of_workers(CODE).keys() == worker | MORE_FOR_CODE
+    assert allowed.calls_of_workers(GPU).keys() == worker | MORE_FOR_CODE | MORE_FOR_GPU
+    assert "accept4" not in allowed.calls_of_workers(GPU)
+    assert "connect" not in allowed.calls_of_workers(GPU)
+
+
+def worker_verdict(needs: Needs, name: str, *arguments: int) -> int:
+    program = seccomp.assemble(allowed.calls_of_workers(needs), allowed.MISSING, X86_64)
+    return evaluate(program, X86_64.audit, X86_64.numbers[name], *arguments)
+
+
+def test_c5_only_an_accelerators_worker_makes_machine_code() -> None:
+    for call in ("mmap", "mprotect"):
+        found = [worker_verdict(needs, call, 0, 4096, 7) for needs in (NONE, CODE, GPU)]
+        assert found == [REFUSE, ALLOW, ALLOW]
+    opened = [worker_verdict(needs, "openat", 0, 0, 2) for needs in (NONE, CODE, GPU)]
+    assert opened == [REFUSE, REFUSE, ALLOW]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "expected"),
+    [(1, 5, ALLOW), (1, 1, REFUSE), (2, 5, REFUSE), (40, 5, REFUSE), (2, 1, REFUSE)],
+)
+def test_c5_a_gpus_worker_makes_one_kind_of_socket(family: int, kind: int, expected: int) -> None:
+    assert worker_verdict(GPU, "socket", family, kind | 0o2000000) == expected
+
+
 @both
 @pytest.mark.parametrize(("signal", "expected"), [(9, ALLOW), (0, REFUSE), (15, REFUSE)])
 def test_c5_the_spawner_sends_one_signal(machine: Machine, signal: int, expected: int) -> None:
@@ -253,8 +290,9 @@ def test_every_listed_call_has_a_number_somewhere() -> None:
     known = X86_64.numbers.keys() | AARCH64.numbers.keys()
     assert allowed.calls_of("vm").keys() <= known
     older = X86_64.numbers.keys() - AARCH64.numbers.keys()
-    assert older == {"poll", "arch_prctl"}
-    more = allowed.calls_of_workers().keys() | allowed.calls_of_spawner().keys()
+    assert older == {"poll", "arch_prctl", "readlink", "stat", "unlink"}
+    most = Needs(code=True, gpu=True)
+    more = allowed.calls_of_workers(most).keys() | allowed.calls_of_spawner(most).keys()
     assert more - older <= AARCH64.numbers.keys() & X86_64.numbers.keys()
     for machine in (X86_64, AARCH64):
         assert len(set(machine.numbers.values())) == len(machine.numbers)
