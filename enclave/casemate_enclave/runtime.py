@@ -215,7 +215,7 @@ class OnnxRuntime:
         total = sum(map(len, placed.values()))
         return math.ceil(100 * (total - len(placed.get(CPU, []))) / max(1, total))
 
-    def _options(self, files: Sequence[tuple[str, bytes]]) -> onnxruntime.SessionOptions:
+    def _options(self, files: Sequence[tuple[str, Buffer]]) -> onnxruntime.SessionOptions:
         options = session_options(files, self._threads)
         if self._accelerated:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -276,6 +276,7 @@ class OnnxModel:
         deadline: float,
         cancellation: Cancellation | None,
     ) -> Tensors:
+        """As ``run``."""
         return self.run(inputs, outputs, deadline, cancellation)
 
     def _values(
