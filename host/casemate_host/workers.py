@@ -99,12 +99,15 @@ class Workers(ThreadPoolExecutor):
             free.task = task
             free.wake.release()
         elif self._alive < self.count:
-            threading.Thread(target=self._work, args=(task,), name=self._name, daemon=True).start()
+            first = _Free()
+            first.task = task
+            threading.Thread(target=self._work, args=(first,), name=self._name, daemon=True).start()
             self._alive += 1
         else:
             self._waiting.append(task)
 
-    def _work(self, task: _Task | None) -> None:
+    def _work(self, first: _Free) -> None:
+        task, first.task = first.task, None  # a thread keeps its arguments for as long as it lives
         while task is not None:
             task.run()
             task = None  # nor what it answered: the next call may be long in coming

@@ -14,7 +14,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from tests.mutants import data, envelope, machine, receipts, serving, verifier, workers
+from tests.mutants import (
+    carried,
+    data,
+    envelope,
+    machine,
+    receipts,
+    serving,
+    sharing,
+    verifier,
+    workers,
+)
 from tests.mutants.scratch import Scratch, Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 
-TABLES = (verifier, envelope, receipts, data, serving, machine, workers)
+TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
 MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
 
 

@@ -22,11 +22,12 @@ TIMEOUT_S = 180
 DISTRIBUTIONS = ("devkit", "enclave", "host", "kms_client")
 COPIED = ("casemate", "tests", "docs", "examples", "pyproject.toml", *DISTRIBUTIONS)
 
-# No conftest: what it imports to start a deployment takes longer than the tests here.
 OPTIONS = (
-    *("-x", "-q", "-rfE", "--tb=no", "--no-header", "--noconftest"),
+    *("-x", "-q", "-rfE", "--tb=no", "--no-header"),
     *("-p", "no:cacheprovider", "-p", "tests.mutants.profile"),
 )
+# What it imports to start a deployment takes longer than most tests here.
+WITHOUT_FIXTURES = "--noconftest"
 
 _FAILED = re.compile(r"^FAILED (\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
 _PASSED, _TESTS_FAILED = 0, 1  # pytest's exit statuses; others say that tests could not run
@@ -39,6 +40,11 @@ class Verdict:
     killed: bool
     survived: bool
     by: str
+
+
+def _conftest(tests: Sequence[str]) -> tuple[str, ...]:
+    needed = any(test.startswith("tests/integration/") for test in tests)
+    return () if needed else (WITHOUT_FIXTURES,)
 
 
 class Scratch:
@@ -84,7 +90,7 @@ class Scratch:
     def run(self, tests: Sequence[str]) -> Verdict:
         """Run test files until one test fails."""
         try:
-            done = self._python("-m", "pytest", *OPTIONS, *tests)
+            done = self._python("-m", "pytest", *OPTIONS, *_conftest(tests), *tests)
         except subprocess.TimeoutExpired:
             return Verdict(killed=False, survived=False, by="timed out")
         failed = _FAILED.search(done.stdout)

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate.attestation import STEPS
-from tests.mutants import data, envelope, machine, receipts, serving, verifier, workers
+from tests.mutants import (
+    carried,
+    data,
+    envelope,
+    machine,
+    receipts,
+    serving,
+    sharing,
+    verifier,
+    workers,
+)
 from tests.mutants.mutant import ROOT
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
-TABLES = (verifier, envelope, receipts, data, serving, machine, workers)
+TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
 MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
 
 

@@ -35,6 +35,11 @@ class RawStream:
         while (message := self._outbox.get()) is not None:
             yield message
 
+    @property
+    def unsent(self) -> int:
+        """Messages that gRPC has not taken, as the host reads none."""
+        return self._outbox.qsize()
+
     def send(self, message: bytes) -> None:
         self._outbox.put(message)
 

@@ -96,7 +96,9 @@ def test_a_refusal_is_told_at_once_where_nothing_is_under_way(
             assert time.monotonic() - begun < 5
 
 
-def test_a_question_given_up_is_answered_at_once_and_its_place_is_free(bench: Bench) -> None:
+def test_a_question_given_up_is_answered_at_once_and_its_place_is_free(
+    bench: Bench, enclave: FakeEnclave
+) -> None:
     with RawStream(bench.channel) as stream:
         stream.ask(*[b"silent x"] * 32)
         for number in range(1, 33):
@@ -104,6 +106,7 @@ def test_a_question_given_up_is_answered_at_once_and_its_place_is_free(bench: Be
         begun = time.monotonic()
         assert {end for _, end in stream.take(32)} == {"DEADLINE_EXCEEDED"}
         assert time.monotonic() - begun < 5
+        eventually(lambda: len(enclave.given_up) == 32)
         stream.give_up(999)  # never asked: ignored
         stream.ask(b"after", first=33)
         assert stream.take(1) == [(33, b"after")]
@@ -197,6 +200,18 @@ def test_c3_a_flood_on_one_stream_is_shed_with_hints_and_every_question_ends_onc
     assert all(refusal.retry_delay > 0 for refusal in stream.refusals.values())
 
 
+def test_c3_one_stream_has_so_many_under_way_however_many_the_host_takes(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    with (
+        serving(short_path, chain, front="unary = 256") as bench,
+        RawStream(bench.channel) as stream,
+    ):
+        stream.ask(*[b"silent x"] * (limits.CALL_STREAM_UNDER_WAY + 40))
+        assert {end for _, end in stream.take(40)} == {"OVERLOADED"}
+        assert len(enclave.requests) <= limits.CALL_STREAM_UNDER_WAY
+
+
 def test_c3_a_flood_on_a_stream_leaves_another_caller_its_share(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
@@ -243,6 +258,7 @@ def test_c3_a_client_that_takes_no_answers_is_read_no_further_and_cut_off(
             deaf.ask(*[b"x" * 30_000] * 8, first=first)
         eventually(lambda: _still(lambda: len(enclave.requests)))
         assert len(enclave.requests) < 2000
+        assert deaf.unsent > 2300  # of 2500
         assert bench.infer(b"another") == b"another"
         eventually(lambda: b"casemate_call_streams 0.0" in page(bench))
         with pytest.raises(grpc.RpcError):

@@ -18,8 +18,10 @@ import pytest
 from casemate.attestation.structures import ServiceLimits
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.sealed_model import Serving
+from casemate_enclave.batching import Job
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.context import RequestContext, Unsent
+from casemate_enclave.fair_queue import FairQueue
 from casemate_enclave.runs import Run
 from casemate_enclave.scheduling import Bounds, ScheduledModel
 
@@ -371,6 +373,27 @@ def full(monkeypatch: pytest.MonkeyPatch) -> tuple[Unsent, RequestContext]:
     unsent = Unsent()
     RequestContext(unsent).hold((bytes(1 << 20),))
     return unsent, RequestContext(unsent)
+
+
+def test_an_answer_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsent, context = full(monkeypatch)
+    context.hold((bytes(1 << 20),))
+    for _ in range(2):
+        context.release()
+    assert unsent.full  # of what the other one holds
+    assert unsent._size == 1 << 20
+
+
+def test_whoever_is_put_back_is_next() -> None:
+    def job(owner: bytes) -> Job:
+        return Job({"x": rows(1)}, ["y"], 0.0, rows=1, axis=0, owner=owner)
+
+    queue = FairQueue(8)
+    first, second, back = job(b"a"), job(b"b"), job(b"c")
+    queue.append(first)
+    queue.append(second)
+    queue.put_back(back)
+    assert [queue.pop() for _ in range(len(queue))] == [back, first, second]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after waiting"])

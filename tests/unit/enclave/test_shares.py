@@ -27,6 +27,7 @@ def test_c3_whoever_comes_first_leaves_a_reserve() -> None:
     assert taken(shares, HOG) == 24
     assert taken(shares, OTHER) == 4
     assert taken(shares, THIRD) == 4
+    assert not shares.try_take(LISTED)
     assert shares.used == 32
     shares.free(HOG)
     assert not shares.try_take(HOG)
@@ -84,6 +85,43 @@ def test_of_those_who_wait_whoever_holds_least_is_first() -> None:
         for owner in (OTHER, HOG, HOG):
             shares.free(owner)
     assert order == [THIRD, HOG, HOG]
+
+
+def test_of_those_for_whom_there_is_room_whoever_holds_least_is_first() -> None:
+    shares = Shares(32)
+    assert all(shares.try_take(owner, n) for owner, n in ((HOG, 12), (OTHER, 10), (THIRD, 2)))
+    granted: list[Owner] = []
+
+    def wait(owner: Owner) -> None:
+        shares.take(owner, lambda: None, 8)
+        granted.append(owner)
+
+    with ThreadPoolExecutor(2) as pool:
+        for owner in (OTHER, THIRD):
+            waiting = len(shares._waiters)
+            pool.submit(wait, owner)
+            while len(shares._waiters) == waiting:
+                time.sleep(0.001)
+        shares.free(HOG, 12)
+        while not granted:
+            time.sleep(0.001)
+        assert [waiter.owner for waiter in shares._waiters] == [OTHER]
+        shares.free(THIRD, 10)
+    assert granted == [THIRD, OTHER]
+
+
+def test_what_is_granted_to_whoever_is_just_giving_up_is_given_back() -> None:
+    shares = Shares(1)
+    assert shares.try_take(HOG)
+
+    def give_up() -> None:
+        shares.free(HOG)  # at this very moment
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        shares.take(OTHER, give_up)
+    assert shares.used == 0
+    assert not shares._held
 
 
 def test_whoever_gives_up_waiting_leaves_nothing_behind() -> None:

@@ -63,6 +63,14 @@ def test_a_cancellation_ends_what_runs_and_what_will() -> None:
 # Memory
 
 
+def test_whoever_waits_learns_of_a_cancellation_at_once() -> None:
+    cancellation = Cancellation()
+    later(cancellation.cancel)
+    begun = time.monotonic()
+    assert cancellation.wait(60)
+    assert time.monotonic() - begun < SOON
+
+
 def test_memory_is_shared_and_waited_for() -> None:
     memory = StreamMemory(100 * MIB)
     memory.take(ME, 60 * MIB, _never)
@@ -243,6 +251,17 @@ def test_a_link_waits_no_longer_than_its_deadline(ends: tuple[socket.socket, Str
     assert 0.5 < time.monotonic() - begun < SOON
 
 
+def test_a_link_that_expires_says_that_the_life_is_over(
+    ends: tuple[socket.socket, StreamLink],
+) -> None:
+    _, link = ends
+    later(link.expire)
+    for attempt in (link.receive, link.check):
+        with pytest.raises(FrameError) as caught:
+            attempt()
+        assert caught.value.code is Code.UNAVAILABLE
+
+
 def test_hanging_up_wakes_the_other_thread(ends: tuple[socket.socket, StreamLink]) -> None:
     _, link = ends
     later(link.hang_up)
@@ -338,9 +357,11 @@ def test_a_place_is_given_up_when_nobody_waits_any_more() -> None:
     assert places._shares.try_take(ME)
     cancellation = Cancellation()
     later(cancellation.cancel)
+    begun = time.monotonic()
     with pytest.raises(RequestError) as caught:
-        places.waiting(Model(), ME).run(count_to(1), ["next"], deadline(), cancellation)
+        places.waiting(Model(), ME).run(count_to(1), ["next"], begun + 60, cancellation)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < SOON
     with pytest.raises(RequestError):
         places.waiting(Model(), ME).run(count_to(1), ["next"], time.monotonic() + 0.15)
     places._shares.free(ME)

@@ -30,7 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 5  # less than a thread waits for its next call
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
