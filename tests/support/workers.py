@@ -7,6 +7,7 @@ along.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import socket
@@ -118,6 +119,10 @@ def descendants(process: int) -> set[int]:
 
 
 def children(process: int) -> set[int]:
-    """Return the processes that ``process`` has forked and not waited for."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    """Return the processes that ``process`` has forked and not waited for; none if it ended."""
+    found: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+                found.update(map(int, (task / "children").read_text().split()))
+    return found
