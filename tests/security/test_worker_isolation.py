@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casemate_enclave.accelerators import NONE
+from casemate_enclave.accelerators import NONE, Needs
 from casemate_enclave.workers.spawning import Spawner
 from tests.support import workers
 from tests.support.sandbox_attempts import DONE
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from casemate_devkit.local import LocalDeployment
 
-    Attempts = Callable[[frozenset[str]], dict[str, str]]
+    Attempts = Callable[..., dict[str, str]]
 
 pytestmark = pytest.mark.integration
 
@@ -41,6 +41,7 @@ NOTHING: frozenset[str] = frozenset()
 SPAWNER = """
 import json, os, socket, sys, types
 from casemate_enclave import sandbox
+from casemate_enclave.accelerators import Needs
 from casemate_enclave.hardening import harden_process
 from casemate_enclave.workers import spawner
 from tests.support import worker_attempts
@@ -50,29 +51,35 @@ harden_process()
 hostile = types.ModuleType("casemate_enclave.workers.worker")
 hostile.serve_model = worker_attempts.serve
 sys.modules[hostile.__name__] = hostile
+most = Needs(*json.loads(sys.argv[3]))
+folders = {sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64", os.getcwd()}
+readable = [path for path in sorted(folders) if os.path.exists(path)]
 if "files" not in skip:
-    readable = {sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64", os.getcwd()}
-    sandbox.confine_files([path for path in sorted(readable) if os.path.exists(path)], [])
+    sandbox.confine_files(readable, [], gpu=most.gpu)
 if "calls" in skip:
     spawner.confine_worker = lambda _: True
     spawner.confine_spawner = lambda _: True
-spawner.serve(socket.socket(fileno=int(sys.argv[1])), 0)
+spawner.serve(socket.socket(fileno=int(sys.argv[1])), 0, (readable, []), most)
 """
 VICTIM = "import ctypes, sys; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0); sys.stdin.read()"
 
 
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory: pytest.TempPathFactory) -> Attempts:
-    """Outcomes of all attempts without the named defences, each variant started once."""
+    """Outcomes of all attempts without the named defences, each variant started once.
+
+    ``most`` is what the spawner keeps for workers with accelerators, ``needs`` what this one has.
+    """
     secret = tmp_path_factory.mktemp("secret") / "file"
     secret.write_text("not a worker's")
 
     @functools.cache
-    def outcomes(skip: frozenset[str]) -> dict[str, str]:
-        channel, process = workers.start(SPAWNER, json.dumps(sorted(skip)))
+    def outcomes(skip: frozenset[str], most: Needs = NONE, needs: Needs = NONE) -> dict[str, str]:
+        kept = json.dumps([most.code, most.gpu])
+        channel, process = workers.start(SPAWNER, json.dumps(sorted(skip)), kept)
         victim = subprocess.Popen([sys.executable, "-c", VICTIM], stdin=subprocess.PIPE)
         try:
-            _, control = Spawner(channel, lambda: None).start(1 << 32, NONE, lambda _: None)
+            _, control = Spawner(channel, lambda: None).start(1 << 32, needs, lambda _: None)
             with control, socket.create_server(("127.0.0.1", 0)) as server:
                 control.settimeout(60)
                 given = {
@@ -103,6 +110,26 @@ def test_c5_s1_an_attempt_from_inside_a_worker_is_refused(name: str, attempts: A
 @pytest.mark.parametrize("name", sorted(ATTEMPTS))
 def test_it_succeeds_without_its_defences(name: str, attempts: Attempts) -> None:
     assert attempts(frozenset(NEEDS[name]))[name] == DONE
+
+
+CODE, GPU = Needs(code=True), Needs(code=True, gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("most", "needs", "possible"),
+    [
+        (CODE, NONE, set()),
+        (CODE, CODE, {"make_memory_executable"}),
+        (GPU, NONE, set()),
+        (GPU, CODE, {"make_memory_executable"}),
+        (GPU, GPU, {"make_memory_executable", "read_own_maps"}),
+    ],
+)
+def test_c5_a_worker_gets_of_what_accelerators_need_what_its_own_do(
+    most: Needs, needs: Needs, possible: set[str], attempts: Attempts
+) -> None:
+    outcomes = attempts(NOTHING, most, needs)
+    assert {name for name, outcome in outcomes.items() if outcome == DONE} == possible
 
 
 # -- the workers of a real enclave -----------------------------------------------------------------
