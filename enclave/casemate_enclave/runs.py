@@ -73,6 +73,11 @@ class Pipelined(Together, Protocol):
 class SharedModel(Protocol):
     """A model whose runs may be begun together."""
 
+    @property
+    def quick(self) -> bool:
+        """Whether runs that begin now would begin together."""
+        ...
+
     def run(
         self,
         inputs: Tensors,
@@ -115,6 +120,19 @@ def finish(steps: Steps[T], need: Run | None = None, *, repeated: bool = False) 
         while True:
             need = _next(steps, need, repeated=repeated)
             repeated = False
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+def resume(steps: Steps[T], need: Run, outcome: Outcome) -> T:
+    """Drive ``steps`` to their end on this thread, from the ``outcome`` of ``need`` on."""
+    try:
+        if isinstance(outcome, Left):
+            return finish(steps, need, repeated=outcome is Left.LOST)
+        if isinstance(outcome, RequestError):
+            return finish(steps, steps.throw(outcome))
+        return finish(steps, steps.send(outcome))
     except StopIteration as end:
         value: T = end.value
         return value

@@ -89,6 +89,11 @@ class ScheduledModel:
         self._free = bounds.places
         self._queue = FairQueue(bounds.queue)
 
+    @property
+    def quick(self) -> bool:
+        """As ``LastingModel``."""
+        return self._model.quick
+
     def run(
         self,
         inputs: Tensors,

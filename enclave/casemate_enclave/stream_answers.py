@@ -6,20 +6,25 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casemate import limits
 from casemate.envelope.messages import SEALED_STATUSES, Trailer
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.tensors import response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import pieces
+from casemate_enclave.runs import Run, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from casemate.tensors import InferRequest
     from casemate.wire import Buffer
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.events import Journal
     from casemate_enclave.receipts import ReceiptDraft, ReceiptIssuer
     from casemate_enclave.registry import ServedModel
+    from casemate_enclave.runs import Steps
+    from casemate_enclave.runtime import Tensors
     from casemate_enclave.shares import Owner
     from casemate_enclave.stream_places import StreamPlaces
 
@@ -73,24 +78,54 @@ class Answering:
         """The model's answer bucket."""
         return self._model.header.answer_bucket
 
+    def together(self) -> int:
+        """How many questions are best answered at once."""
+        quick = self._model.header.loop is None and self._running.quick
+        return limits.TOGETHER_MAX if quick else 1
+
     def answers(
         self, question: StreamQuestion, deadline: float, cancellation: Cancellation
     ) -> Iterator[Answered]:
         """Yield the answers to ``question``, the last one final; never raises."""
+        if self._model.header.loop is None:
+            yield finish(self.answering(question, deadline, cancellation))
+            return
         try:
-            yield from self._run(question, deadline, cancellation)
-        except CasemateError as refusal:
-            sealed = refusal.code in SEALED_STATUSES
-            code = refusal.code if sealed else Code.MODEL_FAILED
-            yield Answered((), self.trailer(code, refusal.detail, question.unit))
-        except Exception:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
-            detail = "the request failed inside the enclave"
-            yield Answered((), self.trailer(Code.MODEL_FAILED, detail, question.unit))
+            yield from self._pieces(question, deadline, cancellation)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
+            yield self._refused(error, question)
 
-    def _run(
+    def answering(
+        self, question: StreamQuestion, deadline: float, cancellation: Cancellation
+    ) -> Steps[Answered]:
+        """Answer ``question`` step by step, once its model answers in one piece; never raises."""
+        try:
+            asked, deadline, draft = self._read(question, deadline)
+            with self._journal.timed(Step.RUN):
+                run = Run(self._running, asked.inputs, asked.outputs, deadline, cancellation)
+                outputs = yield run
+            return self._answered(question, asked, draft, outputs, final=True)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._refused(error, question)
+
+    def _pieces(
         self, question: StreamQuestion, deadline: float, cancellation: Cancellation
     ) -> Iterator[Answered]:
-        header = self._model.header
+        asked, deadline, draft = self._read(question, deadline)
+        steps = pieces(
+            *(self._running, self._model.header.loop, asked.inputs, asked.outputs),
+            deadline=deadline,
+            cancellation=cancellation,
+        )
+        final = False
+        while not final:
+            with self._journal.timed(Step.RUN):
+                outputs, final = next(steps)
+            yield self._answered(question, asked, draft, outputs, final=final)
+
+    def _read(
+        self, question: StreamQuestion, deadline: float
+    ) -> tuple[InferRequest, float, ReceiptDraft | None]:
         if not self._served():
             raise RequestError(Code.UNKNOWN_MODEL, "the model was unloaded")
         if time.monotonic() >= deadline:
@@ -99,19 +134,28 @@ class Answering:
         if asked.timeout_us is not None:
             deadline = min(deadline, time.monotonic() + asked.timeout_us / 1_000_000)
         draft = self._receipts.draft(question.message) if self._receipts else None
-        steps = pieces(
-            *(self._running, header.loop, asked.inputs, asked.outputs),
-            deadline=deadline,
-            cancellation=cancellation,
-        )
-        while True:
-            with self._journal.timed(Step.RUN):
-                outputs, final = next(steps)
-            message = response_pieces(outputs, header.name, header.version, asked.id)
-            trailer = self.trailer(Code.OK, "", question.unit, final=final)
-            yield Answered(message, self._with_receipt(trailer, draft, message))
-            if final:
-                return
+        return asked, deadline, draft
+
+    def _answered(
+        self,
+        question: StreamQuestion,
+        asked: InferRequest,
+        draft: ReceiptDraft | None,
+        outputs: Tensors,
+        *,
+        final: bool,
+    ) -> Answered:
+        header = self._model.header
+        message = response_pieces(outputs, header.name, header.version, asked.id)
+        trailer = self.trailer(Code.OK, "", question.unit, final=final)
+        return Answered(message, self._with_receipt(trailer, draft, message))
+
+    def _refused(self, error: Exception, question: StreamQuestion) -> Answered:
+        code, detail = Code.MODEL_FAILED, "the request failed inside the enclave"
+        if isinstance(error, CasemateError):
+            code = error.code if error.code in SEALED_STATUSES else code
+            detail = error.detail
+        return Answered((), self.trailer(code, detail, question.unit))
 
     def _with_receipt(
         self, trailer: Trailer, draft: ReceiptDraft | None, message: Sequence[Buffer]

@@ -49,13 +49,21 @@ class Desk:
                 check()
                 self._sent.wait(limits.STREAM_LOOK_S)
 
-    def ask(self, question: StreamQuestion) -> bool:
-        """Hand a question to the workers; False if none of them is free."""
+    def has_room(self, more: int) -> bool:
+        """Whether one question beside ``more`` may be handed to the workers at once."""
+        return self._under_way + more < limits.STREAM_UNITS_MAX
+
+    def ask(self, *questions: StreamQuestion, at_once: int = 1) -> int:
+        """Hand questions to the workers, each of whom takes so many ``at_once``.
+
+        Return how many workers are lacking.
+        """
         with self._asked:
-            self._questions.append(question)
-            self._under_way += 1
-            self._asked.notify()
-            return self._idle >= len(self._questions)
+            self._questions.extend(questions)
+            self._under_way += len(questions)
+            wanted = -(-len(self._questions) // at_once)
+            self._asked.notify(wanted)
+            return max(0, wanted - self._idle)
 
     def finish(self) -> None:
         """Let the writer end when it has sent what is ready."""
@@ -74,24 +82,25 @@ class Desk:
 
     # The workers
 
-    def next_question(self) -> StreamQuestion:
-        """Return the next question; raises ClosedError when there will be none."""
+    def next_questions(self, most: Callable[[], int] = lambda: 1) -> list[StreamQuestion]:
+        """Return the next questions, ``most`` of them; raises ClosedError if there will be none."""
         with self._asked:
             self._idle += 1
             self._asked.wait_for(lambda: self._questions or self._finished)
             self._idle -= 1
             if self._closed or not self._questions:
                 raise ClosedError
-            return self._questions.popleft()
+            count = min(len(self._questions), most())
+            return [self._questions.popleft() for _ in range(count)]
 
-    def answer(self, answered: Answered) -> None:
-        """Hand an answer to the writer; waits while too many are ready. Raises ClosedError."""
+    def answer(self, *answered: Answered) -> None:
+        """Hand answers to the writer; waits while too many are ready. Raises ClosedError."""
         with self._sent:
             self._sent.wait_for(self._has_room)
             if self._closed:
                 raise ClosedError
-            self._ready.append(answered)
-            self._ready_bytes += answered.size
+            self._ready.extend(answered)
+            self._ready_bytes += sum(one.size for one in answered)
             self._answered.notify()
 
     def _has_room(self) -> bool:

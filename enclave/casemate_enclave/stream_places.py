@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -13,7 +14,8 @@ from casemate_enclave.shares import Shares
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casemate_enclave.runtime import LoadedModel, Tensors
+    from casemate_enclave.runs import Outcome, Run, SharedModel, Together
+    from casemate_enclave.runtime import Tensors
     from casemate_enclave.shares import Owner
 
 _AGAIN_S = 0.005  # a small model has run some times meanwhile
@@ -27,7 +29,7 @@ class StreamPlaces:
     ) -> None:
         self._shares = Shares(count, listing)
 
-    def waiting(self, model: LoadedModel, owner: Owner) -> WaitingModel:
+    def waiting(self, model: SharedModel, owner: Owner) -> WaitingModel:
         """Return ``model`` as streams of ``owner`` run it."""
         return WaitingModel(model, self._shares, owner)
 
@@ -38,10 +40,26 @@ class WaitingModel:
     A stream's questions wait anyway: while they do, no more of them is read.
     """
 
-    def __init__(self, model: LoadedModel, places: Shares, owner: Owner) -> None:
+    def __init__(self, model: SharedModel, places: Shares, owner: Owner) -> None:
         self._model = model
         self._places = places
         self._owner = owner
+
+    @property
+    def quick(self) -> bool:
+        """As ``SharedModel``."""
+        return self._model.quick
+
+    def begin(self, runs: Sequence[Run]) -> Together | None:
+        """As ``SharedModel``: together they take one place."""
+        if not self._places.try_take(self._owner):
+            return None
+        together = self._model.begin(runs)
+        give_back = partial(self._places.free, self._owner)
+        if together is None:
+            give_back()
+            return None
+        return _Placed(together, give_back)
 
     def run(
         self,
@@ -49,8 +67,10 @@ class WaitingModel:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        repeated: bool = False,
     ) -> Tensors:
-        """As ``LoadedModel.run``; never OVERLOADED."""
+        """As ``SharedModel.run``; never OVERLOADED."""
         cancellation = cancellation or Cancellation()
         if cancellation.owner is None:
             cancellation.owner = self._owner.key
@@ -64,10 +84,37 @@ class WaitingModel:
             give_up()
             self._places.take(self._owner, give_up)
             try:
-                return self._model.run(inputs, outputs, deadline, cancellation)
+                return self._model.run(
+                    *(inputs, outputs, deadline, cancellation), repeated=repeated
+                )
             except RequestError as error:
                 if error.code is not Code.OVERLOADED:
                     raise
             finally:
                 self._places.free(self._owner)
             cancellation.wait(_AGAIN_S)
+
+
+class _Placed:
+    """Runs under way that give their place back when all have come back."""
+
+    def __init__(self, together: Together, give_back: Callable[[], None]) -> None:
+        self.members = together.members
+        self._together = together
+        self._give_back = give_back
+
+    @property
+    def done(self) -> bool:
+        """As ``Together``."""
+        return self._together.done
+
+    def receive(self, patience_s: float) -> list[tuple[int, Outcome]]:
+        """As ``Together``."""
+        back = self._together.receive(patience_s)
+        if self._together.done:
+            self._give_back()
+        return back
+
+    def hurry(self) -> float:
+        """As ``Together``."""
+        return self._together.hurry()

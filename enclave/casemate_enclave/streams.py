@@ -7,6 +7,7 @@ as far as its own sending, and nobody else's.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import struct
 import threading
@@ -22,6 +23,7 @@ from casemate_enclave.events import Event, Step
 from casemate_enclave.shares import Owner
 from casemate_enclave.stream_answers import StreamQuestion
 from casemate_enclave.stream_desk import ClosedError, Desk
+from casemate_enclave.stream_groups import answer_together
 from casemate_enclave.stream_link import HungUpError
 
 if TYPE_CHECKING:
@@ -58,12 +60,19 @@ class Stream:
         self._held = 0  # bytes of all units
         self._taken = 0  # of them, those of the unit that is being read
         self._asked = 0
+        self._answering: Answering | None = None
+        self._read_ahead: list[StreamQuestion] = []  # of one message, for the workers
         self._end: Trailer | None = None
         self._broken = False
 
     def take(self, size: int) -> None:
-        """Take memory for the unit that begins; for the stream's UnitReader."""
-        self._memory.take(self._owner, size, self._check)
+        """Take memory for the unit that begins; for the stream's UnitReader.
+
+        What was read and holds memory is handed on before this one waits for others to free theirs.
+        """
+        if not self._memory.try_take(self._owner, size):
+            self._hand_on()
+            self._memory.take(self._owner, size, self._check)
         with self._lock:
             self._held += size
         self._taken = size
@@ -97,6 +106,7 @@ class Stream:
 
         Raises EnvelopeError if the question does not open, HungUpError if the host went away.
         """
+        self._answering = answering
         writing = answer, answering
         writer = threading.Thread(target=self._write, args=writing, name="answers", daemon=True)
         writer.start()
@@ -128,24 +138,27 @@ class Stream:
         status, detail = Code.OK, ""
         try:
             try:
-                self._questions(opened, chunks, answering)
+                self._questions(opened, chunks)
             except RequestError as refusal:
                 status, detail = refusal.code, refusal.detail
+                self._hand_on()
             self._desk.await_room(self._check, below=1)
         except TimeoutError:
             status, detail = Code.DEADLINE_EXCEEDED, "the deadline of the stream passed"
         return answering.trailer(status, detail, self._asked)
 
-    def _questions(
-        self, opened: OpenedStream, chunks: Iterable[memoryview], answering: Answering
-    ) -> None:
+    def _questions(self, opened: OpenedStream, chunks: Iterable[memoryview]) -> None:
         while True:
             for chunk in chunks:
-                self._desk.await_room(self._check)
+                if not self._desk.has_room(len(self._read_ahead)):
+                    self._hand_on()
+                    self._desk.await_room(self._check)
                 with self._journal.timed(Step.OPEN):
                     message = opened.question(chunk)
                 if message is not None:
-                    self._ask(message, answering)
+                    self._read_ahead.append(StreamQuestion(self._asked, message, self._taken))
+                    self._asked += 1
+            self._hand_on()
             if opened.ended:
                 return
             received = self._link.receive()
@@ -153,12 +166,15 @@ class Stream:
                 raise open_failed()
             _, chunks = parse_chunks(received, first=False)
 
-    def _ask(self, message: memoryview, answering: Answering) -> None:
-        question = StreamQuestion(self._asked, message, self._taken)
-        self._asked += 1
-        if not self._desk.ask(question) and len(self._workers) < limits.STREAM_WORKERS:
+    def _hand_on(self) -> None:
+        """Hand what a message of the host had to the workers, at once."""
+        questions, self._read_ahead = self._read_ahead, []
+        if not questions or self._answering is None:
+            return
+        lacking = self._desk.ask(*questions, at_once=self._answering.together())
+        for _ in range(min(lacking, limits.STREAM_WORKERS - len(self._workers))):
             worker = threading.Thread(
-                target=self._work, args=(answering,), name="questions", daemon=True
+                target=self._work, args=(self._answering,), name="questions", daemon=True
             )
             worker.start()
             self._workers.append(worker)
@@ -178,15 +194,26 @@ class Stream:
     def _work(self, answering: Answering) -> None:
         try:
             while True:
-                self._answer(self._desk.next_question(), answering)
+                self._answer(self._desk.next_questions(answering.together), answering)
         except ClosedError:
             pass
         except Exception:  # noqa: BLE001 - a fault of this code must not end the enclave, nor be quoted
             self._break()
 
-    def _answer(self, question: StreamQuestion, answering: Answering) -> None:
-        for answered in answering.answers(question, self._deadline, self._cancellation):
-            self._desk.answer(answered)
+    def _answer(self, questions: list[StreamQuestion], answering: Answering) -> None:
+        if len(questions) == 1:
+            for answered in answering.answers(questions[0], self._deadline, self._cancellation):
+                self._desk.answer(answered)
+            self._free(questions[0])
+            return
+        answers = answer_together(answering, questions, self._deadline, self._cancellation)
+        with contextlib.closing(answers):
+            for back in answers:
+                self._desk.answer(*(answered for _, answered in back))
+                for question, _ in back:
+                    self._free(question)
+
+    def _free(self, question: StreamQuestion) -> None:
         self._memory.free(self._owner, question.taken)
         with self._lock:
             self._held -= question.taken

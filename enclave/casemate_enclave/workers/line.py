@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     _Back = dict[str, Array] | RunError | None
 
 _FAILURES = tuple(Failure)
+_DONE = frozenset({packets.DONE_INLINE, packets.DONE_SHARED})
 
 
 class WorkerLostError(Exception):
@@ -113,8 +114,8 @@ class Line:
             begin = at + packets.ANSWER.size
             end = begin + length
             at = aligned(end)
-            self._pace.note(spent / 1e9)
             if status == packets.DONE_INLINE and end <= size:
+                self._pace.note(spent / 1e9)
                 layout = read_description(bytes(memory[begin:end]))
                 yield number, take(layout, memory, at, copy=True)
                 at += layout.total
@@ -161,7 +162,7 @@ class Line:
             size = self._channel.recv_into(self._memory)
             status, length, _ = self._head(size, number)
         end = packets.ANSWER.size + length
-        if status not in {packets.DONE_INLINE, packets.DONE_SHARED} or end > size:
+        if status not in _DONE or end > size:
             raise PacketError("not an answer")
         layout = read_description(bytes(self._memory[packets.ANSWER.size : end]))
         if status == packets.DONE_INLINE:
@@ -176,7 +177,7 @@ class Line:
         status, length, answered, total, spent = packets.ANSWER.unpack_from(self._memory)
         if answered != number:
             raise PacketError("an answer to another run")
-        if status != packets.NEEDS_ROOM:
+        if status in _DONE:
             self._pace.note(spent / 1e9)
         if 0 <= status - packets.FAILED < len(_FAILURES):
             raise RunError(_FAILURES[status - packets.FAILED])

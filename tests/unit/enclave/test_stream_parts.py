@@ -24,9 +24,11 @@ from casemate_enclave.stream_desk import ClosedError, Desk
 from casemate_enclave.stream_link import HungUpError, StreamLink
 from casemate_enclave.stream_memory import StreamMemory
 from casemate_enclave.stream_places import StreamPlaces
+from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
 
 SOON = 5.0
 ME = Owner(b"me", listed=False)
@@ -136,15 +138,32 @@ def answered(unit: int = 0, *, final: bool = True, size: int = 10) -> Answered:
 
 def test_questions_and_answers_pass_in_order() -> None:
     desk = Desk()
-    assert not desk.ask(question(0))  # nobody is idle
+    assert desk.ask(question(0)) == 1  # nobody is idle
     desk.ask(question(1))
-    assert [desk.next_question().unit for _ in range(2)] == [0, 1]
+    assert [desk.next_questions()[0].unit for _ in range(2)] == [0, 1]
     desk.answer(answered(1))
     desk.answer(answered(0))
     answers = desk.next_answers()
     assert [one.trailer.unit for one in answers] == [1, 0]
     desk.sent(answers)
     desk.await_room(_never, below=1)
+
+
+def test_workers_are_lacking_for_as_many_questions_as_nobody_takes() -> None:
+    desk = Desk()
+    three = [question(unit) for unit in range(3)]
+    assert desk.ask(*three) == 3
+    assert desk.ask(*three, at_once=4) == 2
+    assert len(desk.next_questions(lambda: 4)) == 4
+    assert len(desk.next_questions(lambda: 4)) == 2
+    takers = [threading.Thread(target=desk.next_questions) for _ in range(2)]
+    for taker in takers:
+        taker.start()
+    assert eventually(lambda: desk._idle == 2)
+    assert desk.ask(*three) == 1
+    for taker in takers:
+        taker.join(SOON)
+    assert [one.unit for one in desk.next_questions()] == [2]
 
 
 def test_a_question_counts_until_its_final_answer_is_sent() -> None:
@@ -182,13 +201,13 @@ def test_finishing_and_closing_wake_everybody() -> None:
     assert desk.next_answers() == []
     timer.join()
     with pytest.raises(ClosedError):
-        desk.next_question()
+        desk.next_questions()
     desk = Desk()
     desk.ask(question())
     desk.answer(answered())
     desk.close()
     with pytest.raises(ClosedError):
-        desk.next_question()
+        desk.next_questions()
     with pytest.raises(ClosedError):
         desk.answer(answered())
     assert desk.next_answers() == []
@@ -275,6 +294,8 @@ def test_hanging_up_wakes_the_other_thread(ends: tuple[socket.socket, StreamLink
 class Model:
     """Counts up; refuses and fails as told."""
 
+    quick = False
+
     def __init__(self, refusals: int = 0) -> None:
         self.refusals = refusals
         self.runs = 0
@@ -285,7 +306,10 @@ class Model:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        repeated: bool = False,
     ) -> Any:  # noqa: ANN401 - likewise
+        assert not repeated
         if self.refusals:
             self.refusals -= 1
             raise RequestError(Code.OVERLOADED, "too many")
@@ -293,6 +317,9 @@ class Model:
         n = inputs["n"] + 1
         values = {"next": n, "square": n * n, "done": n >= inputs["limit"], "two": np.ones(2, bool)}
         return {name: values[name] for name in outputs}
+
+    def begin(self, _runs: Sequence[Any]) -> None:
+        """Nothing: it is not quick."""
 
 
 def deadline() -> float:
