@@ -378,14 +378,16 @@ def test_c5_a_model_that_ends_by_itself_too_often_is_out_of_service_alone(
     before = descendants(pid)
     enclave.load(seal(deployment, tmp_path, onnx_bytes.dividing(), **TRAPPED))
     try:
-        session = start_session(deployment)
         killed: list[int] = []
+        session = start_session(deployment)
         for _ in range(limits.WORKER_ENDS_MAX):
             assert eventually(lambda: bool(descendants(pid) - before))
             [worker] = descendants(pid) - before
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
             assert eventually(lambda: killed[-1] not in descendants(pid))
+            # A session of its own: the pauses between starts are longer than one may live.
+            session = start_session(deployment)
             assert session.ask(enclave).trailer.status is Code.OK
         assert session.ask(enclave, quotient(6, 3), version=7).trailer.status is Code.UNAVAILABLE
         ready = {model["version"]: model["ready"] for model in enclave.health()["models"]}
