@@ -202,6 +202,7 @@ WORKER_BACKOFF_MAX_S: Final = 5.0
 # Frames (SPEC 9)
 MODEL_DATA_MAX: Final = CHUNK + 16  # a sealed chunk, which is then opened where it was received
 FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its header
+VSOCK_AWAITED: Final = 128 * KIB  # one call may wait for: half of what a vsock buffer takes
 FRAME_BUDGET_DEFAULT: Final = 30_000
 NUMBERED_MAX: Final = 64 * KIB  # of a question: larger ones would keep others waiting
 CONTROL_FRAME_MAX: Final = 32 * KIB  # three credential fields of 8 KiB; decoding costs time

@@ -304,7 +304,7 @@ class SharedConnection:
     def _read_once(self, how: int) -> bool:
         """Tell whether something came."""
         try:
-            missing = self._frames.missing
+            missing = min(self._frames.missing, limits.VSOCK_AWAITED)
             how |= socket.MSG_WAITALL if missing else 0
             data = self._channel.recv(missing or _READ, how)
             if data:

@@ -15,6 +15,7 @@ from casemate import frames, limits
 from casemate.errors import Code, FrameError
 from casemate.frames import FrameType
 from casemate_host.metrics import ADMISSION, RELAY
+from casemate_host.transfer import await_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,7 @@ class _Frames:
             self._raise_error()
             missing = (self._frame()[1] if self._has(frames.HEAD_BYTES) else 0) - self._left
             if missing > _BLOCK:
-                self._take(self._channel.recv(missing, socket.MSG_WAITALL))
+                self._take(await_bytes(self._channel, missing))
             else:
                 self._take(self._channel.recv(_BLOCK))
         return payload

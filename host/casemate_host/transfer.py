@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from casemate import frames
+from casemate import frames, limits
 from casemate.errors import Code, FrameError
 
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -93,14 +93,22 @@ class Connection:
         return Answer(kind, payload)
 
     def _exactly(self, size: int) -> bytes:
-        data = self.channel.recv(size, socket.MSG_WAITALL)
-        if len(data) == size:
-            return data
-        pieces = [data]
-        left = size - len(data)
-        while pieces[-1] and left:
-            pieces.append(self.channel.recv(left, socket.MSG_WAITALL))
-            left -= len(pieces[-1])
-        if left:
+        data = await_bytes(self.channel, size)
+        if len(data) < size:
             raise FrameError(Code.MALFORMED, "connection closed within a frame")
-        return b"".join(pieces)
+        return data
+
+
+def await_bytes(channel: socket.socket, size: int) -> bytes:
+    """Return the next ``size`` bytes of a blocking socket, fewer only if its peer closed it.
+
+    In one call, but for vsock: Linux refuses to wait for as much as the socket's buffer takes
+    (ENOMEM; net/vmw_vsock/af_vsock.c, vsock_connectible_recvmsg).
+    """
+    most = limits.VSOCK_AWAITED if channel.family == socket.AF_VSOCK else size
+    pieces: list[bytes] = []
+    left = size
+    while left and (piece := channel.recv(min(left, most), socket.MSG_WAITALL)):
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

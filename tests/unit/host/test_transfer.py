@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 
 from casemate import frames, limits
 from casemate.errors import Code, FrameError
-from casemate_host.transfer import Connection
+from casemate_host.transfer import Connection, await_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,3 +113,41 @@ def test_two_answers_at_once_are_refused(pair: Pair) -> None:
     with pytest.raises(FrameError) as raised:
         ours.receive()
     assert raised.value.code is Code.MALFORMED
+
+
+class VsockLike(socket.socket):
+    """A unix socket that takes itself for vsock and refuses what Linux refuses there.
+
+    net/vmw_vsock/af_vsock.c: ENOMEM for waiting for as many bytes as the buffer takes, 256 KiB.
+    """
+
+    family = socket.AF_VSOCK
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if flags & socket.MSG_WAITALL and size >= 256 * limits.KIB:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return super().recv(size, flags)
+
+
+@pytest.mark.parametrize("size", [300_000, limits.FRAME_MAX - frames.COUNTED])
+def test_large_answers_over_vsock(size: int) -> None:
+    ours, theirs = socket.socketpair()
+    payload = bytes(range(250)) * (size // 250)
+    with VsockLike(fileno=ours.detach()) as channel, theirs:
+        connection = Connection(channel)
+        connection.set_timeout(5)
+        frame = frames.FrameType.REQUEST | frames.ANSWER
+        sender = threading.Thread(target=frames.send_frame, args=(theirs, frame, payload))
+        sender.start()
+        answer = connection.receive()
+        sender.join()
+    assert answer is not None
+    assert answer.payload == payload
+
+
+def test_a_peer_that_leaves_within_a_large_answer() -> None:
+    ours, theirs = socket.socketpair()
+    with VsockLike(fileno=ours.detach()) as channel, theirs:
+        theirs.sendall(bytes(1000))
+        theirs.close()
+        assert await_bytes(channel, 300_000) == bytes(1000)
