@@ -7,6 +7,7 @@ then one JSON object, as ``drive_oip.py`` does for the other servers.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import sys
@@ -14,10 +15,11 @@ import time
 from collections import Counter, deque
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from bench.peers import looped
 from bench.peers.models import MODELS, asking
 from casemate import tensors
 from casemate.attestation import TrustPolicy
@@ -106,10 +108,13 @@ def plain_front(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Ca
         yield call
 
 
+_THREADED: Final = {"sealed": sealed, "plain": plain, "plain-front": plain_front}
+
+
 def main() -> int:
     """Drive and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["sealed", "plain", "plain-front", "stream"])
+    parser.add_argument("kind", choices=["stream", *_THREADED, *looped.KINDS])
     parser.add_argument("target")
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--in-flight", type=int, default=1)
@@ -126,9 +131,10 @@ def main() -> int:
 
     if options.kind == "stream":
         load = stream(options, row, tell)
+    elif options.kind in looped.KINDS:
+        load = asyncio.run(looped.load(options, row, tell))
     else:
-        drivers = {"sealed": sealed, "plain": plain, "plain-front": plain_front}
-        with drivers[options.kind](options, row) as call:
+        with _THREADED[options.kind](options, row) as call:
             call()
             load = run_load(
                 [call] * options.in_flight,

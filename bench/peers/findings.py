@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -110,8 +110,9 @@ def _row(group: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def targets(samples: Sequence[Sample]) -> list[Target]:
+def targets(measured: Sequence[Sample]) -> list[Target]:
     """Judge what was measured; a case that was not is left out."""
+    samples = best_clients(measured)
     found: list[Target | None] = []
     for model, least in (("small", 0.90), ("mlp", 0.97), ("image", 0.97), ("slow", 0.97)):
         name = f"{model}, 32 in flight: throughput sealed / plain"
@@ -132,6 +133,18 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
         found.append(_ratio(samples, name, (model, 1), _quickest_peer, "p50", 1.0, at_least=False))
     found.append(_stream_ratio(samples))
     return [target for target in found if target is not None]
+
+
+def best_clients(samples: Sequence[Sample]) -> list[Sample]:
+    """Of unary calls by threads and by one event loop keep whichever got more answers, as unary."""
+    best: dict[object, Sample] = {}
+    for each in samples:
+        same = replace(each, mode="unary") if each.mode == "looped" else each
+        key = (same.round, same.server, same.case)
+        known = best.get(key)
+        if known is None or known.figures.throughput < same.figures.throughput:
+            best[key] = same
+    return list(best.values())
 
 
 def _plain(others: Sequence[Sample]) -> Sample | None:

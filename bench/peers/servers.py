@@ -45,7 +45,7 @@ class Running:
         driver: Sequence[str],
         modes: Mapping[str, str] = UNARY,
     ) -> None:
-        """``modes``: what the driver calls unary calls and, where there are any, streams."""
+        """``modes``: what the driver calls unary calls, by threads and by a loop, and streams."""
         self.target = target
         self.modes = modes
         self.roots = tuple(roots)
@@ -130,7 +130,12 @@ def sealed(folder: Path) -> Iterator[Running]:
         policy = world.write_trust_policy(world.base / "client.toml")
         more = ("--policy", str(policy), "--caller-key", str(world.clinic.directory / "key.pem"))
         roots = [service.pid for service in (world.enclave, world.host) if service is not None]
-        yield Running(world.target, roots, (*_OURS, *more), {"unary": "sealed", "stream": "stream"})
+        yield Running(
+            world.target,
+            roots,
+            (*_OURS, *more),
+            {"unary": "sealed", "looped": "sealed-looped", "stream": "stream"},
+        )
 
 
 @contextlib.contextmanager
@@ -139,7 +144,7 @@ def plain(folder: Path) -> Iterator[Running]:
     command = [sys.executable, "-m", "bench.peers.plain_server", str(folder)]
     with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         target = json.loads(_line(process))["target"]
-        yield Running(target, [process.pid], _OURS, {"unary": "plain"})
+        yield Running(target, [process.pid], _OURS, {"unary": "plain", "looped": "plain-looped"})
 
 
 @contextlib.contextmanager
@@ -148,7 +153,8 @@ def plain_front(folder: Path) -> Iterator[Running]:
     command = [sys.executable, "-m", "bench.peers.plain_front", str(folder)]
     with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         target = json.loads(_line(process))["target"]
-        yield Running(target, [process.pid], _OURS, {"unary": "plain-front"})
+        modes = {"unary": "plain-front", "looped": "plain-front-looped"}
+        yield Running(target, [process.pid], _OURS, modes)
 
 
 @contextlib.contextmanager

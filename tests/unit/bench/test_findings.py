@@ -69,6 +69,18 @@ def test_streams_are_judged_by_unary_calls_of_the_same_round() -> None:
     assert value(samples, name) == pytest.approx(2.5)
 
 
+def test_each_of_ours_is_judged_at_its_better_client() -> None:
+    samples = [
+        sample(0, "sealed", 1000),
+        sample(0, "sealed", 1800, mode="looped"),
+        sample(0, "plain", 2000),
+        sample(0, "plain", 1500, mode="looped"),
+        sample(0, "sealed", 2700, mode="stream"),
+    ]
+    assert value(samples, "small, 32 in flight: throughput sealed / plain") == pytest.approx(0.9)
+    assert value(samples, "small, 32 in flight: throughput stream / unary") == pytest.approx(1.5)
+
+
 def test_what_was_not_measured_is_not_judged() -> None:
     assert targets([sample(0, "sealed", 1000)]) == []
 
