@@ -22,6 +22,7 @@ from casemate.errors import Code
 from tests.support.busy_model import busy_model
 from tests.support.deployment import prepared
 from tests.support.load import Load, Request, closed, not_ok, offered, sealed_requests
+from tests.support.workers import descendants
 
 if TYPE_CHECKING:
     from casemate_devkit.local import LocalDeployment
@@ -63,10 +64,11 @@ def share_processors(world: LocalDeployment) -> None:
     """Give the enclave the first half of the processors, and everybody else the others."""
     processors = sorted(os.sched_getaffinity(0))
     half = max(1, len(processors) // 2)
-    enclave = world.enclave.ready["pid"] if world.enclave else 0
-    host = world.host.pid if world.host else 0
     others = processors[half:] or processors
-    for pid, share in ((enclave, processors[:half]), (host, others), (os.getpid(), others)):
+    enclave = int(world.enclave.ready["pid"]) if world.enclave else 0
+    host = world.host.pid if world.host else 0
+    shares = dict.fromkeys((enclave, *descendants(enclave)), processors[:half])
+    for pid, share in {**shares, host: others, os.getpid(): others}.items():
         for task in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(task.name), share)
 
