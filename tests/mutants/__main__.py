@@ -14,32 +14,22 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from tests.mutants import (
-    carried,
-    data,
-    envelope,
-    machine,
-    receipts,
-    serving,
-    sharing,
-    verifier,
-    workers,
-)
 from tests.mutants.scratch import Scratch, Verdict
+from tests.mutants.tables import MUTANTS
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
 
 WORKERS = 2
 
-TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
-MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
-
 
 def main(arguments: list[str]) -> int:
     """Try the mutants; print a line for each and return the exit status."""
     wanted = " ".join(arguments)
     chosen = [mutant for mutant in MUTANTS if wanted in f"{mutant.name} {mutant.file}"]
+    if not chosen:
+        print(f"no mutant is named so: {wanted}")
+        return 1
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="casemate-mutants-") as folder:
         free: SimpleQueue[Scratch] = SimpleQueue()

@@ -8,24 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate.attestation import STEPS
-from tests.mutants import (
-    carried,
-    data,
-    envelope,
-    machine,
-    receipts,
-    serving,
-    sharing,
-    verifier,
-    workers,
-)
+from tests.mutants import verifier
 from tests.mutants.mutant import ROOT
+from tests.mutants.tables import MUTANTS
 
 if TYPE_CHECKING:
     from tests.mutants.mutant import Mutant
-
-TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
-MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -1,0 +1,18 @@
+"""All mutants, table by table."""
+
+from __future__ import annotations
+
+from tests.mutants import (
+    carried,
+    data,
+    envelope,
+    machine,
+    receipts,
+    serving,
+    sharing,
+    verifier,
+    workers,
+)
+
+TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
+MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]
