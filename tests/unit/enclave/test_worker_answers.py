@@ -206,16 +206,20 @@ def test_c5_a_worker_that_lies_of_one_of_several_is_not_believed(lie: str) -> No
 
 @pytest.mark.parametrize("number", [NUMBER + 2, 0, 1 << 63])
 def test_c5_an_answer_to_a_run_that_is_not_under_way_ends_the_worker(number: int) -> None:
-    """Nor may one answer be given twice: some other question would get it."""
+    """Nor may one answer be given twice, or to other outputs than were asked for."""
     killed: list[str] = []
 
     class Fake:
         def kill(self) -> None:
             killed.append("killed")
 
-    for packet in (answer(number=number), answer() + answer()):
+    for wanted, packet in (
+        ("y", answer(number=number)),
+        ("y", answer() + answer()),
+        ("z", answer()),
+    ):
         ours, theirs = packets.pair()
-        runs = [Run(None, X, ["y"], 0.0)] * 2  # type: ignore[arg-type]
+        runs = [Run(None, X, [wanted], 0.0)] * 2  # type: ignore[arg-type]
         ended: list[bool] = []
         numbers = {NUMBER: 0, NUMBER + 1: 1}
         line = Line(ours, limits.MIB, Pace())
@@ -225,7 +229,7 @@ def test_c5_an_answer_to_a_run_that_is_not_under_way_ends_the_worker(number: int
             back = dict(pipeline.receive(1))
         assert Left.LOST in back.values()
         assert ended == [True]
-    assert killed == ["killed"] * 2
+    assert killed == ["killed"] * 3
 
 
 @given(packet=st.binary(min_size=1, max_size=300), head=st.booleans())
