@@ -266,11 +266,11 @@ def resident_kib(pid: int, field: str = "VmRSS") -> int:
     return int(line.split()[1])
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 30) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
     """Whether ``holds`` becomes true within ``timeout_s`` seconds."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.01)
     return True

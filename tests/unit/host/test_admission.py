@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -69,14 +68,24 @@ class _Context:
         return True
 
 
-def test_patience_ends_the_slow_and_only_them() -> None:
+class _Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_patience_ends_the_slow_and_only_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr("casemate_host.admission.time", clock)
     patience = Patience(0.1)
     patience.start()
     slow, quick = _Context(), _Context()
     with patience.waiting(cast("grpc.ServicerContext", quick)):
         pass
     with patience.waiting(cast("grpc.ServicerContext", slow)):
-        assert slow.cancelled.wait(2)
-    time.sleep(0.15)
+        assert not slow.cancelled.wait(0.1)
+        clock.now += 0.2
+        assert slow.cancelled.wait(60)
     assert not quick.cancelled.is_set()
     patience.stop()

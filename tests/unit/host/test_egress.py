@@ -26,7 +26,7 @@ NAME = "kms.eu-central-1.amazonaws.com:443"
 @pytest.fixture
 def upstream() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
+        listener.settimeout(60)
         yield listener
 
 
@@ -34,7 +34,7 @@ def upstream() -> Iterator[socket.socket]:
 def start(tmp_path: Path, upstream: socket.socket) -> Iterator[Callable[..., UnixAddress]]:
     with contextlib.ExitStack() as stack:
 
-        def run(connections: int = 4, idle_s: float = 5) -> UnixAddress:
+        def run(connections: int = 4, idle_s: float = 60) -> UnixAddress:
             address = UnixAddress(str(tmp_path / "egress.sock"))
             allow = {NAME: upstream.getsockname(), "dead.example:443": ("127.0.0.1", 1)}
             egress = Egress(EgressConfig(address, allow, connections, idle_s), UnixAddress("/e"))
@@ -46,7 +46,7 @@ def start(tmp_path: Path, upstream: socket.socket) -> Iterator[Callable[..., Uni
 
 
 def ask(address: UnixAddress, handshake: bytes) -> tuple[socket.socket, bytes]:
-    channel = connect(address, 5)
+    channel = connect(address, 60)
     with contextlib.suppress(BrokenPipeError):  # refused before it was asked: the verdict is there
         channel.sendall(handshake)
     try:
@@ -143,7 +143,7 @@ def test_large_streams_both_ways_at_once(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     assert received == [data, data]
 
 
@@ -168,7 +168,7 @@ def test_the_excess_is_refused_and_others_are_served(
         third, verdict = ask(address, b"")
         stack.enter_context(third)
         assert verdict == b"\x02"
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not _connects(address, upstream):
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -193,16 +193,16 @@ def test_a_half_sent_handshake_ends_in_time(
 
 def test_stopping_cuts_what_is_open(tmp_path: Path, upstream: socket.socket) -> None:
     address = UnixAddress(str(tmp_path / "egress.sock"))
-    config = EgressConfig(address, {NAME: upstream.getsockname()}, 4, 60)
+    config = EgressConfig(address, {NAME: upstream.getsockname()}, 4, 600)
     egress = Egress(config, UnixAddress("/e"))
     egress.start()
     channel, _ = ask(address, lp(NAME.encode()))
-    half = connect(address, 5)
+    half = connect(address, 60)
     server, _ = upstream.accept()
     with channel, server, half:
         before = time.monotonic()
         egress.stop()
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 60  # long before they are idle
         assert channel.recv(1) == b""
         assert server.recv(1) == b""
     assert not [thread for thread in threading.enumerate() if thread.name in {"splice", "egress"}]
@@ -211,10 +211,10 @@ def test_stopping_cuts_what_is_open(tmp_path: Path, upstream: socket.socket) -> 
 def test_another_context_id_is_not_served(tmp_path: Path, upstream: socket.socket) -> None:
     """Over vsock only the enclave's own id counts; a unix peer has none."""
     address = UnixAddress(str(tmp_path / "egress.sock"))
-    config = EgressConfig(address, {NAME: upstream.getsockname()}, 4, 5)
+    config = EgressConfig(address, {NAME: upstream.getsockname()}, 4, 60)
     egress = Egress(config, VsockAddress(16, 5005))
     egress.start()
-    channel = connect(address, 5)
+    channel = connect(address, 60)
     with channel:
         assert channel.recv(1) == b""
     egress.stop()

@@ -38,7 +38,7 @@ def relayed(pieces: Sequence[bytes]) -> Iterator[bytes]:
     sender = threading.Thread(target=send)
     sender.start()
     with near:
-        near.settimeout(10)
+        near.settimeout(60)
         yield from _answers(near)
     sender.join()
 

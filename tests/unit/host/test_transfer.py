@@ -26,7 +26,7 @@ def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         connection = Connection(ours)
-        connection.set_timeout(5)
+        connection.set_timeout(60)
         yield connection, theirs
 
 
@@ -135,7 +135,7 @@ def test_large_answers_over_vsock(size: int) -> None:
     payload = bytes(range(250)) * (size // 250)
     with VsockLike(fileno=ours.detach()) as channel, theirs:
         connection = Connection(channel)
-        connection.set_timeout(5)
+        connection.set_timeout(60)
         frame = frames.FrameType.REQUEST | frames.ANSWER
         sender = threading.Thread(target=frames.send_frame, args=(theirs, frame, payload))
         sender.start()
