@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_a_cancelled_task_cancels_its_call_and_holds_up_nobody(service: Service)
 
     def slow(bundle: EvidenceBundle) -> EvidenceBundle:
         entered.set()
-        released.wait(10)
+        released.wait(60)
         service.on_evidence = lambda same: same
         return bundle
 
@@ -62,21 +61,23 @@ def test_a_cancelled_task_cancels_its_call_and_holds_up_nobody(service: Service)
     async def work() -> None:
         async with AsyncClient(service.target, made.policy()) as client:
             first = asyncio.create_task(client.infer("wdbc", {"x": X}))
-            await asyncio.to_thread(entered.wait, 10)
+            await asyncio.to_thread(entered.wait, 60)
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
             released.set()
             # The lock that it held while it verified is free again.
-            answer = await client.infer("wdbc", {"x": X}, timeout_s=10)
+            answer = await client.infer("wdbc", {"x": X}, timeout_s=60)
             assert np.array_equal(answer.outputs["x"], X * 2)
 
     asyncio.run(work())
 
 
 def test_the_loop_goes_on_while_a_call_waits(service: Service) -> None:
+    turned = threading.Event()
+
     def slow(request: bytes) -> bytes:
-        time.sleep(0.5)
+        turned.wait(60)
         return service.answer(request)
 
     service.on_request = slow
@@ -88,6 +89,8 @@ def test_the_loop_goes_on_while_a_call_waits(service: Service) -> None:
             while not call.done():
                 await asyncio.sleep(0.01)
                 turns += 1
+                if turns == 10:
+                    turned.set()
             await call
         return turns
 
@@ -97,18 +100,19 @@ def test_the_loop_goes_on_while_a_call_waits(service: Service) -> None:
 def test_a_call_waits_for_anothers_verification_no_longer_than_its_deadline(
     service: Service,
 ) -> None:
-    released = threading.Event()
+    entered, released = threading.Event(), threading.Event()
 
     def slow(bundle: EvidenceBundle) -> EvidenceBundle:
-        released.wait(10)
+        entered.set()
+        released.wait(60)
         return bundle
 
     service.on_evidence = slow
 
     async def work() -> None:
         async with AsyncClient(service.target, made.policy()) as client:
-            other = asyncio.create_task(client.infer("wdbc", {"x": X}, timeout_s=20))
-            await asyncio.sleep(0.2)
+            other = asyncio.create_task(client.infer("wdbc", {"x": X}, timeout_s=90))
+            await asyncio.to_thread(entered.wait, 60)
             with pytest.raises(RequestError) as late:
                 await client.infer("wdbc", {"x": X}, timeout_s=0.2)
             assert late.value.code is Code.DEADLINE_EXCEEDED

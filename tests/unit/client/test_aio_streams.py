@@ -93,6 +93,7 @@ class AsyncHost(Ear):
         self.listens.set()
         self.said: asyncio.Queue[bytes | CasemateError | None] = asyncio.Queue()
         self.taken = 0
+        self.held = 0
         self.cancelled = False
 
     def stream(self, messages: AsyncIterator[bytes], timeout_s: float) -> Self:
@@ -101,6 +102,7 @@ class AsyncHost(Ear):
 
     async def _listen(self, messages: AsyncIterator[bytes]) -> None:
         async for message in messages:
+            self.held += 1
             await self.listens.wait()
             self.hear(message)
         self._end()
@@ -143,7 +145,7 @@ def value(inference: Inference) -> float:
     return float(inference.outputs["x"][0])
 
 
-def place(host: Any, timeout_s: float = 20) -> StreamPlace:
+def place(host: Any, timeout_s: float = 90) -> StreamPlace:
     sealed = env.hpke_session().seal_stream(
         model="wdbc", version=7, digest=None, receipt=False, lead=response_lead
     )
@@ -163,20 +165,20 @@ def place(host: Any, timeout_s: float = 20) -> StreamPlace:
     )
 
 
-def begin(host: AsyncHost, *, in_flight: int = 4, timeout_s: float = 20) -> AsyncStream:
+def begin(host: AsyncHost, *, in_flight: int = 4, timeout_s: float = 90) -> AsyncStream:
     return AsyncStream(place(host, timeout_s), AsyncDriver(), outputs=(), in_flight=in_flight)
 
 
 def on_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     def test() -> None:
-        asyncio.run(asyncio.wait_for(work(), 30))
+        asyncio.run(asyncio.wait_for(work(), 110))
 
     test.__name__ = work.__name__
     return test
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -197,6 +199,7 @@ async def test_no_more_questions_are_under_way_than_there_is_room_for() -> None:
     async with begin(host, in_flight=2) as stream:
         first, second = [await stream.submit(x(n)) for n in range(2)]
         third = asyncio.create_task(stream.submit(x(2)))
+        await until(lambda: len(host.asked) == 2)
         await asyncio.sleep(0.05)
         assert not third.done()
         assert host.asked == [0, 1]
@@ -211,8 +214,9 @@ async def test_no_more_questions_are_under_way_than_there_is_room_for() -> None:
 
 @on_a_loop
 async def test_a_question_for_which_there_is_no_room_in_time_fails() -> None:
-    stream = begin(AsyncHost(), in_flight=1, timeout_s=0.2)
+    stream = begin(AsyncHost(), in_flight=1)
     await stream.submit(x(0))
+    stream._deadline = time.monotonic() + 0.1
     assert await code_of(stream.submit(x(1))) is Code.DEADLINE_EXCEEDED
     await stream.cancel()
 
@@ -237,6 +241,7 @@ def test_an_endless_source_is_read_no_further_than_answers_are_taken(method: str
         await taking
         await until(lambda: len(host.asked) == 5)
         host.say(host.answers(4, 4))
+        await until(lambda: count == 6)
         await asyncio.sleep(0.05)  # all are answered; but nobody takes more than the first
         assert len(host.asked) == 5
         assert count == 6
@@ -314,7 +319,7 @@ async def test_a_question_given_up_before_it_is_sent_is_never_sent() -> None:
     host.listens.clear()
     async with begin(host, in_flight=3) as stream:
         sent = await stream.submit(x(0))
-        await asyncio.sleep(0.02)  # the first message waits for the host
+        await until(lambda: host.held == 1)
         dropped, kept = [await stream.submit(x(n)) for n in (1, 2)]
         assert dropped.cancel()
         host.listens.set()
@@ -329,8 +334,10 @@ async def test_a_question_given_up_before_it_is_sent_is_never_sent() -> None:
 async def test_the_answer_to_a_question_given_up_later_is_dropped() -> None:
     host = AsyncHost()
     async with begin(host, in_flight=2) as stream:
+        late = await stream.submit(x(0))
+        await until(lambda: len(host.asked) == 1)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(await stream.submit(x(0)), 0.05)
+            await asyncio.wait_for(late, 0.05)
         assert host.asked == [0]
         other = await stream.submit(x(1))
         host.say(host.answers(0, 0), host.answers(1, 7))
@@ -446,6 +453,7 @@ async def test_pieces_that_nobody_takes_are_not_received() -> None:
         for number in range(count):
             host.say(host.answers(0, number, trailer(0, final=number == count - 1)))
         assert value(await taking) == 0
+        await until(lambda: host.taken == PIECES + 2)
         await asyncio.sleep(0.05)
         assert host.taken == PIECES + 2  # one was taken, and one waits for room
         await pieces.aclose()  # type: ignore[attr-defined]
@@ -478,19 +486,21 @@ class ThreadHost(Ear):
     def __init__(self) -> None:
         super().__init__()
         self.listens = threading.Event()
+        self.held = threading.Event()
         self.said: queue.Queue[bytes | None] = queue.Queue()
 
     def stream(self, messages: Iterator[bytes], timeout_s: float) -> Self:
         def listen() -> None:
             for message in messages:
-                self.listens.wait(10)
+                self.held.set()
+                self.listens.wait(60)
                 self.hear(message)
 
         threading.Thread(target=listen, daemon=True).start()
         return self
 
     def take(self) -> bytes | None:
-        return self.said.get(timeout=10)
+        return self.said.get(timeout=60)
 
     def cancel(self) -> None:
         pass
@@ -499,16 +509,18 @@ class ThreadHost(Ear):
 def test_for_threads_too_a_question_can_be_given_up_until_it_is_sent() -> None:
     host = ThreadHost()
     with Stream(place(host), Driver(), outputs=(), in_flight=3) as stream:
-        sent, dropped, kept = [stream.submit(x(n)) for n in range(3)]  # the host takes nothing yet
+        sent = stream.submit(x(0))
+        assert host.held.wait(60)  # the first message; the host takes nothing yet
+        dropped, kept = [stream.submit(x(n)) for n in (1, 2)]
         assert dropped.cancel()
         host.listens.set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(host.asked) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
         assert host.asked == [0, 2]
         assert not sent.cancel()
         host.said.put(host.answers(0, 0))
         host.said.put(host.answers(1, 1))
-        assert [value(one.result(10)) for one in (sent, kept)] == [0, 1]
+        assert [value(one.result(60)) for one in (sent, kept)] == [0, 1]
         host.said.put(host.ends(2))
         host.said.put(None)

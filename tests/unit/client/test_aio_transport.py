@@ -47,7 +47,7 @@ def test_a_refusal_that_meets_a_message_on_its_way_keeps_its_reason(refusing: st
     async def work() -> set[Code]:
         connection, codes = AsyncHostConnection(refusing), set()
         for _ in range(200):
-            call = connection.stream(many(), 10)
+            call = connection.stream(many(), 60)
             with pytest.raises(RequestError) as caught:
                 await call.take()
             codes.add(caught.value.code)
@@ -66,7 +66,7 @@ def test_what_cannot_be_sent_ends_the_call(refusing: str) -> None:
     async def work() -> Code:
         connection = AsyncHostConnection(refusing)
         with pytest.raises(RequestError) as caught:
-            await connection.stream(broken(), 10).take()
+            await connection.stream(broken(), 60).take()
         await connection.close()
         return caught.value.code
 

@@ -1,5 +1,7 @@
 """Calls that share one stream, against hosts that keep and break its rules (SPEC 9.6.2)."""
 
+# ruff: noqa: ASYNC110 - a test waits for what nobody tells it of
+
 from __future__ import annotations
 
 import asyncio
@@ -25,6 +27,7 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedRequests,
     SealedResponses,
 )
+from tests.support.attacker import eventually
 
 Script = Callable[["Host", Iterator[SealedRequests]], Iterator[SealedResponses | bytes]]
 
@@ -88,10 +91,10 @@ class Blocking:
     def __init__(self, target: str) -> None:
         self._connection = HostConnection(target)
 
-    def call(self, request: bytes, timeout_s: float = 10) -> bytes:
+    def call(self, request: bytes, timeout_s: float = 60) -> bytes:
         return self._connection.call("Infer", request, timeout_s)
 
-    def together(self, requests: list[bytes], timeout_s: float = 10) -> list[bytes | Code]:
+    def together(self, requests: list[bytes], timeout_s: float = 60) -> list[bytes | Code]:
         def one(request: bytes) -> bytes | Code:
             try:
                 return self.call(request, timeout_s)
@@ -118,13 +121,13 @@ class OnLoop:
         self._thread.start()
 
     def _run(self, work: Any) -> Any:  # noqa: ANN401 - a coroutine, and its result
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(100)
 
-    def call(self, request: bytes, timeout_s: float = 10) -> bytes:
+    def call(self, request: bytes, timeout_s: float = 60) -> bytes:
         answer: bytes = self._run(self._connection.call("Infer", request, timeout_s))
         return answer
 
-    def together(self, requests: list[bytes], timeout_s: float = 10) -> list[bytes | Code]:
+    def together(self, requests: list[bytes], timeout_s: float = 60) -> list[bytes | Code]:
         async def one(request: bytes) -> bytes | Code:
             try:
                 return await self._connection.call("Infer", request, timeout_s)
@@ -143,12 +146,19 @@ class OnLoop:
     def close(self) -> None:
         self.hang_up()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 
 Connection = Blocking | OnLoop
 Connect = Callable[[str], Connection]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stream ends, and none is begun anew, because the machine is slow."""
+    monkeypatch.setattr("casemate.client.call_stream._STUCK_S", 600.0)
+    monkeypatch.setattr(limits, "CALL_STREAM_AGAIN_S", 600.0)
 
 
 @pytest.fixture(params=[Blocking, OnLoop], ids=["threads", "loop"])
@@ -166,10 +176,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 def ready(connect: Connect, host: Host) -> Connection:
     """A connection whose stream has begun."""
     connection = connect(host.target)
-    until = time.monotonic() + 10
-    while connection.call(b"warm").startswith(b"unary:"):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    assert eventually(lambda: not connection.call(b"warm").startswith(b"unary:"))
     host.asked.clear()
     host.messages = 0
     return connection
@@ -209,11 +216,13 @@ def test_calls_share_messages_and_get_their_own_answers(connect: Connect) -> Non
     with playing(echo) as host:
         connection = ready(connect, host)
         requests = [b"%d" % number for number in range(32)]
-        for _ in range(20):
+        rounds = 0
+        while rounds < 20 or host.messages == len(host.asked):
             assert connection.together(requests) == [b"joined:" + each for each in requests]
+            rounds += 1
+            assert rounds < 1000
         assert host.streams == 1
-        assert host.messages < 32 * 20
-        assert len({each.number for each in host.asked}) == 32 * 20
+        assert len({each.number for each in host.asked}) == 32 * rounds
 
 
 def test_answers_in_another_order_reach_their_calls(connect: Connect) -> None:
@@ -272,22 +281,30 @@ def silent(host: Host, messages: Iterator[SealedRequests]) -> Iterator[SealedRes
 def test_a_call_ends_at_its_deadline_and_the_host_is_told(connect: Connect) -> None:
     with playing(silent) as host:
         connection = ready(connect, host)
-        begun = time.monotonic()
-        assert connection.together([b"a", b"b", b"c"], 0.3) == [Code.DEADLINE_EXCEEDED] * 3
-        assert 0.25 < time.monotonic() - begun < 5
-        assert connection.call(b"speak") == b"joined:speak"
-        asked = {each.number for each in host.asked if each.request in {b"a", b"b", b"c"}}
-        given_up = {each.number for each in host.asked if not each.request}
-        assert asked == given_up
-        assert all(each.budget <= 300 for each in host.asked if each.number in asked)
+        asked: set[int] = set()
+        for within_s in (0.3, 3):  # until it is enough for a question to reach the host
+            begun = time.monotonic()
+            ends = connection.together([b"a", b"b", b"c"], within_s)
+            assert ends == [Code.DEADLINE_EXCEEDED] * 3
+            assert within_s * 0.8 < time.monotonic() - begun < 60
+            assert connection.call(b"speak") == b"joined:speak"
+            asked = {each.number for each in host.asked if each.request in {b"a", b"b", b"c"}}
+            given_up = {each.number for each in host.asked if not each.request}
+            assert asked == given_up
+            assert all(
+                each.budget <= within_s * 1000 for each in host.asked if each.number in asked
+            )
+            if asked:
+                break
+        assert asked
 
 
 def test_whoever_reads_and_leaves_hands_the_reading_on(connect: Connect) -> None:
     def hold(host: Host, messages: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
         yield from warm(messages)
-        held = list(itertools.islice(_each(messages), 2))
-        host.go.wait(10)
-        yield answer(*(each for each in held if each.request == b"patient"))
+        held = next(each for each in _each(messages) if each.request == b"patient")
+        host.go.wait(60)
+        yield answer(held)
 
     with playing(hold) as host:
         connection = ready(connect, host)
@@ -323,7 +340,7 @@ def test_a_host_that_refuses_the_stream_is_not_asked_again_at_once(connect: Conn
 
 def test_a_host_that_never_begins_is_no_obstacle(connect: Connect) -> None:
     def mute(host: Host, _: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
-        host.go.wait(20)
+        host.go.wait(110)
         yield b""
 
     with playing(mute) as host:
@@ -370,10 +387,7 @@ def test_when_the_stream_breaks_every_call_under_way_fails_and_later_ones_find_a
     with playing(die) as host:
         connection = ready(connect, host)
         assert connection.together([b"0", b"1", b"2", b"3"]) == [Code.HOST_UNREACHABLE] * 4
-        until = time.monotonic() + 10
-        while connection.call(b"x") != b"joined:x":
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        assert eventually(lambda: connection.call(b"x") == b"joined:x")
         assert host.streams == 2
 
 
@@ -385,28 +399,33 @@ def test_a_stream_that_the_host_wants_ended_ends_without_a_failed_call(connect: 
 
     with playing(retire) as host:
         connection = ready(connect, host)
-        for _ in range(20):
+
+        def another() -> bool:
             ends = connection.together([b"%d" % number for number in range(16)])
             assert not any(isinstance(end, Code) for end in ends)
-        assert host.streams > 1
+            return host.streams > 2
+
+        assert eventually(another)
 
 
 def test_an_idle_stream_that_the_host_ended_fails_no_call(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("casemate.client.call_stream._LOOK_S", 0.1)
+    over = threading.Event()
 
     def idle(host: Host, messages: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
         yield from warm(messages)
-        host.go.wait(10)
+        host.go.wait(60)
         yield SealedResponses(last=True)
         host.asked += _each(messages)  # until the client has ended its side
+        over.set()
 
     with playing(idle) as host:
         connection = ready(connect, host)
-        time.sleep(0.3)
+        time.sleep(0.3)  # longer than without calls the watch reads itself
         host.go.set()
-        time.sleep(0.5)
+        assert over.wait(60)
         assert connection.call(b"x") == b"unary:x"
         assert host.asked == []
 
@@ -416,12 +435,10 @@ def test_closing_fails_what_is_under_way_and_leaves_no_thread(connect: Connect) 
         connection = ready(connect, host)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(connection.together, [b"a", b"b"])
-            until = time.monotonic() + 10
-            while len(host.asked) < 2 and time.monotonic() < until:
-                time.sleep(0.01)
+            assert eventually(lambda: len(host.asked) == 2)
             connection.hang_up()
             assert waiting.result() == [Code.UNAVAILABLE] * 2
-    assert "call-stream" not in {thread.name for thread in threading.enumerate()}
+    assert eventually(lambda: "call-stream" not in {each.name for each in threading.enumerate()})
 
 
 def test_a_grpc_without_the_inner_calls_makes_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,21 +456,20 @@ def _missing(name: str) -> None:
 
 
 def test_a_task_that_is_cancelled_gives_its_question_up() -> None:
-    async def work(target: str) -> None:
-        connection = AsyncHostConnection(target)
-        until = time.monotonic() + 10
-        while (await connection.call("Infer", b"warm", 10)).startswith(b"unary:"):
-            assert time.monotonic() < until
+    async def work(host: Host) -> None:
+        connection = AsyncHostConnection(host.target)
+        while (await connection.call("Infer", b"warm", 60)).startswith(b"unary:"):
             await asyncio.sleep(0.01)
-        task = asyncio.create_task(connection.call("Infer", b"dropped", 10))
-        await asyncio.sleep(0.1)
+        task = asyncio.create_task(connection.call("Infer", b"dropped", 60))
+        while not any(each.request == b"dropped" for each in host.asked):
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await connection.call("Infer", b"speak", 10) == b"joined:speak"
+        assert await connection.call("Infer", b"speak", 60) == b"joined:speak"
         await connection.close()
 
     with playing(silent) as host:
-        asyncio.run(work(host.target))
+        asyncio.run(asyncio.wait_for(work(host), 100))
         dropped = next(each.number for each in host.asked if each.request == b"dropped")
         assert [each.request for each in host.asked if each.number == dropped] == [b"dropped", b""]
