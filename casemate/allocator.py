@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Final
 
 from casemate import limits
@@ -24,3 +25,15 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, limits.ARENAS_MAX)
     mallopt(_M_MMAP_THRESHOLD, limits.ARENA_BLOCK_MAX)
     mallopt(_M_TRIM_THRESHOLD, limits.ARENA_KEPT)
+
+
+@functools.cache
+def expect_large_messages() -> None:
+    """Have the C library keep what large messages took, in a process that is not ours to tune.
+
+    glibc raises its own bounds to the largest block that was freed, for such blocks come and go
+    (mallopt(3), M_MMAP_THRESHOLD); without this it learns too little from messages that are alive
+    two at a time. One block is taken, never touched and freed, once for a process. Whoever has set
+    the bounds themselves keeps them, and other C libraries do as they did.
+    """
+    bytes(limits.ARENA_EXPECTED)

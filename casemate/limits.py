@@ -169,6 +169,8 @@ ONNX_WEIGHT_APART: Final = 16 * KIB  # smaller ones cost more to refer to than t
 ARENAS_MAX: Final = 4  # more threads than this seldom allocate at the same time
 ARENA_KEPT: Final = 16 * MIB
 ARENA_BLOCK_MAX: Final = 4 * MIB  # what is larger is rare, and given back at once
+# A client's: glibc keeps twice as much of freed memory, as much as ours do.
+ARENA_EXPECTED: Final = ARENA_KEPT // 2
 
 # Workers: the processes in which models run (SPEC 8.10)
 # Tensors up to this size go within a message, which is copied twice; larger ones through memory

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from casemate import tensors
+from casemate.allocator import expect_large_messages
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
 from casemate.client.steps import Alone, Ask, Pause, deadline_after, remaining, worked
@@ -130,6 +131,7 @@ class ClientCore:
     """The state of one client and its courses; the driver sees to it that they do not collide."""
 
     def __init__(self, sessions: Sessions, retry: RetryPolicy) -> None:
+        expect_large_messages()
         self._sessions = sessions
         self._retry = retry
         self._session: Session | None = None

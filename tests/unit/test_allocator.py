@@ -40,6 +40,22 @@ def test_messages_find_the_memory_of_those_before_them() -> None:
     assert kept < 3200 * 147 / 20
 
 
+def test_a_client_finds_the_memory_of_its_messages_before() -> None:
+    expected = _faults(
+        "from casemate.allocator import expect_large_messages; expect_large_messages()"
+    )
+
+    assert expected < 3200 * 147 / 20
+
+
+def test_bounds_that_somebody_has_set_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+
+    assert _faults(
+        "from casemate.allocator import expect_large_messages; expect_large_messages()"
+    ) > (3200 * 147 / 4)
+
+
 def test_a_c_library_without_the_call_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "_LIBRARY", object())
 
