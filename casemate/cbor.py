@@ -82,6 +82,12 @@ def decode(data: bytes) -> Value:
     return _Reader(data, nsm=False).whole()
 
 
+def read_uint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the integer that begins ``at``, and where it ends; raises CborError."""
+    reader = _Reader(data, nsm=False)
+    return reader.uint(at)
+
+
 def decode_nsm(data: bytes) -> Value:
     """Decode the NSM's dialect: maps may be unsorted or of indefinite length (SPEC 3.7)."""
     return _Reader(data, nsm=True).whole()
@@ -124,6 +130,13 @@ class _Reader:
         if self._at != len(self._data):
             raise CborError("trailing bytes")
         return value
+
+    def uint(self, at: int) -> tuple[int, int]:
+        self._at = at
+        first = self._take(1)[0]
+        if first >> 5 != _UINT:
+            raise CborError("not an unsigned integer")
+        return self._argument(first), self._at
 
     def _take(self, count: int) -> bytes:
         end = self._at + count

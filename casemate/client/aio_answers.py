@@ -21,6 +21,8 @@ class AsyncFutureAnswer:
     answer is dropped when it comes.
     """
 
+    piecewise = False
+
     def __init__(self) -> None:
         self.future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
 
@@ -28,7 +30,7 @@ class AsyncFutureAnswer:
         """Tell whether the future was not cancelled."""
         return not self.future.cancelled()
 
-    async def answered(self, inference: Inference, *, final: bool) -> None:
+    def answered(self, inference: Inference, *, final: bool) -> None:
         """Resolve the future, if somebody still waits for it."""
         if final and not self.future.done():
             self.future.set_result(inference)
@@ -42,6 +44,8 @@ class AsyncFutureAnswer:
 
 class AsyncPieceQueue:
     """Hands pieces to whoever takes them; while it is full, nothing more is received."""
+
+    piecewise = True
 
     def __init__(self, deadline: float) -> None:
         """``deadline`` of the stream, in seconds of time.monotonic."""

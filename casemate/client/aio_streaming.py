@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from casemate.client.aio_answers import AsyncFutureAnswer, AsyncPieceQueue
-from casemate.client.steps import remaining
+from casemate.client.steps import remaining, worked
 from casemate.client.stream_answers import Asked
 from casemate.client.stream_core import StreamCore, cancelled, in_flight_bound, no_room
 
@@ -43,7 +43,7 @@ class AsyncStream:
         """Begin the stream that ``place`` describes; ``driver`` is its client's."""
         self._in_flight = in_flight_bound(in_flight)
         self._deadline = place.deadline
-        self._room = asyncio.Semaphore(in_flight)
+        self._room = _Room(in_flight)
         self._outgoing: asyncio.Queue[Asked | None] = asyncio.Queue()  # the room bounds it
         self._core = StreamCore(place, self._room, self._outgoing.put_nowait, outputs)
         self._driver = driver
@@ -101,7 +101,8 @@ class AsyncStream:
             answer.give_up()
 
     async def _ask(self, inputs: Mapping[str, np.ndarray], answers: Answers) -> None:
-        message = await self._driver.run(self._core.question(inputs))
+        size = sum(array.nbytes for array in inputs.values())
+        message = await self._driver.run(worked(size, lambda: self._core.question(inputs)))
         try:
             async with asyncio.timeout(remaining(self._deadline)):
                 await self._room.acquire()
@@ -194,18 +195,24 @@ class AsyncStream:
 
     async def _messages(self) -> AsyncGenerator[bytes, None]:
         sending = self._core.sending()
-        while True:
-            if self._outgoing.empty():
-                for message in sending.rest():
-                    yield message
-            asked = await self._outgoing.get()
-            if asked is None:
-                for message in sending.end():
-                    yield message
-                return
-            if self._core.register(asked):
-                for message in sending.seal(asked):
-                    yield message
+        for message in sending.rest():
+            yield message
+        complete = False
+        while not complete:
+            waiting = [await self._outgoing.get()]
+            while not self._outgoing.empty():
+                waiting.append(self._outgoing.get_nowait())
+            complete = None in waiting
+            for message in sending.seal([asked for asked in waiting if asked is not None]):
+                yield message
+        for message in sending.end():
+            yield message
+
+
+class _Room(asyncio.Semaphore):
+    def release(self, n: int = 1) -> None:
+        for _ in range(n):
+            super().release()
 
 
 async def _each(batches: Batches) -> AsyncIterator[Mapping[str, np.ndarray]]:

@@ -63,12 +63,17 @@ class HostStream(Protocol):
 class Answers(Protocol):
     """Gets the answer to one question of a stream."""
 
+    @property
+    def piecewise(self) -> bool:
+        """Whether it may have no room for a piece; otherwise it waits for nothing."""
+        ...
+
     def begin(self) -> bool:
         """Tell whether the answer is still wanted; asked once, before the question is sent."""
         ...
 
     def answered(self, inference: Inference, *, final: bool) -> Any:  # noqa: ANN401 - see Connection
-        """Take the answer or a piece of it, and wait until there is room for it."""
+        """Take the answer or a piece of it, and wait, if ``piecewise``, until there is room."""
         ...
 
     def failed(self, error: CasemateError) -> None:

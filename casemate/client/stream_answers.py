@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from casemate import limits
 from casemate.client.core import Answer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from casemate.envelope.streaming import AnswerUnit
     from casemate.wire import Buffer
 
+Finished: TypeAlias = "tuple[int, Inference | CasemateError]"  # by its index
 PIECES: Final = 8  # that wait for whoever takes them; then the enclave waits
 
 
@@ -32,6 +33,8 @@ class FutureAnswer:
 
     It can be cancelled until the question is sent.
     """
+
+    piecewise = False
 
     def __init__(self) -> None:
         self.future: Future[Inference] = Future()
@@ -52,8 +55,84 @@ class FutureAnswer:
             self.future.set_exception(error)
 
 
+class QueuedAnswer:
+    """Puts the answer, of a model with several pieces the last, or the failure into a queue."""
+
+    piecewise = False
+    __slots__ = ("_index", "_queue")
+
+    def __init__(self, index: int, answers: queue.SimpleQueue[Finished]) -> None:
+        """``index``: by which whoever takes it knows it."""
+        self._index = index
+        self._queue = answers
+
+    def begin(self) -> bool:
+        """It is wanted."""
+        return True
+
+    def answered(self, inference: Inference, *, final: bool) -> None:
+        """Queue the answer."""
+        if final:
+            self._queue.put((self._index, inference))
+
+    def failed(self, error: CasemateError) -> None:
+        """Queue the failure."""
+        self._queue.put((self._index, error))
+
+
+class Ahead:
+    """What one iteration asks ahead: at most so many questions that it has not taken answers to.
+
+    For one thread, beside those that answer.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._early: dict[int, Inference | CasemateError] = {}
+        self._asked = 0
+        self._taken = 0
+
+    def next(self) -> QueuedAnswer:
+        """Return what gets the answer to the next question."""
+        self._asked += 1
+        return QueuedAnswer(self._asked - 1, self._finished)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether answers are still to be taken."""
+        return self._taken < self._asked
+
+    @property
+    def has_news(self) -> bool:
+        """Whether answers are to be taken before the next question is asked."""
+        return not self._finished.empty() or self._asked - self._taken >= self._most
+
+    def first(self) -> tuple[int, Inference]:
+        """Return the answer that finishes next, and its index; raises what it failed with."""
+        index, outcome = self._finished.get()
+        self._taken += 1
+        return index, _released(outcome)
+
+    def in_order(self) -> Iterator[Inference]:
+        """Wait for one more answer; yield those whose turn it is, if any. Raises likewise."""
+        index, outcome = self._finished.get()
+        self._early[index] = outcome
+        while self._taken in self._early:
+            self._taken += 1
+            yield _released(self._early.pop(self._taken - 1))
+
+
+def _released(outcome: Inference | CasemateError) -> Inference:
+    if isinstance(outcome, CasemateError):
+        raise outcome
+    return outcome
+
+
 class PieceQueue:
     """Hands pieces to whoever iterates; while it is full, nothing more is received."""
+
+    piecewise = True
 
     def __init__(self, deadline: float) -> None:
         """``deadline`` of the stream, in seconds of time.monotonic."""
@@ -105,10 +184,11 @@ class PieceQueue:
 class Asked:
     """One question of a stream; its message is kept only until it is sent, or for a receipt."""
 
-    __slots__ = ("answers", "message", "messages")
+    __slots__ = ("answers", "message", "messages", "size")
 
     def __init__(self, message: Sequence[Buffer], answers: Answers) -> None:
         self.message = message
+        self.size = sum(map(len, message))
         self.answers = answers
         self.messages: list[bytes] = []  # of the answer, for a receipt
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from casemate import limits, tensors
 from casemate.client.models import split_version
-from casemate.client.steps import Give, Take, deadline_after, worked
+from casemate.client.steps import Give, Take, deadline_after
 from casemate.client.stream_answers import Asked, Released
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from casemate.attestation import VerifiedEvidence
-    from casemate.client.core import ClientCore
+    from casemate.client.core import ClientCore, Inference
     from casemate.client.steps import Connection, HostStream, Steps
     from casemate.envelope.streaming import AnswerUnit, SealedStream
     from casemate.wire import Buffer
@@ -75,11 +75,15 @@ def begin_stream(
     )
 
 
+# An answer or a piece of one, or its failure; whether it is the last.
+_Opened: TypeAlias = "tuple[Asked, Inference | CasemateError, bool]"
+
+
 class Room(Protocol):
     """Room for questions that are unanswered: a semaphore, of threads or of an event loop."""
 
-    def release(self) -> None:
-        """Give one place back."""
+    def release(self, n: int = 1) -> None:
+        """Give ``n`` places back."""
         ...
 
 
@@ -128,12 +132,11 @@ class StreamCore:
 
     # Asking
 
-    def question(self, inputs: Mapping[str, np.ndarray]) -> Steps[Sequence[Buffer]]:
+    def question(self, inputs: Mapping[str, np.ndarray]) -> Sequence[Buffer]:
         """Return the message that asks about ``inputs``, in pieces; raises RequestError."""
         if not inputs:
             raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
-        size = sum(array.nbytes for array in inputs.values())
-        message = yield from worked(size, lambda: tensors.request_pieces(inputs, self._outputs))
+        message = tensors.request_pieces(inputs, self._outputs)
         if sum(map(len, message)) > limits.STREAM_PART_MAX:
             raise RequestError(Code.TOO_LARGE, "a message has at most 4 GiB")
         return message
@@ -167,27 +170,29 @@ class StreamCore:
         self._place.failed(error)
         for asked in unanswered:
             asked.answers.failed(error)
-        for _ in range(limits.STREAM_UNITS_MAX):  # whoever waits for room learns of it
-            self._room.release()
+        self._room.release(limits.STREAM_UNITS_MAX)  # whoever waits for room learns of it
 
     # Sending
 
-    def register(self, asked: Asked) -> bool:
-        """Number a question that is about to be sent; False if nobody wants its answer any more."""
-        with self._lock:
-            if asked not in self._open:
-                return False
-            if asked.answers.begin():
-                self._sent[self._units] = asked
-                self._units += 1
-                return True
-            self._open.discard(asked)
-        self._room.release()
-        return False
-
     def sending(self) -> Sending:
-        """Return what seals the messages to the host, in the order of ``register``."""
-        return Sending(self._place.sealed, keep=self._place.released.receipt)
+        """Return what seals the messages to the host."""
+        return Sending(self._place.sealed, self._register, keep=self._place.released.receipt)
+
+    def _register(self, waiting: Sequence[Asked]) -> list[Asked]:
+        """Number questions that are about to be sent; return those whose answers are wanted."""
+        wanted = []
+        with self._lock:
+            for asked in waiting:
+                if asked not in self._open:
+                    continue
+                if asked.answers.begin():
+                    self._sent[self._units] = asked
+                    self._units += 1
+                    wanted.append(asked)
+                else:
+                    self._open.discard(asked)
+                    self._room.release()
+        return wanted
 
     # Receiving
 
@@ -215,29 +220,57 @@ class StreamCore:
                 raise answer_open_failed() from None
             if self._evidence is None:
                 self._evidence = yield from self._place.answered_by(sealed.begin_answer(header))
-            for chunk in chunks:
-                unit = sealed.answer(chunk)
-                if unit is not None:
-                    yield from self._release(unit, self._evidence)
+            opened: list[_Opened] = []
+            try:
+                for chunk in chunks:
+                    unit = sealed.answer(chunk)
+                    if unit is not None:
+                        yield from self._release(unit, self._evidence, opened)
+            finally:
+                self._settle(opened)
         if not sealed.ended:
             raise answer_open_failed()
 
-    def _release(self, unit: AnswerUnit, evidence: VerifiedEvidence) -> Steps[None]:
+    def _release(
+        self, unit: AnswerUnit, evidence: VerifiedEvidence, opened: list[_Opened]
+    ) -> Steps[None]:
+        """Hand over what is given piece by piece; all else waits in ``opened``."""
         trailer = unit.trailer
         if unit.last:
+            self._settle(opened)
             self._check_end(unit)
             return
         asked = self._answered(trailer.unit, final=trailer.final)
+        outcome: Inference | CasemateError
         try:
-            inference = yield from self._place.released.inference(asked, unit, evidence)
+            outcome = yield from self._place.released.inference(asked, unit, evidence)
         except CasemateError as error:
-            asked.answers.failed(error)
-        else:
-            yield Give(asked.answers, inference, trailer.final)
+            outcome = error
+        if not asked.answers.piecewise or isinstance(outcome, CasemateError):
+            opened.append((asked, outcome, trailer.final))
+            return
+        self._settle(opened)  # for a piece there may be no room for long
+        yield Give(asked.answers, outcome, trailer.final)
         if trailer.final:
-            with self._lock:
-                self._open.discard(asked)
-            self._room.release()
+            self._left([asked])
+
+    def _settle(self, opened: list[_Opened]) -> None:
+        """Hand over what waits for nothing, that of one message at once."""
+        if not opened:
+            return
+        for asked, outcome, final in opened:
+            if isinstance(outcome, CasemateError):
+                asked.answers.failed(outcome)
+            else:
+                asked.answers.answered(outcome, final=final)
+        self._left([asked for asked, _, final in opened if final])
+        opened.clear()
+
+    def _left(self, answered: Sequence[Asked]) -> None:
+        with self._lock:
+            self._open.difference_update(answered)
+        if answered:
+            self._room.release(len(answered))
 
     def _answered(self, unit: int, *, final: bool) -> Asked:
         """Return the question that ``unit`` answers; after the final answer there is none."""
@@ -257,21 +290,31 @@ class StreamCore:
 class Sending:
     """Seals what is asked and joins it to messages; in one thread at a time."""
 
-    def __init__(self, sealed: SealedStream, *, keep: bool) -> None:
-        """``keep`` the questions, for receipts."""
+    def __init__(
+        self,
+        sealed: SealedStream,
+        register: Callable[[Sequence[Asked]], Sequence[Asked]],
+        *,
+        keep: bool,
+    ) -> None:
+        """``register`` numbers questions; ``keep`` them, for receipts."""
         self._sealed = sealed
+        self._register = register
         self._keep = keep
         self._pieces: list[Buffer] = [*encode_header(sealed.header)]
         self._size = 0
         self._add(sealed.opening())
 
-    def seal(self, asked: Asked) -> Iterator[bytes]:
-        """Yield the messages that a question fills; the rest waits for what follows."""
-        for chunk in self._sealed.question(asked.message):
-            self._add((chunk,))
-            if self._size >= limits.STREAM_MESSAGE:
-                yield from self.rest()
-        asked.sent(keep=self._keep)
+    def seal(self, waiting: Sequence[Asked]) -> Iterator[bytes]:
+        """Yield messages that ask all that waits."""
+        for together in _parcels(waiting):
+            for asked in self._register(together):
+                for chunk in self._sealed.question(asked.message):
+                    self._add((chunk,))
+                    if self._size >= limits.STREAM_MESSAGE:
+                        yield from self.rest()
+                asked.sent(keep=self._keep)
+        yield from self.rest()
 
     def rest(self) -> Iterator[bytes]:
         """Yield what waits to be sent, if anything does."""
@@ -289,3 +332,17 @@ class Sending:
         for chunk in chunks:
             self._pieces += encode_chunk(chunk)
             self._size += len(chunk)
+
+
+def _parcels(waiting: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+    """Yield what goes into one message: until it is sealed a question can still be given up."""
+    together: list[Asked] = []
+    size = 0
+    for asked in waiting:
+        together.append(asked)
+        size += asked.size
+        if size >= limits.STREAM_MESSAGE:
+            yield together
+            together, size = [], 0
+    if together:
+        yield together

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from casemate.client.steps import remaining
-from casemate.client.stream_answers import Asked, FutureAnswer, PieceQueue
+from casemate.client.stream_answers import Ahead, Asked, FutureAnswer, PieceQueue
 from casemate.client.stream_core import (
     DEFAULT_TIMEOUT_S,
     IN_FLIGHT,
@@ -50,7 +50,6 @@ class Stream:
         self._room = threading.Semaphore(in_flight)
         self._outgoing: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._core = StreamCore(place, self._room, self._outgoing.put, outputs)
-        self._driver = driver
         left = remaining(place.deadline)
         self._call = place.connection.stream(self._messages(), left)
         course = self._core.receive(self._call)
@@ -75,36 +74,25 @@ class Stream:
 
     def map(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Inference]:
         """Yield the answers to ``batches`` in their order, asking ahead as far as ``in_flight``."""
-        window: deque[Future[Inference]] = deque()
+        ahead = Ahead(self._in_flight)
         for batch in batches:
-            window.append(self.submit(batch))
-            while window and (window[0].done() or len(window) >= self._in_flight):
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
+            self._ask(batch, ahead.next())
+            while ahead.has_news:
+                yield from ahead.in_order()
+        while ahead.waiting:
+            yield from ahead.in_order()
 
     def as_finished(
         self, batches: Iterable[Mapping[str, np.ndarray]]
     ) -> Iterator[tuple[int, Inference]]:
         """Yield (index, answer) to ``batches`` as they finish, asking ahead likewise."""
-        done: queue.SimpleQueue[tuple[int, Future[Inference]]] = queue.SimpleQueue()
-        waiting = 0
-
-        def next_done() -> tuple[int, Inference]:
-            index, future = done.get()
-            return index, future.result()
-
-        def ask(index: int, batch: Mapping[str, np.ndarray]) -> None:
-            self.submit(batch).add_done_callback(lambda future: done.put((index, future)))
-
-        for index, batch in enumerate(batches):
-            ask(index, batch)
-            waiting += 1
-            while waiting and (not done.empty() or waiting >= self._in_flight):
-                yield next_done()
-                waiting -= 1
-        for _ in range(waiting):
-            yield next_done()
+        ahead = Ahead(self._in_flight)
+        for batch in batches:
+            self._ask(batch, ahead.next())
+            while ahead.has_news:
+                yield ahead.first()
+        while ahead.waiting:
+            yield ahead.first()
 
     def pieces(self, inputs: Mapping[str, np.ndarray]) -> Iterator[Inference]:
         """Ask about ``inputs`` and yield the answer piece by piece as the model makes it.
@@ -116,7 +104,7 @@ class Stream:
         return answer.pieces()
 
     def _ask(self, inputs: Mapping[str, np.ndarray], answers: Answers) -> None:
-        message = self._driver.run(self._core.question(inputs))
+        message = self._core.question(inputs)
         if not self._room.acquire(timeout=max(0.0, self._deadline - time.monotonic())):
             raise no_room()
         self._core.admit(Asked(message, answers))
@@ -157,14 +145,18 @@ class Stream:
 
     def _messages(self) -> Iterator[bytes]:
         sending = self._core.sending()
-        while True:
-            try:
-                asked = self._outgoing.get_nowait()
-            except queue.Empty:
-                yield from sending.rest()
-                asked = self._outgoing.get()
-            if asked is None:
-                yield from sending.end()
-                return
-            if self._core.register(asked):
-                yield from sending.seal(asked)
+        yield from sending.rest()
+        complete = False
+        while not complete:
+            waiting = self._waiting()
+            complete = None in waiting
+            yield from sending.seal([asked for asked in waiting if asked is not None])
+        yield from sending.end()
+
+    def _waiting(self) -> Sequence[Asked | None]:
+        """Wait for a question; return it with those that came meanwhile."""
+        waiting = [self._outgoing.get()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.append(self._outgoing.get_nowait())
+        return waiting

@@ -34,6 +34,9 @@ class BrokenSealError(ValueError):
     """Sealed bytes do not open; every door turns it into its own single error."""
 
 
+_BYTES: Final = tuple(bytes((flag,)) for flag in Flag)
+
+
 def _nonce(counter: int, flag: Flag) -> bytes:
     return (counter << _FLAG_BITS | flag).to_bytes(_NONCE_BYTES, "big")
 
@@ -76,6 +79,21 @@ class ChunkCipher(Guarded):
         """Seal the next chunk of a stream: its flag says what ends with it (SPEC 5.9)."""
         self._aead.encrypt_into(_nonce(self._counter, flag), chunk, self._aad, out)
         self._counter += 1
+
+    def seal_short(self, chunk: bytes, flag: Flag) -> bytes:
+        """Seal the next chunk as ``seal_flagged``; return it as it travels, its flag before it."""
+        sealed = self._aead.encrypt(_nonce(self._counter, flag), chunk, self._aad)
+        self._counter += 1
+        return _BYTES[flag] + sealed
+
+    def open_short(self, sealed: Buffer, flag: Flag) -> bytes:
+        """Open the next chunk as ``open_flagged``, into memory of its own."""
+        try:
+            plain = self._aead.decrypt(_nonce(self._counter, flag), sealed, self._aad)
+        except InvalidTag:
+            raise BrokenSealError from None
+        self._counter += 1
+        return plain
 
     def open_flagged(self, sealed: Buffer, out: Buffer, flag: Flag) -> None:
         """Open the next chunk as ``seal_flagged`` made it; raises BrokenSealError."""

@@ -44,6 +44,9 @@ SEALED_STATUSES: Final = frozenset(
 )  # SPEC 11.2
 
 _PLAIN_MAX: Final = 384  # below any trailer with a receipt, whose blinders are nobody else's
+# A trailer begins so, then comes its unit: of a stream's good answers all else is the same.
+_BEFORE_UNIT: Final = b"\xabav\x01dunit"
+_UNIT_0: Final = b"\0"
 _U32_MAX: Final = (1 << 32) - 1
 _NONE: Final = type(None)
 _CALLER: Final = struct.Struct(">BBQQ32s16s32s48s")
@@ -174,8 +177,12 @@ class Trailer:
 
     def encode(self) -> bytes:
         """Return the CBOR map, ``detail`` cut to its bound; raises ValueError if out of bounds."""
-        plain = self.status is Code.OK and not self.detail and self.receipt is None
-        return _encode_plain(self) if plain else self._encode()
+        bare = self.receipt is self.question_blinder is self.answer_blinder is None
+        if self.status is not Code.OK or self.detail or not bare:
+            return self._encode()
+        _require(self.unit <= _U32_MAX, "unit out of bounds")
+        end = _plain_end(self.model, self.version, self.digest, self.final)
+        return _BEFORE_UNIT + cbor.encode(self.unit) + end
 
     def _encode(self) -> bytes:
         self._check()
@@ -199,7 +206,22 @@ class Trailer:
     def parse(cls, data: wire.Buffer) -> Trailer:
         """Parse the CBOR map; raises EnvelopeError (ANSWER_OPEN_FAILED)."""
         encoded = bytes(data)
-        return _parse_plain(encoded) if len(encoded) <= _PLAIN_MAX else cls._parse(encoded)
+        if len(encoded) > _PLAIN_MAX or not encoded.startswith(_BEFORE_UNIT):
+            return cls._parse(encoded)
+        try:
+            unit, end = cbor.read_uint(encoded, len(_BEFORE_UNIT))
+            _require(unit <= _U32_MAX, "unit out of bounds")
+        except ValueError:
+            raise answer_open_failed() from None
+        return _parse_plain(encoded[end:]).of_unit(unit)
+
+    def of_unit(self, unit: int) -> Trailer:
+        """Return this trailer of another unit."""
+        if unit == self.unit:
+            return self
+        named = self.model, self.version, self.digest
+        receipt = self.receipt, self.question_blinder, self.answer_blinder
+        return Trailer(self.status, self.detail, *named, unit, self.final, *receipt)
 
     @classmethod
     def _parse(cls, data: bytes) -> Trailer:
@@ -229,15 +251,19 @@ class Trailer:
 
 
 @functools.lru_cache(maxsize=256)
-def _encode_plain(trailer: Trailer) -> bytes:
-    """A model's good answers nearly all end alike, and nothing in this is a secret."""
-    return trailer._encode()  # noqa: SLF001 - of this module
+def _plain_end(model: str | None, version: int | None, digest: bytes | None, final: bool) -> bytes:  # noqa: FBT001 - cached by it
+    """Return what follows the unit in a good answer's trailer.
+
+    A model's good answers nearly all end alike, and nothing in this is a secret.
+    """
+    whole = Trailer(Code.OK, "", model, version, digest, 0, final)._encode()  # noqa: SLF001 - of this module
+    return whole[len(_BEFORE_UNIT) + len(_UNIT_0) :]
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_plain(data: bytes) -> Trailer:
-    """As ``_encode_plain``."""
-    return Trailer._parse(data)  # noqa: SLF001 - of this module
+def _parse_plain(end: bytes) -> Trailer:
+    """Read a short trailer of unit 0 by what follows the unit; remembered as ``_plain_end`` is."""
+    return Trailer._parse(_BEFORE_UNIT + _UNIT_0 + end)  # noqa: SLF001 - of this module
 
 
 def caller_statement(header: RequestHeader) -> bytes:

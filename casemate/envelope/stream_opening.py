@@ -100,18 +100,20 @@ class StreamAnswer(Guarded):
         self.header = header
         self._writer = UnitWriter(key, rh)
 
-    def unit(self, message: Sequence[Buffer], trailer: Trailer, floor: int) -> Iterator[bytearray]:
+    def unit(
+        self, message: Sequence[Buffer], trailer: Trailer, floor: int
+    ) -> Iterator[bytes | bytearray]:
         """Yield the chunks of an answer; ``message`` in pieces, none unless the status is OK."""
         if bool(message) != (trailer.status is Code.OK):
             raise ValueError("a message goes with the status OK, and only with it")
         return self._seal(framed(message) if message else (), trailer, floor, Flag.UNIT_ENDS)
 
-    def end(self, trailer: Trailer, floor: int) -> Iterator[bytearray]:
+    def end(self, trailer: Trailer, floor: int) -> Iterator[bytes | bytearray]:
         """Yield the last unit, whose trailer says how the stream as a whole ended."""
         return self._seal((), trailer, floor, Flag.LAST)
 
     def _seal(
         self, message: Sequence[Buffer], trailer: Trailer, floor: int, flag: Flag
-    ) -> Iterator[bytearray]:
+    ) -> Iterator[bytes | bytearray]:
         length = padded_answer(sum(map(len, message)), floor)
         return self._writer.seal((*message, *framed((trailer.encode(),))), length, flag)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FLAG_BYTES: Final = 1
 _LENGTH: Final = struct.Struct(">I")
 _ZEROS: Final = bytes(limits.CHUNK)
+_SHORT: Final = 64 * limits.KIB  # a copy of so much costs less than to do without it
+_FLAGS: Final = tuple(Flag)
 _ALIGNMENT: Final = 16  # what the allocator gives, and more than any datatype needs
 
 
@@ -39,11 +41,15 @@ class UnitWriter(Guarded):
 
     def seal(
         self, pieces: Sequence[Buffer], length: int, flag: Flag = Flag.UNIT_ENDS
-    ) -> Iterator[bytearray]:
+    ) -> Iterator[bytes | bytearray]:
         """Yield the chunks of a unit: ``pieces``, then zeros up to ``length`` bytes.
 
         Whoever begins a unit sends all of its chunks, in order.
         """
+        if length <= _SHORT:
+            missing = length - sum(map(len, pieces))
+            yield self._cipher.seal_short(b"".join((*pieces, _ZEROS[:missing])), flag)
+            return
         left = length
         for plain in _cut(_filled(pieces, length)):
             left -= len(plain)
@@ -161,11 +167,15 @@ class UnitReader(Guarded):
         return ended.end(flag, self._most_parts)
 
     def _whole(self, cipher: ChunkCipher, sealed: memoryview, flag: Flag) -> Unit:
-        plain = memoryview(bytearray(len(sealed) - TAG_BYTES))
-        self._take(len(plain))
-        cipher.open_flagged(sealed, plain, flag)
+        size = len(sealed) - TAG_BYTES
+        self._take(size)
+        if size <= _SHORT:
+            plain = memoryview(cipher.open_short(sealed, flag))
+        else:
+            plain = memoryview(bytearray(size))
+            cipher.open_flagged(sealed, plain, flag)
         parts, _ = split_parts(plain.toreadonly(), self._most_parts)
-        return Unit(flag, parts, len(plain))
+        return Unit(flag, parts, size)
 
     def _begin(self, cipher: ChunkCipher, sealed: memoryview) -> _LongUnit:
         plain = memoryview(bytearray(len(sealed) - TAG_BYTES))
@@ -231,8 +241,8 @@ def _split_flag(chunk: memoryview) -> tuple[Flag, memoryview]:
     """Return (flag, sealed bytes); a chunk within a unit is full."""
     sealed = chunk[FLAG_BYTES:]
     try:
-        flag = Flag(chunk[0])
-    except (ValueError, IndexError):
+        flag = _FLAGS[chunk[0]]
+    except IndexError:
         raise BrokenSealError from None
     size = len(sealed) - TAG_BYTES
     if not 0 < size <= limits.CHUNK or (flag is Flag.MORE and size != limits.CHUNK):

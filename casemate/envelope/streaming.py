@@ -68,11 +68,11 @@ class SealedStream(Guarded):
         """Whether the answer's last unit has been opened: only then it is complete."""
         return self._ended
 
-    def opening(self) -> Iterator[bytearray]:
+    def opening(self) -> Iterator[bytes | bytearray]:
         """Yield the chunk of the first unit, the preamble."""
         return self._seal((self._preamble,))
 
-    def question(self, message: Sequence[Buffer]) -> Iterator[bytearray]:
+    def question(self, message: Sequence[Buffer]) -> Iterator[bytes | bytearray]:
         """Yield the chunks of one ``ModelInferRequest``, given in pieces that are not copied.
 
         Raises EnvelopeError: TOO_LARGE, INVALID_ARGUMENT if it is empty.
@@ -84,11 +84,11 @@ class SealedStream(Guarded):
             raise EnvelopeError(code, f"message of {length} bytes, not {bounds}")
         return self._seal(message)
 
-    def end(self) -> Iterator[bytearray]:
+    def end(self) -> Iterator[bytes | bytearray]:
         """Yield the chunk that says that there are no more questions."""
         return self._writer.seal((), limits.UNIT_MIN, Flag.LAST)
 
-    def _seal(self, part: Sequence[Buffer]) -> Iterator[bytearray]:
+    def _seal(self, part: Sequence[Buffer]) -> Iterator[bytes | bytearray]:
         pieces = framed(part)
         return self._writer.seal(pieces, padded_length(sum(map(len, pieces))))
 

@@ -169,7 +169,7 @@ PARTS = (
 )
 
 STREAMS = (
-    Mutant("stream: flag in the nonce", _STREAM_UNITS, "        flag = Flag(chunk[0])\n", "        flag = Flag(min(chunk[0], 2))\n", STREAM_TESTS),
+    Mutant("stream: flag in the nonce", _STREAM_UNITS, "        flag = _FLAGS[chunk[0]]\n", "        flag = _FLAGS[min(chunk[0], 2)]\n", STREAM_TESTS),
     Mutant("stream: flag sealed", _CHUNKS, "(counter << _FLAG_BITS | flag)", "(counter << _FLAG_BITS)", VECTORS + STREAM_TESTS),
     Mutant("stream: counter sealed", _CHUNKS, "chunk, self._aad, out)\n        self._counter += 1", "chunk, self._aad, out)", VECTORS + STREAM_TESTS),
     Mutant("stream: counter opened", _CHUNKS, "            raise BrokenSealError from None\n        self._counter += 1", "            raise BrokenSealError from None", VECTORS + STREAM_TESTS),
@@ -177,7 +177,7 @@ STREAMS = (
     Mutant("stream: size of a chunk", _STREAM_UNITS, "if not 0 < size <= limits.CHUNK or", "if not 0 < size or", STREAM_TESTS),
     Mutant("stream: nothing after a failure", _STREAM_UNITS, "cipher, self._cipher = self._cipher, None", "cipher = self._cipher", STREAM_TESTS),
     Mutant("stream: memory asked for", _STREAM_UNITS, "        self._take(length)\n", "", STREAM_TESTS),
-    Mutant("stream: memory of a short unit", _STREAM_UNITS, "        self._take(len(plain))\n", "", STREAM_TESTS),
+    Mutant("stream: memory of a short unit", _STREAM_UNITS, "        self._take(size)\n", "", STREAM_TESTS),
     Mutant("stream: zeros of a long unit", _STREAM_UNITS, "        require_zeros(rest[len(kept) :])\n", "", STREAM_TESTS),
     Mutant("stream: a long unit is whole", _STREAM_UNITS, "if self._filled != len(self._body):", "if False:", STREAM_TESTS),
     Mutant("stream: a long unit has a part", _STREAM_UNITS, "        if not length:\n", "        if False:\n", STREAM_TESTS),

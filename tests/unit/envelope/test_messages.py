@@ -103,6 +103,32 @@ def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
     assert caught.value.code == Code.ANSWER_OPEN_FAILED
 
 
+@pytest.mark.parametrize("unit", [0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1])
+@pytest.mark.parametrize("trailer", [TRAILER, RECEIPTED, replace(TRAILER, final=False)])
+def test_trailers_that_differ_by_their_unit_alone_are_told_apart(
+    trailer: Trailer, unit: int
+) -> None:
+    """Those read before are known by sight, but for their unit."""
+    numbered = replace(trailer, unit=unit)
+    for _ in range(2):
+        assert Trailer.parse(trailer.encode()) == trailer
+        assert Trailer.parse(numbered.encode()) == numbered
+    assert numbered.encode() == numbered._encode()
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\x18\x07", b"\x19\x00\xff", b"\x1b" + (1 << 32).to_bytes(8, "big"), b"\x41\x07", b""]
+)
+def test_a_unit_is_read_strictly_however_well_the_rest_is_known(unit: bytes) -> None:
+    encoded = replace(TRAILER, unit=7).encode()
+    Trailer.parse(encoded)
+    assert encoded.count(b"dunit\x07") == 1
+    for spoilt in (encoded.replace(b"dunit\x07", b"dunit" + unit), encoded[:10], encoded[:9]):
+        with pytest.raises(EnvelopeError) as caught:
+            Trailer.parse(spoilt)
+        assert caught.value.code == Code.ANSWER_OPEN_FAILED
+
+
 @pytest.mark.parametrize(
     "change",
     [
