@@ -17,6 +17,7 @@ from casemate.envelope.replay import ReplayTable
 from casemate.errors import CasemateError, Code, KeyReleaseError
 from casemate_enclave.keys import KeyCache
 from casemate_enclave.unwraps import ReleaseLimits, SingleFlight, TokenBucket, Unwraps, _Flight
+from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,18 +43,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Kms:
-    """Releases what it is told to, slowly."""
+    """Releases what it is told to."""
 
-    def __init__(self, pause: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.calls = 0
-        self.pause = pause
         self.failure: CasemateError | None = None
 
     def decrypt(
         self, *, key_arn: str, ciphertext_blob: bytes, context: Mapping[str, str], deadline: float
     ) -> bytes:
         self.calls += 1
-        time.sleep(self.pause)
         if self.failure is not None:
             raise self.failure
         return b"k" * 32
@@ -161,23 +160,43 @@ def soon(seconds: float) -> float:
     return time.monotonic() + seconds
 
 
+class Flights(SingleFlight):
+    """Counts those who have boarded the flights of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boarded = 0
+
+    def _board(self, key: bytes, deadline: float) -> tuple[_Flight, bool]:
+        flight, mine = super()._board(key, deadline)
+        with self._lock:
+            self.boarded += not mine
+        return flight, mine
+
+
 def test_first_requests_with_a_wrapped_key_unwrap_once() -> None:
-    kms, flights = Kms(pause=0.3), SingleFlight()
+    kms, flights, deadline = Kms(), Flights(), soon(90)
     limited = Unwraps(kms)
-    work = lambda: limited.release(ARN, b"b", {}, soon(5))  # noqa: E731
-    assert at_once(16, lambda _: flights.run(WRAPPED, work, soon(5))) == [b"k" * 32] * 16
+
+    def work() -> bytes:
+        assert eventually(lambda: flights.boarded == 15)
+        return limited.release(ARN, b"b", {}, deadline)
+
+    assert at_once(16, lambda _: flights.run(WRAPPED, work, deadline)) == [b"k" * 32] * 16
     assert kms.calls == 1
     assert flights._flights == {}
 
 
 def test_c13_a_short_deadline_is_not_anothers_refusal() -> None:
     """An attacker replays the headers with a millisecond left; the owner still gets the key."""
-    flights, calls = SingleFlight(), []
+    flights, calls = Flights(), list[float]()
 
     def work(deadline: float) -> Callable[[], bytes]:
         def act() -> bytes:
             calls.append(deadline)
-            time.sleep(0.2)
+            # All others are on this flight, and again on the next but who flies it.
+            assert eventually(lambda: flights.boarded == (3 if len(calls) == 1 else 5))
+            assert len(calls) > 1 or eventually(lambda: time.monotonic() > deadline)
             if time.monotonic() > deadline:
                 raise KeyReleaseError(Code.KEY_RELEASE_UNAVAILABLE, "KMS did not answer in time")
             return b"k" * 32
@@ -185,8 +204,8 @@ def test_c13_a_short_deadline_is_not_anothers_refusal() -> None:
         return act
 
     def ask(number: int) -> object:
-        time.sleep(0.05 * min(number, 1))
-        deadline = soon(5 if number else 0.01)
+        assert number == 0 or eventually(lambda: bool(calls))
+        deadline = soon(90 if number else 0.01)
         return flights.run(WRAPPED, work(deadline), deadline)
 
     hurried, *owners = at_once(4, ask)
@@ -196,10 +215,14 @@ def test_c13_a_short_deadline_is_not_anothers_refusal() -> None:
 
 
 def test_a_failure_is_shared_by_those_who_wait_and_forgotten() -> None:
-    kms, flights = Kms(pause=0.3), SingleFlight()
+    kms, flights, deadline = Kms(), Flights(), soon(90)
     kms.failure = KeyReleaseError(Code.KEY_RELEASE_DENIED, "no")
-    limited, deadline = Unwraps(kms), soon(5)
-    work = lambda: limited.release(ARN, b"b", {}, deadline)  # noqa: E731
+    limited = Unwraps(kms)
+
+    def work() -> bytes:
+        assert eventually(lambda: flights.boarded == 7)
+        return limited.release(ARN, b"b", {}, deadline)
+
     outcomes = at_once(8, lambda _: flights.run(WRAPPED, work, deadline))
     assert outcomes == [Code.KEY_RELEASE_DENIED] * 8
     assert kms.calls == 1
@@ -208,30 +231,35 @@ def test_a_failure_is_shared_by_those_who_wait_and_forgotten() -> None:
 
 
 def test_waiting_ends_with_the_deadline() -> None:
-    flights = SingleFlight()
+    flights, late = SingleFlight(), threading.Event()
 
     def slow() -> bytes:
-        time.sleep(0.5)
+        assert late.wait(60)
         return b"k" * 32
 
     def ask(number: int) -> object:
-        time.sleep(0.1 * number)
-        return flights.run(WRAPPED, slow, soon(0.1 if number else 5))
+        if number == 0:
+            return flights.run(WRAPPED, slow, soon(90))
+        assert eventually(lambda: bool(flights._flights))
+        try:
+            return flights.run(WRAPPED, slow, soon(0.1))
+        finally:
+            late.set()
 
     assert at_once(2, ask) == [b"k" * 32, Code.KEY_RELEASE_UNAVAILABLE]
 
 
 def test_an_unforeseen_fault_strands_nobody() -> None:
-    flights = SingleFlight()
+    flights = Flights()
 
     def broken() -> bytes:
-        time.sleep(0.2)
+        assert eventually(lambda: flights.boarded == 2)
         raise RuntimeError
 
     def ask(number: int) -> object:
-        time.sleep(0.05 * number)
+        assert number == 0 or eventually(lambda: bool(flights._flights))
         try:
-            return flights.run(WRAPPED, broken if number == 0 else lambda: b"k" * 32, soon(5))
+            return flights.run(WRAPPED, broken if number == 0 else lambda: b"k" * 32, soon(90))
         except RuntimeError:
             return "broken"
 
