@@ -48,7 +48,7 @@ class Bench:
     client: AttestedKms
     roots: tuple[bytes, ...] = field(default_factory=lambda: (AUTHORITY.der,))
 
-    def decrypt(self, arn: str = ARN, seconds: float = 10, blob: bytes = b"wrapped") -> bytes:
+    def decrypt(self, arn: str = ARN, seconds: float = 60, blob: bytes = b"wrapped") -> bytes:
         return self.client.decrypt(
             key_arn=arn,
             ciphertext_blob=blob,
@@ -56,7 +56,7 @@ class Bench:
             deadline=time.monotonic() + seconds,
         )
 
-    def failing(self, seconds: float = 10, arn: str = ARN) -> KeyReleaseError:
+    def failing(self, seconds: float = 60, arn: str = ARN) -> KeyReleaseError:
         """Return the refusal, which quotes neither the credentials nor what KMS said."""
         with pytest.raises(KeyReleaseError) as caught:
             self.decrypt(arn, seconds)

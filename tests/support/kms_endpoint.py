@@ -102,6 +102,7 @@ class Kms:
     idle: float | None = None  # seconds until the server closes a silent connection, unannounced
     extra: bytes = b""  # follows each body in the same TLS record
     dribble: float = 0  # seconds between the bytes of a body, each a TLS record of its own
+    closed: int = 0  # connections
 
     def answer(self, request: Seen) -> Answer:
         self.seen.append(request)
@@ -139,9 +140,11 @@ def raw(body: bytes, status: int = 200) -> Callable[[Seen], Answer]:
     return lambda _request: (status, body)
 
 
-def slow(seconds: float) -> Callable[[Seen], Answer]:
+def held(go: threading.Event) -> Callable[[Seen], Answer]:
+    """Answer once ``go`` is set."""
+
     def answer(request: Seen) -> Answer:
-        time.sleep(seconds)
+        go.wait(100)
         return granted()(request)
 
     return answer
@@ -202,6 +205,7 @@ def serving(kms: Kms, context: ssl.SSLContext) -> Iterator[int]:
                     super().finish_request(wrapped, client_address)
                 finally:
                     wrapped.close()
+                    kms.closed += 1
 
         def handle_error(self, *_args: object) -> None:
             """Keep quiet."""

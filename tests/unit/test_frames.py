@@ -24,8 +24,8 @@ MIB = 1 << 20
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     near, far = socket.socketpair()
     with near, far:
-        near.settimeout(10)
-        far.settimeout(10)
+        near.settimeout(60)
+        far.settimeout(60)
         yield near, far
 
 

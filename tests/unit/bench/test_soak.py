@@ -19,7 +19,7 @@ SERVER = """
 import sys, threading, time
 from casemate import limits
 from casemate_host.workers import Workers
-limits.THREAD_IDLE_S = 0.3
+limits.THREAD_IDLE_S = 0.1
 leak = int(sys.argv[1])
 workers = Workers(16, "call")
 for number, line in enumerate(sys.stdin, 1):
@@ -34,8 +34,8 @@ for number, line in enumerate(sys.stdin, 1):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "STEADY_S", 1.0)
-    monkeypatch.setattr(soak, "REST_MAX_S", 20.0)
+    monkeypatch.setattr(soak, "STEADY_S", 2.0)
+    monkeypatch.setattr(soak, "REST_MAX_S", 60.0)
 
 
 def served(leak: int) -> Iterator[soak.Finding]:

@@ -115,7 +115,7 @@ def test_the_enclaves_end_is_a_failure_that_systemd_sees(
     parent: Parent, running: subprocess.Popen[str]
 ) -> None:
     parent.listed(OTHERS)
-    assert running.wait(10) == 1
+    assert running.wait(60) == 1
     assert running.stdout
     assert "the enclave has ended" in running.stdout.read()
 
@@ -124,7 +124,7 @@ def test_told_to_stop_it_ends_the_enclave_and_is_content(
     parent: Parent, running: subprocess.Popen[str]
 ) -> None:
     running.send_signal(signal.SIGTERM)
-    assert running.wait(10) == 0
+    assert running.wait(60) == 0
     assert parent.calls()[-1] == "terminate-enclave --enclave-name casemate"
 
 
@@ -139,12 +139,12 @@ def test_that_no_list_can_be_had_for_once_ends_nothing(
     assert eventually(lambda: len(parent.calls()) >= calls + 6)
     assert running.poll() is None
     parent.listed(None)
-    assert running.wait(10) == 1
+    assert running.wait(60) == 1
 
 
 def test_what_does_not_start_is_a_failure(parent: Parent) -> None:
     parent.ends(39)
     process = parent.start()
-    assert process.wait(10) == 39
+    assert process.wait(60) == 39
     process.communicate()
     assert "describe-enclaves" not in parent.calls()

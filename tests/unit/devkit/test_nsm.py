@@ -291,7 +291,7 @@ def server(nsm: SimulatedNsm) -> Iterator[NsmServer]:
 
 def connected(server: NsmServer) -> socket.socket:
     channel = socket.socket(socket.AF_UNIX)
-    channel.settimeout(5)
+    channel.settimeout(60)
     channel.connect(str(server.directory / "nsm.sock"))
     return channel
 
@@ -345,6 +345,6 @@ def test_a_pid_that_now_names_another_process_is_not_the_enclave(
     with NsmServer(nsm) as server:
         server.admit(os.getpid())
         with socket.socket(socket.AF_UNIX) as channel:
-            channel.settimeout(5)
+            channel.settimeout(60)
             channel.connect(str(server.directory / "nsm.sock"))
             assert channel.recv(1) == b""

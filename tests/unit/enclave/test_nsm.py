@@ -161,7 +161,7 @@ def test_the_socket_carries_a_length_and_the_same_bytes(
     else:
         with pytest.raises(CasemateError):
             nsm.random()
-    thread.join(5)
+    thread.join(60)
 
 
 def test_an_address_that_is_no_device_is_refused() -> None:

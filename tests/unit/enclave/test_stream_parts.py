@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-SOON = 5.0
+SOON = 60.0
 ME = Owner(b"me", listed=False)
 
 
@@ -69,7 +69,7 @@ def test_whoever_waits_learns_of_a_cancellation_at_once() -> None:
     cancellation = Cancellation()
     later(cancellation.cancel)
     begun = time.monotonic()
-    assert cancellation.wait(60)
+    assert cancellation.wait(600)
     assert time.monotonic() - begun < SOON
 
 
@@ -221,7 +221,7 @@ def ends() -> Iterator[tuple[socket.socket, StreamLink]]:
     host, enclave = socket.socketpair()
     with host, enclave:
         host.settimeout(SOON)
-        yield host, StreamLink(enclave, time.monotonic() + 1)
+        yield host, StreamLink(enclave, time.monotonic() + SOON)
 
 
 def test_a_link_knows_messages_ends_and_strangers(ends: tuple[socket.socket, StreamLink]) -> None:
@@ -262,12 +262,12 @@ def test_a_link_notices_that_the_host_is_gone(ends: tuple[socket.socket, StreamL
         link.send((b"answer",))
 
 
-def test_a_link_waits_no_longer_than_its_deadline(ends: tuple[socket.socket, StreamLink]) -> None:
-    _, link = ends
+def test_a_link_waits_no_longer_than_its_deadline() -> None:
+    host, enclave = socket.socketpair()
     begun = time.monotonic()
-    with pytest.raises(TimeoutError):
-        link.receive()
-    assert 0.5 < time.monotonic() - begun < SOON
+    with host, enclave, pytest.raises(TimeoutError):
+        StreamLink(enclave, begun + 0.5).receive()
+    assert 0.4 < time.monotonic() - begun < SOON
 
 
 def test_a_link_that_expires_says_that_the_life_is_over(
@@ -386,7 +386,7 @@ def test_a_place_is_given_up_when_nobody_waits_any_more() -> None:
     later(cancellation.cancel)
     begun = time.monotonic()
     with pytest.raises(RequestError) as caught:
-        places.waiting(Model(), ME).run(count_to(1), ["next"], begun + 60, cancellation)
+        places.waiting(Model(), ME).run(count_to(1), ["next"], begun + 600, cancellation)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
     assert time.monotonic() - begun < SOON
     with pytest.raises(RequestError):

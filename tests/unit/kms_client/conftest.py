@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casemate import limits
 from tests.support.kms_bench import Bench, bench_for
 from tests.support.kms_endpoint import HOST
 
@@ -26,6 +27,12 @@ def _loggers() -> Iterator[None]:
         if isinstance(value, logging.Logger) and name.startswith("botocore."):
             value.disabled = before.get(name, False)
     botocore.level, botocore.propagate, botocore.disabled = level, propagate, disabled
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt is given up because the machine is slow."""
+    monkeypatch.setattr(limits, "KMS_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture

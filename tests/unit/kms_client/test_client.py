@@ -18,6 +18,7 @@ from casemate.attestation.structures import kms_user_data
 from casemate.errors import Code, EvidenceError, KeyReleaseError
 from casemate_kms import recipient
 from casemate_kms.credentials import Credentials
+from tests.support.attacker import eventually
 from tests.support.kms_bench import AUTHORITY, SECRETS, Bench
 from tests.support.kms_endpoint import (
     ARN,
@@ -27,7 +28,7 @@ from tests.support.kms_endpoint import (
     REGION,
     b64,
     granted,
-    slow,
+    held,
 )
 
 
@@ -135,12 +136,13 @@ def test_a_flood_waits_for_its_turn_and_no_longer_than_its_deadline(
 ) -> None:
     monkeypatch.setattr(limits, "KMS_CONCURRENT", 1)
     bench.trusting(AUTHORITY.der)
-    bench.kms.answers = [slow(1), granted()]
+    go = threading.Event()
+    bench.kms.answers = [held(go), granted()]
     first = threading.Thread(target=bench.decrypt)
     first.start()
-    while not bench.kms.seen:
-        time.sleep(0.01)
-    assert "in flight" in bench.failing(0.1).detail
+    assert eventually(lambda: bool(bench.kms.seen))
+    assert "in flight" in bench.failing(0.2).detail
+    go.set()
     first.join()
     assert bench.decrypt() == DATA_KEY
 

@@ -12,6 +12,7 @@ from casemate import limits
 from casemate.attestation.structures import KmsConfiguration
 from casemate.errors import Code, KeyReleaseError
 from casemate_kms.client import AttestedKms
+from tests.support.attacker import eventually
 from tests.support.kms_bench import AUTHORITY, Bench
 from tests.support.kms_endpoint import (
     DATA_KEY,
@@ -19,7 +20,7 @@ from tests.support.kms_endpoint import (
     REGION,
     Authority,
     FakeAttester,
-    slow,
+    held,
 )
 
 
@@ -34,7 +35,7 @@ def test_a_connection_that_kms_closed_is_replaced(bench: Bench) -> None:
 def test_a_connection_that_kms_closed_unannounced_is_replaced(bench: Bench) -> None:
     bench.kms.idle = 0.05
     bench.decrypt()
-    time.sleep(0.3)
+    assert eventually(lambda: bench.kms.closed == 1)
     bench.decrypt()
     assert len({seen.peer for seen in bench.kms.seen}) == 2
     assert len(bench.attester.asked) == 2
@@ -94,10 +95,10 @@ def test_a_dead_proxy(bench: Bench) -> None:
     bench.egress.path += ".gone"
     bench.trusting(AUTHORITY.der)
     start = time.monotonic()
-    error = bench.failing()
+    error = bench.failing(200)
     assert error.code is Code.KEY_RELEASE_UNAVAILABLE
     assert "egress" in error.detail
-    assert time.monotonic() - start < 5  # no attempt waits for its time-out
+    assert time.monotonic() - start < 60  # no attempt waits for its time-out
 
 
 def test_a_proxy_that_connects_and_hangs_up(bench: Bench) -> None:
@@ -112,7 +113,7 @@ def test_the_deadline_holds(bench: Bench, trouble: str) -> None:
     bench.decrypt()  # makes key and client, which takes a busy machine its time
     bench.client.close()
     if trouble == "slow":
-        bench.kms.answers = [slow(8)]
+        bench.kms.answers = [held(threading.Event())]
     elif trouble == "silent":
         bench.egress.swallow = True
     elif trouble == "drip":
@@ -122,7 +123,7 @@ def test_the_deadline_holds(bench: Bench, trouble: str) -> None:
     start = time.monotonic()
     error = bench.failing(0.6)
     assert error.code is Code.KEY_RELEASE_UNAVAILABLE
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 60
 
 
 def test_no_time_left(bench: Bench) -> None:

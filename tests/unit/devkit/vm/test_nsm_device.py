@@ -149,7 +149,7 @@ class FrontEnd:
     def __init__(self, path: Path, guest: Guest, *, together: bool) -> None:
         self.guest, self.together = guest, together
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.channel.settimeout(10)
+        self.channel.settimeout(60)
         self.channel.connect(str(path))
         self.kick, self.call = os.eventfd(0), os.eventfd(0)
 
@@ -220,7 +220,7 @@ def test_the_enclaves_client_speaks_to_the_module_through_the_device(
         document = client.attest(public_key=None, user_data=b"u", nonce=b"n" * 16)
         assert cbor.decode(document)[3]
         front.close()
-        backend._thread.join(10)
+        backend._thread.join(60)
         assert not backend.failed
 
 
@@ -243,6 +243,6 @@ def test_a_front_end_that_breaks_the_rules_ends_the_device(
         front = FrontEnd(short_path / "nsm.sock", guest, together=False)
         spoil(front)
         assert front.channel.recv(1) == b""
-        backend._thread.join(10)
+        backend._thread.join(60)
         assert backend.failed
         front.close()

@@ -13,6 +13,7 @@ import pytest
 from casemate_devkit.errors import DevkitError
 from casemate_devkit.forms import MachineForm
 from casemate_devkit.vm import archive, machine, toolbox
+from tests.support.attacker import eventually
 from tests.support.small_tree import make_parts
 
 
@@ -87,12 +88,7 @@ def test_programs_end_with_their_owner() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
     pid = int(done.stdout)
-    for _ in range(100):
-        state = _state(pid)
-        if state in {"", "Z"}:
-            return
-        subprocess.run(["sleep", "0.05"], check=True)
-    raise AssertionError("it lives on")
+    assert eventually(lambda: _state(pid) in {"", "Z"})
 
 
 def _state(pid: int) -> str:
