@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import struct
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -37,9 +37,10 @@ class _State(Enum):
 class ModelReader(Guarded):
     """Takes a sealed model in pieces and releases it whole, or not at all.
 
-    In this order: ``feed`` until ``header`` is there, ``verify_publisher``, ``unlock``, ``feed``
-    the rest, ``finish``. Any other order raises RuntimeError. Bad input raises ModelError with the
-    code of its step, after which the reader is of no use. Memory: the contents, and some chunks.
+    In this order: ``feed`` until ``header`` is there, ``verify_publisher``, perhaps ``expect``,
+    ``unlock``, ``feed`` the rest, ``finish``. Any other order raises RuntimeError. Bad input raises
+    ModelError with the code of its step, after which the reader is of no use. Memory: the contents,
+    and some chunks. A context manager, for which what has not been released is given up.
     """
 
     def __init__(self, max_bytes: int = limits.MODEL_BYTES_MAX) -> None:
@@ -53,18 +54,24 @@ class ModelReader(Guarded):
         self._contents: Contents | None = None
         self._cipher: ChunkCipher | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
     @property
     def header(self) -> ModelHeader | None:
         """The header once it has arrived; UNTRUSTED until ``verify_publisher`` returned."""
         return self._header
 
-    def _expect(self, *states: _State) -> None:
+    def _require(self, *states: _State) -> None:
         if self._state not in states:
             raise RuntimeError(f"not possible when the reader is {self._state.name}")
 
     def feed(self, data: wire.Buffer) -> None:
         """Take the next bytes of the file, at most 1 MiB at a time before ``unlock``."""
-        self._expect(_State.HEAD, _State.PARSED, _State.VERIFIED, _State.OPEN)
+        self._require(_State.HEAD, _State.PARSED, _State.VERIFIED, _State.OPEN)
         view = memoryview(data)
         try:
             if self._state is _State.OPEN:
@@ -110,7 +117,7 @@ class ModelReader(Guarded):
         this order: MODEL_PUBLISHER_UNKNOWN, MODEL_SIGNATURE_INVALID, MODEL_VERSION_REVOKED,
         TOO_LARGE.
         """
-        self._expect(_State.PARSED)
+        self._require(_State.PARSED)
         header = self._header
         if header is None:
             raise RuntimeError("no header")
@@ -148,9 +155,18 @@ class ModelReader(Guarded):
                 Code.TOO_LARGE, f"model of {header.total_bytes} bytes, limit {self._max_bytes}"
             )
 
+    def expect(self) -> None:
+        """Begin to take memory for the contents: while the key is asked for there is time for it.
+
+        Raises OSError if there is none.
+        """
+        self._require(_State.VERIFIED)
+        if self._header is not None and self._contents is None:
+            self._contents = Contents(self._header.entries)
+
     def unlock(self, data_key: bytes) -> None:
         """Start opening with the unwrapped data key; raises ModelError (MODEL_OPEN_FAILED)."""
-        self._expect(_State.VERIFIED)
+        self._require(_State.VERIFIED)
         header = self._header
         if header is None:
             raise RuntimeError("no header")
@@ -158,7 +174,7 @@ class ModelReader(Guarded):
             prk = _committed(header, data_key)
             file_hash = wire.digest(self._signed)
             self._cipher = ChunkCipher(wire.expand(prk, "model", file_hash), file_hash)
-            self._contents = Contents(header.entries)
+            self.expect()
             self._state = _State.OPEN
             early, self._buffer = self._buffer, bytearray()
             self._take(memoryview(early))
@@ -190,7 +206,7 @@ class ModelReader(Guarded):
         Only now is anything released: the last chunk and every digest have been verified. Raises
         ModelError: MODEL_MALFORMED for a file that ends within its header, else MODEL_OPEN_FAILED.
         """
-        self._expect(_State.HEAD, _State.OPEN)
+        self._require(_State.HEAD, _State.OPEN)
         contents = self._contents
         head = self._state is _State.HEAD
         if contents is not None and not contents.wanted:

@@ -44,6 +44,8 @@ _SILENT = 4  # fatal only: messages name tensors and quote shapes
 # "*/_ORT_MEM_ADDR_/*" is the process's own memory, from the address given as offset.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
 
+# Weights of files in memory are used there, and copied only if they are not aligned.
+_LENT = "session.use_external_initializer_file_buffers_directly"
 _ARENA = "BFCArena"  # in the texts of its allocator's failures
 _AS_REQUESTED = 1  # OrtArenaCfg: grow by what is asked for, not to the next power of two
 _DEFAULT = -1
@@ -159,8 +161,8 @@ class OnnxRuntime:
     def load(self, contents: ModelContents, header: ModelHeader) -> OnnxModel:
         """Load the first entry as the model, the others as its external data.
 
-        onnxruntime reads a model without external data where it lies, if it can open that; else its
-        weights, and external data, where they lie, and copies them once.
+        onnxruntime reads a model without external data from its file, if it can open that. Else its
+        weights, and external data, are used where they lie, or copied once if they lie unaligned.
         """
         files = contents.views()
         model, *others = files
@@ -198,7 +200,7 @@ class OnnxRuntime:
         give_back_memory()
         carried = any(spec.datatype == "BF16" for spec in (*header.inputs, *header.outputs))
         on_accelerators = self._placed(session) if self._accelerated else 0
-        return OnnxModel(session, self._watchdog, on_accelerators, carried=carried)
+        return OnnxModel(session, self._watchdog, on_accelerators, files, carried=carried)
 
     def _placed(self, session: onnxruntime.InferenceSession) -> int:
         """The share of nodes on accelerators, in percent; refuses what one of them must not run.
@@ -217,13 +219,18 @@ class OnnxRuntime:
 
     def _options(self, files: Sequence[tuple[str, Buffer]]) -> onnxruntime.SessionOptions:
         options = session_options(files, self._threads)
-        if self._accelerated:
+        if not self._accelerated:
+            options.add_session_config_entry(_LENT, "1")
+        else:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
 
 class OnnxModel:
-    """A session; ``on_accelerators`` is the share of its nodes that run there, in percent."""
+    """A session; ``on_accelerators`` is the share of its nodes that run there, in percent.
+
+    ``lent`` is memory that the session uses, to be kept for as long.
+    """
 
     ready = True
     quick = False
@@ -233,11 +240,13 @@ class OnnxModel:
         session: onnxruntime.InferenceSession,
         watchdog: Watchdog,
         on_accelerators: int,
+        lent: object,
         *,
         carried: bool,
     ) -> None:
         self.on_accelerators = on_accelerators
         self._session = session
+        self._lent = lent
         self._carried = carried
         self._watchdog = watchdog
 

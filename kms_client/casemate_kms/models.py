@@ -55,17 +55,18 @@ def open_sealed_model(
     nothing is released before everything is verified. Memory: the contents once, and some chunks.
     Raises ModelError with the code of the step that failed, and KeyReleaseError.
     """
-    reader = ModelReader(configuration.limits.model_bytes)
     header: ModelHeader | None = None
-    for piece in _pieces(chunks):
-        reader.feed(piece)
-        if header is None and reader.header is not None:
-            header = reader.verify_publisher(
-                configuration.publishers, configuration.minimum_versions
-            )
-            admit(header)
-            reader.unlock(_release(header, kms, deadline))
-    contents = reader.finish()
+    with ModelReader(configuration.limits.model_bytes) as reader:
+        for piece in _pieces(chunks):
+            reader.feed(piece)
+            if header is None and reader.header is not None:
+                header = reader.verify_publisher(
+                    configuration.publishers, configuration.minimum_versions
+                )
+                admit(header)
+                reader.expect()
+                reader.unlock(_release(header, kms, deadline))
+        contents = reader.finish()
     if header is None:
         raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")
     return OpenedModel(header, contents, header.digest)

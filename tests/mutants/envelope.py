@@ -225,7 +225,7 @@ SEALED_MODELS = (
     Mutant("model: bytes after the end", _READER, "                raise open_failed()  # the file ends with the last chunk\n", "                return\n", MODELS),
     Mutant("model: digest", _CONTENTS, "if not hmac.compare_digest(digest, entry.digest):", "if False:", MODELS),
     Mutant("model: missing chunks", _READER, "if contents is None or contents.wanted:", "if contents is None:", MODELS),
-    Mutant("model: last part", _CONTENTS, "return self._at + self.wanted == self._total", "return self._at == self._total", MODELS),
+    Mutant("model: last part", _CONTENTS, "return self.wanted == self._missing", "return not self._missing", MODELS),
     Mutant("model: content's label", _PARTS, 'wire.label("content"), length', "b'', length", VECTORS + MODELS),
     Mutant("model: content's length", _PARTS, 'wire.label("content"), length.to_bytes(_LENGTH_BYTES, "big"), *parts', 'wire.label("content"), *parts', VECTORS + MODELS),
     Mutant("model: part's digest", _PARTS, "hashlib.sha256(part)", "hashlib.sha256(part[:-1])", VECTORS + MODELS),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import mmap
 import os
 from pathlib import Path
@@ -11,27 +9,33 @@ from pathlib import Path
 import pytest
 
 from casemate.sealed_model import ModelContents
-from tests.support.model_contents import read_all
+from casemate.sealed_model.memory_file import memory_file, places_of, supply
+from tests.support.model_contents import memory_files, read_all
 
 FILES = {"model.onnx": b"onnx" * 100, "empty": b"", "data/weights.bin": b"w" * 77}
 
 
-def descriptors() -> int:
-    """How many memory files this process has; what earlier tests left has other kinds."""
-    gc.collect()
-    count = 0
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            count += str(descriptor.readlink()).startswith("/memfd:")
-    return count
-
-
-def test_contents_lie_one_after_the_other() -> None:
+def test_contents_lie_one_after_the_other_and_begin_aligned() -> None:
     contents = ModelContents.of(FILES)
     assert read_all(contents) == FILES
     assert contents.lengths == {path: len(content) for path, content in FILES.items()}
     whole = os.pread(contents.descriptor, 1000, 0)
-    assert whole == b"".join(FILES.values())
+    assert whole == b"onnx" * 100 + bytes(48) + b"w" * 77
+    assert places_of(contents.lengths) == (
+        {"model.onnx": 0, "empty": 448, "data/weights.bin": 448},
+        448 + 77,
+    )
+
+
+def test_memory_is_supplied_before_it_is_written() -> None:
+    descriptor = memory_file(10 << 20)
+    try:
+        supply(descriptor, 1 << 20, 3 << 20)
+        assert os.fstat(descriptor).st_blocks * 512 == 3 << 20
+        assert os.fstat(descriptor).st_size == 10 << 20
+        supply(-1, 0, 1)  # what cannot be had shows when it is written
+    finally:
+        os.close(descriptor)
 
 
 def test_nobody_changes_contents() -> None:
@@ -67,12 +71,12 @@ def test_a_single_content_can_be_opened_by_a_path() -> None:
 
 
 def test_what_is_dropped_or_closed_leaves_no_descriptor() -> None:
-    before = descriptors()
+    before = len(memory_files())
     contents = ModelContents.of(FILES)
-    assert descriptors() == before + 1
+    assert len(memory_files()) == before + 1
     del contents
-    assert descriptors() == before
+    assert len(memory_files()) == before
     contents = ModelContents.of(FILES)
     contents.close()
     contents.close()
-    assert descriptors() == before
+    assert len(memory_files()) == before

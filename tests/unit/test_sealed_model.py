@@ -30,7 +30,7 @@ from casemate.sealed_model.contents import open_failed
 from casemate.sealed_model.parts import digest_of
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
-from tests.support.model_contents import read_all
+from tests.support.model_contents import memory_files, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -453,6 +453,20 @@ def test_nothing_is_released_before_the_end(large: bytes) -> None:
         reader.feed(large[-1:])
     with pytest.raises(RuntimeError):
         reader.finish()
+
+
+def test_memory_is_taken_only_for_what_a_publisher_signed(large: bytes) -> None:
+    before = len(memory_files())
+    with ModelReader() as reader:
+        reader.feed(large[:CHUNK])
+        with pytest.raises(RuntimeError):
+            reader.expect()
+        assert len(memory_files()) == before
+        reader.verify_publisher({PUBLIC}, {})
+        reader.expect()
+        reader.expect()
+        assert len(memory_files()) == before + 1
+    assert len(memory_files()) == before
 
 
 def test_a_refused_file_is_not_continued(small: bytes) -> None:

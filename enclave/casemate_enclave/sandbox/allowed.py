@@ -41,6 +41,7 @@ _OPEN_FOR_WRITING: Final = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | 0o20000000
 _FILE_CONTROL: Final = (fcntl.F_GETFD, fcntl.F_GETFL)
 _DUPLICATE: Final = 1030  # F_DUPFD_CLOEXEC: mmap of Python's does it
 _MEMORY_FILE: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+_GROW: Final = 0  # fallocate: no hole is made
 _SOCKET_CONTROL: Final = (0x5421, 0x541B, 0x5451, 0x5450)  # FIONBIO, FIONREAD, FIOCLEX, FIONCLEX
 _NSM_CONTROL: Final = 0xC0200A00
 _CLOCK_REALTIME: Final = 0
@@ -100,6 +101,7 @@ def calls_of(form: str) -> Mapping[str, tuple[Among, ...]]:
         "socket": (Among(0, families), Among(1, (_STREAM,), _TYPE_MASK)),
         "socketpair": (Among(0, (_UNIX,)), Among(1, (_PACKETS,), _TYPE_MASK)),
         "memfd_create": (Among(1, (_MEMORY_FILE,)),),
+        "fallocate": (Among(1, (_GROW,)),),
         "ioctl": (Among(1, controls),),
         # A machine of its own has a wall clock of its own, set from the device.
         **({"clock_settime": (Among(0, (_CLOCK_REALTIME,)),)} if in_vm else {}),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from casemate import limits
 from casemate.errors import ModelError
 from casemate.sealed_model import ModelContents, ModelEntry
+from casemate.tensors import TensorSpec
 from casemate.wire import Buffer
 from casemate_enclave.onnx_outline import ITSELF, outline
 from casemate_enclave.onnx_scan import external_locations, fields, message_in
@@ -108,6 +110,35 @@ def test_it_runs_as_the_model_it_was(
     model = load(runtime, wide(*weights()))
     answer = model.run({"x": ROWS}, ["y"], soon())["y"]
     np.testing.assert_allclose(answer, ROWS @ LARGE @ SECOND, rtol=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0, 64, 1, 2])
+def test_weights_are_used_where_they_lie_if_they_are_aligned(
+    runtime: OnnxRuntime, offset: int
+) -> None:
+    """Memory that is not shared grows by the weights, or not at all."""
+    rows = 1 << 20
+    table = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8)
+    where = {"location": "w", "offset": str(offset), "length": str(table.nbytes)}
+    weights = onnx.external_tensor("w", (rows, 8), **where)
+    end = onnx.value_info("n", onnx.INT64, ("n",)), onnx.value_info("y", onnx.FLOAT, ("n", 8))
+    gather = onnx.node("Gather", ("w", "n"), ("y",))
+    content = onnx.model(onnx.graph((gather,), end[:1], end[1:], (weights,)))
+    files = {"m": content, "w": bytes(offset) + table.tobytes()}
+    declared = (TensorSpec("n", "INT64", (0,)),), (TensorSpec("y", "FP32", (0, 8)),)
+    header = replace(HEADER, inputs=declared[0], outputs=declared[1])
+    contents, before = ModelContents.of(files), _own_memory()
+    model = runtime.load(contents, header)
+    grown = _own_memory() - before
+    contents.close()
+    answer = model.run({"n": np.array([0, rows - 1])}, ["y"], soon())["y"]
+    np.testing.assert_array_equal(answer, table[[0, -1]])
+    assert grown < table.nbytes / 2 if offset % 4 == 0 else grown > table.nbytes / 2
+
+
+def _own_memory() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 @pytest.mark.parametrize("shape", [(3, WIDE + 1), (3, WIDE - 1), (1 << 40, 1 << 20)])

@@ -220,7 +220,8 @@ def test_nothing_forbidden_is_in_the_list(form: str) -> None:
 # What the enclave may and its workers may not.
 BEYOND_WORKERS = {
     *("socket", "socketpair", "connect", "accept4", "shutdown", "getpeername", "ioctl"),
-    *("memfd_create", "ftruncate", "pwrite64", "mlock", "munlock", "clock_settime", "writev"),
+    *("memfd_create", "ftruncate", "fallocate", "pwrite64"),
+    *("mlock", "munlock", "clock_settime", "writev"),
 }
 # What a worker needs to be given its connections and its model's contents.
 HANDED_IN = {"recvmsg", "pread64"}
