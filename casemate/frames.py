@@ -94,18 +94,24 @@ def unsent(buffers: list[Buffer], sent: int) -> list[Buffer]:
     return []
 
 
+def _zeros(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
 def receive_frame(
     channel: socket.socket,
     limit: int | Callable[[], int] = limits.FRAME_MAX,
     *,
     idle_s: float | None = None,
     within_s: float | None = None,
+    memory: Callable[[int], memoryview] = _zeros,
 ) -> Frame | None:
     """Receive one frame; None when the peer closed between frames.
 
     The declared length is checked before memory is taken. With ``within_s`` the whole frame has
     that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
     bounds the wait for that byte; without it the channel's own time-out applies to each read.
+    ``memory`` gives room for so many bytes of payload; very long ones are put together from zeros.
     Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above the bound of SPEC 9.2;
     OversizedFrameError above ``limit``, which a callable states when the frame begins. OSError and
     TimeoutError pass through.
@@ -123,12 +129,18 @@ def receive_frame(
     if length > bound:
         _discard(channel, length - COUNTED, end)
         raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {bound}")
-    return Frame(kind, budget, _receive_payload(channel, length - COUNTED, end))
+    return Frame(kind, budget, _receive_payload(channel, length - COUNTED, end, memory))
 
 
-def _receive_payload(channel: socket.socket, size: int, end: float | None) -> memoryview:
+def _receive_payload(
+    channel: socket.socket, size: int, end: float | None, memory: Callable[[int], memoryview]
+) -> memoryview:
     """Take memory as bytes arrive: announcing a long frame costs its receiver nothing."""
-    payload = bytearray(min(size, _FIRST))
+    if size <= _FIRST:
+        room = memory(size)
+        _fill(channel, room, end)
+        return room
+    payload = bytearray(_FIRST)
     filled = 0
     while True:
         _fill(channel, memoryview(payload)[filled:], end)

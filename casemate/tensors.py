@@ -227,13 +227,13 @@ class RequestReader:
     def read(self, message: Buffer) -> InferRequest:
         """Return the arrays of a ``ModelInferRequest`` and what it asks for.
 
-        Every input of the model is there, with its datatype and a shape that it allows. Arrays are
-        read-only, and views of ``message`` where its alignment permits; strings are ``str``.
+        Every input of the model is there, with its datatype and a shape that it allows. Arrays of
+        numbers are read-only views of ``message``, aligned or not; strings are ``str``.
         Raises RequestError: INVALID_REQUEST for the message, INVALID_INPUT for what it says about
         tensors.
         """
         asked, raws = self._messages.read(memoryview(message))
-        arrays = _arrays(asked.layouts, raws, text=True)
+        arrays = _arrays(asked.layouts, raws, text=True, align=False)
         return InferRequest(arrays, list(asked.requested), asked.id, asked.timeout_us)
 
     def _asked(self, described: Described) -> _Asked:
@@ -253,14 +253,14 @@ def read_request(
 
 
 def from_response(message: Buffer) -> dict[str, Array]:
-    """Return the arrays of a ``ModelInferResponse``, read-only; strings are ``bytes``.
+    """Return the arrays of a ``ModelInferResponse``, read-only, aligned; strings are ``bytes``.
 
     BF16 comes as ``BFLOAT16``, which ``view(ml_dtypes.bfloat16)`` turns into numbers.
 
     Raises RequestError as ``RequestReader.read``.
     """
     layouts, raws = _RESPONSES.read(memoryview(message))
-    return _arrays(layouts, raws, text=False)
+    return _arrays(layouts, raws, text=False, align=True)
 
 
 def _answered(described: Described) -> list[_Layout]:
@@ -341,7 +341,7 @@ def _layout(tensor: Description) -> _Layout:
 
 
 def _arrays(
-    layouts: Sequence[_Layout], raws: Sequence[memoryview], *, text: bool
+    layouts: Sequence[_Layout], raws: Sequence[memoryview], *, text: bool, align: bool
 ) -> dict[str, Array]:
     """Return the tensors by name; no array is made before all raw contents were found to fit."""
     if len(layouts) != len(raws):
@@ -349,7 +349,7 @@ def _arrays(
     for layout, raw in zip(layouts, raws, strict=True):
         _check_fit(layout, raw)
     return {
-        layout.name: _array(layout, raw, text=text)
+        layout.name: _array(layout, raw, text=text, align=align)
         for layout, raw in zip(layouts, raws, strict=True)
     }
 
@@ -373,7 +373,7 @@ def _check_strings(layout: _Layout, raw: memoryview) -> None:
         raise _invalid_input(layout.name, detail)
 
 
-def _array(layout: _Layout, raw: memoryview, *, text: bool) -> Array:
+def _array(layout: _Layout, raw: memoryview, *, text: bool, align: bool) -> Array:
     array: Array
     if layout.dtype is None:
         array = np.empty(layout.shape, np.object_)
@@ -381,7 +381,7 @@ def _array(layout: _Layout, raw: memoryview, *, text: bool) -> Array:
     else:
         array = np.frombuffer(raw, layout.dtype) if raw else np.empty(0, layout.dtype)
         array = array.reshape(layout.shape)
-        if not array.flags.aligned:
+        if align and not array.flags.aligned:
             array = array.copy()
     array.flags.writeable = False
     return array

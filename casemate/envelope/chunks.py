@@ -127,18 +127,21 @@ def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -
     return sealed.toreadonly()
 
 
-def open_content(key: bytes, aad: bytes, ciphertext: Buffer) -> memoryview:
+def open_content(
+    key: bytes, aad: bytes, ciphertext: Buffer, place: memoryview | None = None
+) -> memoryview:
     """Open what ``seal_content`` made; raises BrokenSealError.
 
-    Memory is taken once, less than ``ciphertext``; nothing is returned before the last chunk has
-    passed.
+    Memory is taken once, less than ``ciphertext``, or not at all: a content of one chunk is opened
+    in ``place``, where that may be ``ciphertext`` itself, which is lost then even if it does not
+    open. Nothing is returned before the last chunk has passed.
     """
     sealed = memoryview(ciphertext)
     chunks = _count(len(sealed), SEALED_CHUNK)
     if len(sealed) - (chunks - 1) * SEALED_CHUNK <= TAG_BYTES or not chunks:
         raise BrokenSealError
     if chunks == 1:
-        return _open_alone(key, aad, sealed)
+        return _open_alone(key, aad, sealed, place)
     plain = memoryview(bytearray(len(sealed) - TAG_BYTES * chunks))
     cipher = ChunkCipher(key, aad)
     for index in range(chunks):
@@ -149,8 +152,14 @@ def open_content(key: bytes, aad: bytes, ciphertext: Buffer) -> memoryview:
     return plain.toreadonly()
 
 
-def _open_alone(key: bytes, aad: bytes, sealed: memoryview) -> memoryview:
+def _open_alone(
+    key: bytes, aad: bytes, sealed: memoryview, place: memoryview | None
+) -> memoryview:
     try:
-        return memoryview(AESGCM(key).decrypt(_ALONE, sealed, aad))
+        if place is None:
+            return memoryview(AESGCM(key).decrypt(_ALONE, sealed, aad))
+        plain = place[: len(sealed) - TAG_BYTES]
+        AESGCM(key).decrypt_into(_ALONE, sealed, aad, plain)
     except InvalidTag:
         raise BrokenSealError from None
+    return plain.toreadonly()

@@ -78,15 +78,18 @@ def check_commitment(header: RequestHeader, data_key: bytes) -> bytes:
     return prk
 
 
-def open_request(header: bytes, ciphertext: wire.Buffer, prk: bytes) -> OpenedRequest:
+def open_request(
+    header: bytes, ciphertext: wire.Buffer, prk: bytes, place: memoryview | None = None
+) -> OpenedRequest:
     """Open a request under the ``prk`` that ``check_commitment`` returned.
 
     ``header`` is used as received. Raises EnvelopeError (OPEN_FAILED) with one text, whatever
-    failed. Takes memory once, less than ``ciphertext``, whose size the caller has bounded.
+    failed. Takes memory once, less than ``ciphertext``, whose size the caller has bounded, or none
+    where the content fits into ``place`` (see ``open_content``).
     """
     th = wire.digest(header)
     try:
-        unit = open_content(wire.expand(prk, "request", th), th, ciphertext)
+        unit = open_content(wire.expand(prk, "request", th), th, ciphertext, place)
         preamble, message = split_request(unit)
     except BrokenSealError:
         raise open_failed() from None

@@ -9,6 +9,8 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from casemate import limits
 from casemate.allocator import keep_freed_memory
 from casemate.errors import CasemateError, Code
@@ -26,6 +28,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _MMAP_MAX, _NEVER = 65_536, -1  # what the C library begins with; no bound
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 * limits.MIB
+
+
+def fresh_memory(size: int) -> memoryview:
+    """Return ``size`` bytes that are not cleared: for what is then filled whole."""
+    memory: memoryview = np.empty(size, np.uint8).data
+    return memory
 
 
 def give_back_memory() -> None:

@@ -26,6 +26,7 @@ from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.hangups import HangUps, Watched
+from casemate_enclave.memory import fresh_memory
 from casemate_enclave.stream_link import StreamLink
 from casemate_enclave.turns import Crew, TurnConnection
 
@@ -208,7 +209,10 @@ class Server:
         """Answer one frame; False when the connection is over."""
         try:
             frame = receive_frame(
-                channel, lambda: self._dispatcher.frame_limit, within_s=limits.FRAME_HEAD_TIMEOUT_S
+                channel,
+                lambda: self._dispatcher.frame_limit,
+                within_s=limits.FRAME_HEAD_TIMEOUT_S,
+                memory=fresh_memory,
             )
         except FrameError as error:
             self._send_error(channel, error)

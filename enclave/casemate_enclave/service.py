@@ -135,6 +135,7 @@ class RequestService:
     ) -> tuple[wire.Buffer, ...]:
         """Return a ``SealedResponse`` in pieces; ``deadline`` in seconds of ``time.monotonic``.
 
+        A ``payload`` that can be written to is the service's from now on: it is opened in place.
         ``context``: what goes along with it; it holds the answer until that is sent.
         Raises CasemateError with a code of SPEC 11.1 for a request that was not accepted.
         """
@@ -150,7 +151,7 @@ class RequestService:
         wrapped = wire.digest(header.wrapped_key)
         prk, known = yield from self._session_key(header, wrapped, deadline)
         with self._journal.timed(Step.OPEN):
-            opened = open_request(raw_header, ciphertext, prk)
+            opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
             asker = identify(raw_header, header, opened.preamble_bytes, known)
         listed = self._accept(header, wrapped, prk, asker)
         if context is not None:
@@ -324,6 +325,11 @@ class RequestService:
             trailer=outcome.trailer,
             floor=outcome.floor,
         )
+
+
+def _own_place(payload: memoryview, ciphertext: memoryview) -> memoryview | None:
+    """Return where in ``payload``, at its end, ``ciphertext`` lies, if that can be written to."""
+    return None if payload.readonly else payload[len(payload) - len(ciphertext) :]
 
 
 def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) -> None:

@@ -73,13 +73,27 @@ def test_the_message_is_the_protocols() -> None:
     assert answer.raw_output_contents[0] == X.tobytes()
 
 
-def test_arrays_are_read_only_views_where_alignment_permits() -> None:
+def test_arrays_of_a_request_are_read_only_views() -> None:
     for shift in range(4):
         message = memoryview(bytes(shift) + to_request({"x": X, "n": N}))[shift:]
         arrays, *_ = read_request(message, SPECS, OUTPUTS)
-        assert arrays["x"].flags.aligned
+        assert np.shares_memory(arrays["x"], np.frombuffer(message, np.uint8))
+        np.testing.assert_array_equal(arrays["x"], X)
         with pytest.raises(ValueError, match="read-only"):
             arrays["x"][0, 0] = 1
+
+
+def test_arrays_of_an_answer_are_read_only_and_aligned() -> None:
+    for shift in range(4):
+        message = memoryview(bytes(shift) + to_response({"x": X}, "wdbc", 1))[shift:]
+        array = from_response(message)["x"]
+        assert array.flags.aligned
+        np.testing.assert_array_equal(array, X)
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0] = 1
+
+
+def test_empty_tensors_are_read() -> None:
     message = memoryview(bytearray(to_request({"x": np.zeros((0, 3), np.float32), "n": N})))
     assert read_request(message, SPECS, OUTPUTS)[0]["x"].shape == (0, 3)
 

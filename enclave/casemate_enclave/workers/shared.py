@@ -106,7 +106,8 @@ def _forget(address: int) -> None:
 
 def loan(array: Array) -> Loan | None:
     """Return where ``array`` lies, if that can be lent as it is."""
-    if not array.flags.c_contiguous or array.nbytes <= limits.WORKER_ROOM_KEPT // 2:
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned) or array.nbytes <= limits.WORKER_ROOM_KEPT // 2:
         return None
     address = array.__array_interface__["data"][0]
     for begin, (size, descriptor) in list(_lendable.items()):
