@@ -15,7 +15,7 @@ from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
 from casemate.client.steps import Alone, Ask, Pause, deadline_after, remaining, worked
 from casemate.envelope.messages import INFER, METADATA
-from casemate.envelope.sealed_message import encode_sealed, parse_sealed
+from casemate.envelope.sealed_message import parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
 from casemate.oip.metadata import metadata_request
 from casemate.receipts import Shown, StoredReceipt
@@ -232,8 +232,7 @@ class ClientCore:
 
     def _send(self, asked: _Asked, question: Question, deadline: float) -> Steps[Answer]:
         session, call = asked.session, asked.call
-        request = b"".join(encode_sealed(call.header, call.ciphertext))
-        data: bytes = yield Ask(session.connection, "Infer", request, remaining(deadline))
+        data: bytes = yield Ask(session.connection, "Infer", call.request, remaining(deadline))
         answer: OpenedAnswer = yield from worked(
             len(data), lambda: call.open(*parse_sealed(memoryview(data)))
         )

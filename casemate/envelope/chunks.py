@@ -6,13 +6,16 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from casemate import limits
 from casemate.envelope.guard import Guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from casemate.wire import Buffer
 
@@ -127,6 +130,34 @@ def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -
     return sealed.toreadonly()
 
 
+def seal_scattered(
+    key: bytes, aad: bytes, chunks: Iterable[Sequence[Buffer]], out: memoryview
+) -> None:
+    """Seal ``chunks``, each of which lies in pieces, into ``out``, which they fill when sealed.
+
+    As ``seal_pieces`` does it, but nothing is copied to lie together. For long contents: a cipher
+    that takes pieces costs some microseconds a chunk.
+    """
+    at = 0
+    for counter, pieces in enumerate(chunks):
+        end = at + sum(map(len, pieces)) + TAG_BYTES
+        nonce = _nonce(counter, _of_one_unit(last=end == len(out)))
+        _seal_scattered(key, nonce, aad, pieces, out[at:end])
+        at = end
+
+
+def _seal_scattered(
+    key: bytes, nonce: bytes, aad: bytes, pieces: Sequence[Buffer], out: memoryview
+) -> None:
+    sealing = Cipher(AES256(key), GCM(nonce)).encryptor()
+    sealing.authenticate_additional_data(aad)
+    at = 0
+    for piece in pieces:
+        at += sealing.update_into(piece, out[at:])
+    sealing.finalize()
+    out[at:] = sealing.tag
+
+
 def open_content(
     key: bytes, aad: bytes, ciphertext: Buffer, place: memoryview | None = None
 ) -> memoryview:
@@ -152,9 +183,7 @@ def open_content(
     return plain.toreadonly()
 
 
-def _open_alone(
-    key: bytes, aad: bytes, sealed: memoryview, place: memoryview | None
-) -> memoryview:
+def _open_alone(key: bytes, aad: bytes, sealed: memoryview, place: memoryview | None) -> memoryview:
     try:
         if place is None:
             return memoryview(AESGCM(key).decrypt(_ALONE, sealed, aad))

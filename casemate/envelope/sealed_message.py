@@ -24,6 +24,12 @@ def encode_sealed(header: bytes, ciphertext: Buffer) -> tuple[Buffer, ...]:
     )
 
 
+def sealed_front(header: bytes, length: int) -> bytes:
+    """Return what precedes a ciphertext of ``length`` bytes in the protobuf message."""
+    head = protowire.bytes_head(_CIPHERTEXT, length)
+    return b"".join((protowire.bytes_head(_HEADER, len(header)), header, head))
+
+
 def parse_sealed(payload: Buffer) -> tuple[bytes, memoryview]:
     """Return (header, ciphertext) of a message; the ciphertext is a view of ``payload``.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, audience_hash, key_id
 from casemate.envelope import hpke
-from casemate.envelope.chunks import open_content, seal_pieces
+from casemate.envelope.chunks import open_content
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.header import (
@@ -21,7 +21,9 @@ from casemate.envelope.header import (
     RequestHeader,
     ResponseHeader,
 )
+from casemate.envelope.message_sealing import seal_message
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
+from casemate.envelope.sealed_message import parse_sealed
 from casemate.envelope.streaming import SealedStream
 from casemate.envelope.units import part_length, request_unit, split_response
 from casemate.errors import Code, EnvelopeError
@@ -53,24 +55,30 @@ class OpenedAnswer:
 class SealedCall(Guarded):
     """One sealed request, and the only thing that opens its answer."""
 
-    __slots__ = ("_instance_digest", "_prk", "_receipt", "_th", "ciphertext", "header")
+    __slots__ = ("_instance_digest", "_prk", "_receipt", "_th", "header", "request")
 
     def __init__(
         self,
         header: bytes,
-        ciphertext: memoryview,
+        request: bytes,
         prk: bytes,
         instance_digest: bytes | None,
         *,
         receipt: bool = False,
         th: bytes | None = None,
     ) -> None:
+        """``request``: the header with its ciphertext as they are sent (SPEC 9.3)."""
         self.header = header
-        self.ciphertext = ciphertext
+        self.request = request
         self._prk = prk
         self._th = th or wire.digest(header)
         self._instance_digest = instance_digest
         self._receipt = receipt
+
+    @property
+    def ciphertext(self) -> memoryview:
+        """What ``request`` carries beside the header."""
+        return parse_sealed(self.request)[1]
 
     def open(self, header: bytes, ciphertext: wire.Buffer) -> OpenedAnswer:
         """Open the answer to this very request; ``message`` is None unless the status is OK.
@@ -230,10 +238,8 @@ class DataKeySession(Guarded):
         header = self._next_header()
         th = wire.digest(header)
         key = wire.expand(self._prk, "request", th)
-        ciphertext = seal_pieces(key, th, unit.chunks(), unit.length)
-        return SealedCall(
-            header, ciphertext, self._prk, self._instance_digest, receipt=receipt, th=th
-        )
+        request = seal_message(header, key, th, unit)
+        return SealedCall(header, request, self._prk, self._instance_digest, receipt=receipt, th=th)
 
     def seal_stream(
         self,

@@ -54,29 +54,33 @@ class PaddedUnit:
         if self.length <= limits.CHUNK:
             yield self.whole()
             return
-        parts = [memoryview(piece).toreadonly() for piece in self._pieces if len(piece)]
+        for pieces in self.scattered():
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def scattered(self) -> Iterator[list[memoryview]]:
+        """Yield the unit chunk by chunk, each in pieces; nothing is copied."""
+        left = self._pieces_and_zeros()
+        piece = memoryview(b"")
         for start in range(0, self.length, limits.CHUNK):
+            chunk: list[memoryview] = []
             size = min(limits.CHUNK, self.length - start)
-            yield _first(parts, size) if parts and len(parts[0]) >= size else _joined(parts, size)
+            while size:
+                piece = piece or next(left)
+                chunk.append(piece[:size])
+                size -= len(chunk[-1])
+                piece = piece[len(chunk[-1]) :]
+            yield chunk
 
-
-def _first(parts: list[memoryview], size: int) -> memoryview:
-    """Take ``size`` bytes off the first of ``parts``."""
-    chunk, parts[0] = parts[0][:size], parts[0][size:]
-    return chunk
-
-
-def _joined(parts: list[memoryview], size: int) -> bytearray:
-    """Take ``size`` bytes off ``parts``, and zeros when they are used up."""
-    chunk = bytearray(size)
-    at = 0
-    while at < size and parts:
-        piece = _first(parts, size - at)
-        chunk[at : at + len(piece)] = piece
-        at += len(piece)
-        if not parts[0]:
-            del parts[0]
-    return chunk
+    def _pieces_and_zeros(self) -> Iterator[memoryview]:
+        padding = self.length
+        for piece in self._pieces:
+            if len(piece):
+                padding -= len(piece)
+                yield memoryview(piece).toreadonly()
+        while padding:
+            zeros = memoryview(_ZEROS)[:padding]
+            padding -= len(zeros)
+            yield zeros
 
 
 def part_length(part: Part) -> int:

@@ -9,6 +9,7 @@ SEALING = ("tests/unit/envelope/test_sealing.py",)
 PROPERTIES = ("tests/property/test_envelope.py",)
 HEADERS = ("tests/unit/envelope/test_header.py",)
 HPKE = ("tests/unit/envelope/test_hpke.py",)
+MESSAGE_SEALING = ("tests/unit/envelope/test_message_sealing.py",)
 SEALED_MESSAGES = ("tests/unit/envelope/test_sealed_message.py",)
 MESSAGES = ("tests/unit/envelope/test_messages.py",)
 FORK = ("tests/unit/client/test_fork.py",)
@@ -114,7 +115,11 @@ ENVELOPE = (
     Mutant("seal: commitment, kms", _SEALING, 'key_commitment=wire.expand(prk, "commit"),\n            wrapped_key=wire.lp(', "key_commitment=bytes(32),\n            wrapped_key=wire.lp(", SEALING),
     Mutant("seal: key", _SEALING, 'key = wire.expand(self._prk, "request", th)', 'key = wire.expand(self._prk, "request")', VECTORS),
     Mutant("seal: label", _SEALING, 'key = wire.expand(self._prk, "request", th)', 'key = wire.expand(self._prk, "response", th)', VECTORS),
-    Mutant("seal: aad", _SEALING, "seal_pieces(key, th, unit.chunks()", 'seal_pieces(key, b"", unit.chunks()', VECTORS),
+    Mutant("seal: aad", _SEALING, "seal_message(header, key, th, unit)", 'seal_message(header, key, b"", unit)', VECTORS),
+    Mutant("long: aad", _CHUNKS, "sealing.authenticate_additional_data(aad)", 'sealing.authenticate_additional_data(b"")', MESSAGE_SEALING),
+    Mutant("long: order", _CHUNKS, "for counter, pieces in enumerate(chunks):", "for counter, pieces in enumerate(chunks, 1):", MESSAGE_SEALING),
+    Mutant("long: end", _CHUNKS, "_of_one_unit(last=end == len(out))", "_of_one_unit(last=False)", MESSAGE_SEALING),
+    Mutant("opened in place: tag", _CHUNKS, "        AESGCM(key).decrypt_into(_ALONE, sealed, aad, plain)\n    except InvalidTag:\n        raise BrokenSealError from None\n", "        AESGCM(key).decrypt_into(_ALONE, sealed, aad, plain)\n    except InvalidTag:\n        pass\n", MESSAGE_SEALING),
     Mutant("seal: another process", _SEALING, "if os.getpid() != self._process:", "if False:", FORK),
     Mutant("seal: sequence", _SEALING, "self._sequence += 1", "pass", SEALING),
     Mutant("seal: last sequence", _SEALING, "if sequence >= limits.SEQUENCE_MAX:", "if False:", SEALING),

@@ -22,7 +22,7 @@ from casemate.attestation import Configuration, pcr16
 from casemate.envelope.chunks import seal_content
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.messages import Preamble
-from casemate.envelope.sealed_message import parse_sealed
+from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import SealedCall
 from casemate.envelope.units import pack_unit
 from casemate.errors import CasemateError, Code
@@ -195,7 +195,7 @@ def sealed_under(session: Session, header: bytes, unit: bytes | bytearray) -> Se
     th = wire.digest(header)
     prk = session.keys._prk
     ciphertext = seal_content(wire.expand(prk, "request", th), th, unit)
-    return SealedCall(header, ciphertext, prk, None)
+    return SealedCall(header, b"".join(encode_sealed(header, ciphertext)), prk, None)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from casemate import cbor, wire
 from casemate.channel import connect
-from casemate.envelope.chunks import seal_pieces
+from casemate.envelope.message_sealing import seal_message
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import SealedCall
 from casemate.envelope.units import request_unit
@@ -381,11 +381,9 @@ def test_c3_a_preamble_that_cannot_be_read_is_not_kept(
         th = wire.digest(header)
         unit = request_unit((bytes(7 * MIB), b"message"))
         key = wire.expand(keys._prk, "request", th)
-        ciphertext = seal_pieces(key, th, unit.chunks(), unit.length)
-        call = SealedCall(
-            header, ciphertext, keys._prk, keys._instance_digest, receipt=False, th=th
-        )
-        assert call.open(*enclave.request(header, ciphertext)).trailer.status is (
+        request = seal_message(header, key, th, unit)
+        call = SealedCall(header, request, keys._prk, keys._instance_digest, receipt=False, th=th)
+        assert call.open(*enclave.request(header, call.ciphertext)).trailer.status is (
             Code.INVALID_REQUEST
         )
     bounded_memory()
