@@ -24,7 +24,7 @@ class RawStream:
     def __init__(self, channel: Any, metadata: Sequence[tuple[str, str]] = ()) -> None:  # noqa: ANN401 - calls in bytes have no types in grpc's stubs
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._call = channel.stream_stream(SERVICE + "InferMany")(
-            self._messages(), timeout=60, metadata=tuple(metadata)
+            self._messages(), timeout=110, metadata=tuple(metadata)
         )
         self.refusals: dict[int, Refusal] = {}
         self.asked_to_end = False
@@ -43,7 +43,7 @@ class RawStream:
     def send(self, message: bytes) -> None:
         self._outbox.put(message)
 
-    def ask(self, *payloads: bytes, first: int = 1, budget: int = 10_000) -> None:
+    def ask(self, *payloads: bytes, first: int = 1, budget: int = 100_000) -> None:
         """Ask all in one message, numbered from ``first``."""
         entries = [
             NumberedRequest(number=first + index, budget=budget, request=payload)

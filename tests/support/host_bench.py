@@ -64,18 +64,18 @@ class Bench:
     address: str
     channel: Any  # calls in bytes have no types in grpc's stubs
 
-    def infer(self, payload: bytes, timeout: float = 10) -> bytes:
+    def infer(self, payload: bytes, timeout: float = 60) -> bytes:
         answer: bytes = self.channel.unary_unary(SERVICE + "Infer")(payload, timeout=timeout)
         return answer
 
-    def evidence(self, timeout: float = 10, **fields: bytes) -> pb.Evidence:
+    def evidence(self, timeout: float = 60, **fields: bytes) -> pb.Evidence:
         call = self.channel.unary_unary(SERVICE + "GetEvidence")
         request = pb.GetEvidenceRequest(**fields).SerializeToString()
         return pb.Evidence.FromString(call(request, timeout=timeout))
 
     def health(self, name: str = "") -> int:
         request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
-        answer = self.channel.unary_unary(HEALTH + "Check")(request, timeout=5)
+        answer = self.channel.unary_unary(HEALTH + "Check")(request, timeout=60)
         return int(health_pb2.HealthCheckResponse.FromString(answer).status)
 
 
@@ -106,7 +106,7 @@ def serving(
     address = host.start()
     try:
         with grpc.insecure_channel(address, OPTIONS) as channel:
-            assert not wait or host.board.wait_serving(10)
+            assert not wait or host.board.wait_serving(60)
             yield Bench(folder, host, address, channel)
     finally:
         host.stop()
@@ -138,7 +138,7 @@ def reason(ask: Callable[[], object]) -> str | None:
     return None
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 10) -> None:
+def eventually(check: Callable[[], bool], timeout_s: float = 60) -> None:
     until = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < until, "did not happen"

@@ -49,12 +49,14 @@ def ended_with(stream: RawStream) -> str | None:
     return reason_in(raised.value)
 
 
-def test_answers_come_as_they_are_ready_each_by_its_number(bench: Bench) -> None:
+def test_answers_come_as_they_are_ready_each_by_its_number(
+    bench: Bench, enclave: FakeEnclave
+) -> None:
     with RawStream(bench.channel) as stream:
-        stream.ask(b"sleep:0.5 slow", b"quick", b"refuse:OPEN_FAILED x", first=7)
-        taken = stream.take(3)
-        assert dict(taken) == {7: b"sleep:0.5 slow", 8: b"quick", 9: "OPEN_FAILED"}
-        assert taken[-1][0] == 7
+        stream.ask(b"sleep:100 slow", b"quick", b"refuse:OPEN_FAILED x", first=7)
+        assert dict(stream.take(2)) == {8: b"quick", 9: "OPEN_FAILED"}
+        enclave.released.set()
+        assert stream.take(1) == [(7, b"sleep:100 slow")]
         stream.end()
         assert stream.ended() == []
 
@@ -64,9 +66,14 @@ def test_questions_of_a_message_reach_the_enclave_together_and_answers_share_mes
 ) -> None:
     with RawStream(bench.channel) as stream:
         payloads = [b"%d" % number for number in range(50)]
-        stream.ask(*payloads)
-        assert dict(stream.take(50)) == dict(enumerate(payloads, 1))
-        assert stream.messages < 50
+
+        def shared(asked: int) -> bool:
+            """Ask all once more; whether any answers have shared a message by now."""
+            stream.ask(*payloads, first=asked + 1)
+            assert dict(stream.take(50)) == dict(enumerate(payloads, asked + 1))
+            return stream.messages < asked + 50
+
+        assert any(shared(asked) for asked in range(0, 5000, 50))
     assert enclave.accepted < 6
 
 
@@ -93,7 +100,7 @@ def test_a_refusal_is_told_at_once_where_nothing_is_under_way(
             begun = time.monotonic()
             stream.ask(b"x", first=number)
             assert stream.take(1) == [(number, "UNAVAILABLE")]
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 60
 
 
 def test_a_question_given_up_is_answered_at_once_and_its_place_is_free(
@@ -105,7 +112,7 @@ def test_a_question_given_up_is_answered_at_once_and_its_place_is_free(
             stream.give_up(number)
         begun = time.monotonic()
         assert {end for _, end in stream.take(32)} == {"DEADLINE_EXCEEDED"}
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60
         eventually(lambda: len(enclave.given_up) == 32)
         stream.give_up(999)  # never asked: ignored
         stream.ask(b"after", first=33)
@@ -135,7 +142,7 @@ def test_h13_when_the_enclave_dies_every_question_ends_and_the_stream_goes_on(
         serving(short_path, chain) as bench,
         RawStream(bench.channel) as stream,
     ):
-        stream.ask(*[b"sleep:30 x"] * 8)
+        stream.ask(*[b"sleep:100 x"] * 8)
         eventually(lambda: len(enclave.requests) == 8)
         enclave.drop_connections()
         assert {end for _, end in stream.take(8)} == {"UNAVAILABLE"}
@@ -220,12 +227,13 @@ def test_c3_a_flood_on_a_stream_leaves_another_caller_its_share(
         RawStream(bench.channel, by_token("alice")) as flood,
         RawStream(bench.channel, by_token("bob")) as quiet,
     ):
-        flood.ask(*[b"sleep:1 x"] * 100)
+        flood.ask(*[b"sleep:100 x"] * 100)
         ends = Counter(str(end) for _, end in flood.take(92))
         assert ends == {"OVERLOADED": 92}
         for number in range(1, 20):
             quiet.ask(b"bob", first=number)
             assert quiet.take(1) == [(number, b"bob")]
+        enclave.released.set()
 
 
 def test_c3_a_caller_has_its_share_of_streams_and_the_unknown_have_none(
@@ -251,7 +259,7 @@ def test_c3_a_client_that_takes_no_answers_is_read_no_further_and_cut_off(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
     with (
-        serving(short_path, chain, front="receive_seconds = 2") as bench,
+        serving(short_path, chain, front="receive_seconds = 600") as bench,
         RawStream(bench.channel) as deaf,
     ):
         for first in range(1, 20_000, 8):
@@ -260,6 +268,7 @@ def test_c3_a_client_that_takes_no_answers_is_read_no_further_and_cut_off(
         assert len(enclave.requests) < 2000
         assert deaf.unsent > 2300  # of 2500
         assert bench.infer(b"another") == b"another"
+        bench.host._front._patience.timeout_s = 1.0
         eventually(lambda: b"casemate_call_streams 0.0" in page(bench))
         with pytest.raises(grpc.RpcError):
             deaf.ended()
@@ -275,16 +284,17 @@ def test_a_drain_answers_what_was_asked_and_asks_the_client_to_end(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
     with serving(short_path, chain) as bench, RawStream(bench.channel) as stream:
-        stream.ask(b"sleep:1 first")
+        stream.ask(b"sleep:100 first")
         eventually(lambda: len(enclave.requests) == 1)
         stopping = threading.Thread(target=bench.host.stop)
         stopping.start()
         assert stream.take_message() == []
         assert stream.asked_to_end
+        enclave.released.set()
         stream.ask(b"it crossed the wish", first=2)  # and is answered
         stream.end()
-        assert dict(stream.ended()) == {1: b"sleep:1 first", 2: b"it crossed the wish"}
-        stopping.join(10)
+        assert dict(stream.ended()) == {1: b"sleep:100 first", 2: b"it crossed the wish"}
+        stopping.join(60)
         assert not stopping.is_alive()
 
 
@@ -292,7 +302,7 @@ def test_an_idle_stream_and_one_that_is_not_ended_have_their_bounds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "CALL_STREAM_IDLE_S", 0.5)
-    monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 0.5)
+    monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 600.0)
     with RawStream(bench.channel) as ends, RawStream(bench.channel) as stays:
         ends.ask(b"x")
         ends.take(1)
@@ -300,8 +310,10 @@ def test_an_idle_stream_and_one_that_is_not_ended_have_their_bounds(
         assert ends.asked_to_end
         ends.end()
         assert ends.ended() == []
-        assert ended_with(stays) == Code.UNAVAILABLE
+        assert stays.take_message() == []
         assert stays.asked_to_end
+        monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 0.5)
+        assert ended_with(stays) == Code.UNAVAILABLE
 
 
 def test_questions_are_counted_as_calls(bench: Bench) -> None:
@@ -326,7 +338,7 @@ def test_a_drain_under_load_loses_no_answer(
     def work(connection: HostConnection) -> None:
         while not stop.is_set():
             try:
-                connection.call("Infer", b"sleep:0.01 x", 10)
+                connection.call("Infer", b"sleep:0.01 x", 100)
                 ends.append("OK")
             except RequestError as error:
                 ends.append(error.code)
@@ -342,7 +354,7 @@ def test_a_drain_under_load_loses_no_answer(
         bench.host.stop()
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         connection.close()
     assert set(ends) <= {"OK", Code.UNAVAILABLE, Code.HOST_UNREACHABLE}
     assert len(enclave.requests) == ends.count("OK")

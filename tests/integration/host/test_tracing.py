@@ -60,7 +60,7 @@ def bench(
 def ask(bench: Bench, payload: bytes, *metadata: tuple[str, str]) -> None:
     call: Any = bench.channel.unary_unary(SERVICE + "Infer")
     with contextlib.suppress(grpc.RpcError):
-        call(payload, timeout=10, metadata=[("authorization", f"Bearer {TOKEN}"), *metadata])
+        call(payload, timeout=60, metadata=[("authorization", f"Bearer {TOKEN}"), *metadata])
 
 
 def test_a_call_is_a_span_with_its_steps_beneath(bench: Bench, spans: InMemorySpanExporter) -> None:
@@ -156,6 +156,6 @@ def test_nothing_of_it_is_imported_where_nobody_wants_traces() -> None:
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
     assert ended.stdout.strip() == "[]"

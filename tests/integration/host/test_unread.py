@@ -34,7 +34,7 @@ class Idler:
     def ask(self, token: str) -> Any:  # noqa: ANN401 - grpc's
         call = self._channel.stream_stream(SERVICE + "Infer")
         metadata = [("authorization", f"Bearer {token}")]
-        return call(iter([LARGE]), timeout=60, metadata=metadata)
+        return call(iter([LARGE]), timeout=110, metadata=metadata)
 
     def __enter__(self) -> Self:
         return self
