@@ -37,10 +37,11 @@ from tests.support.attacker import (
     start_session,
 )
 from tests.support.deployment import DATA
+from tests.support.patience import patiently
 from tests.support.resident import Peak
 from tests.support.streams import speak
 from tests.support.vendor_models import seal
-from tests.support.workers import descendants
+from tests.support.workers import ticks_of_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,11 +159,11 @@ def test_a_question_that_is_refused_does_not_end_the_stream(client: Client) -> N
         after = stream.submit({"features": ROWS})
         for future in (bad, strange):
             with pytest.raises(RequestError) as caught:
-                future.result(20)
+                future.result(60)
             assert caught.value.code is Code.INVALID_INPUT
         assert (
-            good.result(20).outputs["label"].tobytes()
-            == after.result(20).outputs["label"].tobytes()
+            good.result(60).outputs["label"].tobytes()
+            == after.result(60).outputs["label"].tobytes()
         )
 
 
@@ -186,7 +187,7 @@ def test_streams_are_thread_safe(client: Client) -> None:
 
         def ask(number: int) -> None:
             for batch in asked:
-                answer = stream.submit(batch).result(30)
+                answer = stream.submit(batch).result(60)
                 labels[number].append(answer.outputs["label"].tobytes())
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
@@ -200,35 +201,38 @@ def test_streams_are_thread_safe(client: Client) -> None:
 
 def test_a_slow_question_holds_up_no_other(client: Client) -> None:
     """Two runs that never end are under way while others of the stream are answered."""
-    stream = client.stream(MODEL, version=ENDLESS, timeout_s=4)
+    stream = client.stream(MODEL, version=ENDLESS, timeout_s=100)
     slow = [stream.submit(scalar()) for _ in range(2)]
     with client.stream(MODEL, version=1) as other:
         assert len([*other.map(batches(20))]) == 20
     refused = stream.submit({"x": np.ones(3, np.float32)})
     with pytest.raises(RequestError):
-        refused.result(3)
+        refused.result(60)
     assert not any(future.done() for future in slow)
     stream.cancel()
     for future in slow:
         with pytest.raises(CasemateError):
-            future.result(1)
+            future.result(60)
     with pytest.raises(CasemateError):
         stream.close()
     assert refusal(lambda: stream.submit(scalar())) is Code.UNAVAILABLE
 
 
-def busy(pid: int, seconds: float = 0.5) -> float:
-    """How many cores an enclave and its workers keep busy."""
-    family = [pid, *descendants(pid)]
-    before = sum(map(ticks, family))
-    time.sleep(seconds)
-    return (sum(map(ticks, family)) - before) / 100 / seconds
+def begins(pid: int) -> bool:
+    """Whether an enclave and its workers come to compute: more than requests alone would take."""
+    before = ticks_of_family(pid)
+    return eventually(lambda: ticks_of_family(pid) > before + 20)
 
 
-def ticks(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:  # noqa: PTH123 - no file of ours
-        fields = file.read().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
+def rests(pid: int) -> bool:
+    """Whether they compute no longer, and that long before a run's own time is over."""
+
+    def idle() -> bool:
+        before = ticks_of_family(pid)
+        time.sleep(0.5)
+        return ticks_of_family(pid) - before < 5
+
+    return eventually(idle, 20)
 
 
 def ended_early(enclave: EnclaveSocket) -> int:
@@ -244,11 +248,11 @@ def test_a_cancelled_stream_frees_its_workers_and_stops_the_model(
     early = ended_early(enclave)
     stream = client.stream(MODEL, version=ENDLESS, timeout_s=60)
     futures = [stream.submit(scalar()) for _ in range(2)]
-    assert eventually(lambda: busy(pid, 0.2) > 0.5)
+    assert begins(pid)
     stream.cancel()
     assert all(future.done() for future in futures)
-    assert eventually(lambda: ended_early(enclave) > early, 5)
-    assert eventually(lambda: busy(pid) < 0.3, 10)
+    assert eventually(lambda: ended_early(enclave) > early, 20)
+    assert rests(pid)
 
 
 def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
@@ -266,14 +270,14 @@ def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
 
     async def work() -> None:
         task = asyncio.create_task(ask())
-        assert await asyncio.to_thread(eventually, lambda: busy(pid, 0.2) > 0.5)
+        assert await asyncio.to_thread(begins, pid)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(work())
-    assert eventually(lambda: ended_early(enclave) > early, 5)
-    assert eventually(lambda: busy(pid) < 0.3, 10)
+    assert eventually(lambda: ended_early(enclave) > early, 20)
+    assert rests(pid)
 
 
 def test_a_client_closed_under_a_stream_of_an_event_loop_fails_what_waits(
@@ -288,7 +292,7 @@ def test_a_client_closed_under_a_stream_of_an_event_loop_fails_what_waits(
             await asyncio.sleep(0.2)
             await client.aclose()
             with pytest.raises(RequestError) as caught:
-                await asyncio.wait_for(future, 10)
+                await asyncio.wait_for(future, 60)
             assert caught.value.code is Code.UNAVAILABLE
             with pytest.raises(RequestError):
                 await stream.aclose()
@@ -310,7 +314,7 @@ def test_a_caller_that_vanishes_is_a_cancellation_however_full_the_stream_is(
         for _ in range(75):  # above what the enclave reads ahead
             spoken.ask(message)
         time.sleep(0.3)
-    assert eventually(lambda: ended_early(enclave) > early, 5)
+    assert eventually(lambda: ended_early(enclave) > early, 20)
     assert session.ask(enclave).trailer.status is Code.OK
 
 
@@ -324,7 +328,7 @@ def test_the_deadline_reaches_the_enclave(
         for _ in range(3):
             spoken.ask(to_request(scalar()))
         units = spoken.receive_all()
-    assert 1 < time.monotonic() - begun < 5
+    assert 1 < time.monotonic() - begun < 20
     assert spoken.complete
     assert units[-1].last
     assert {unit.trailer.status for unit in units} == {Code.DEADLINE_EXCEEDED}
@@ -354,7 +358,13 @@ def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(1.5)
+
+        def still() -> bool:
+            before = sent
+            time.sleep(1)
+            return 0 < before == sent
+
+        assert eventually(still)
         stuck = sent
         resident = resident_kib(pid_of(deployment))
         time.sleep(0.5)
@@ -376,12 +386,12 @@ def test_too_many_streams_are_refused_and_the_others_go_on(
         codes = []
         for stream in open_streams:
             try:
-                stream.submit({"features": ROWS}).result(20)
+                stream.submit({"features": ROWS}).result(60)
             except CasemateError as error:
                 codes.append(error.code)
         assert codes == [Code.OVERLOADED] * 5
         assert client.infer(MODEL, {"features": ROWS}, version=1).model == MODEL
-        assert first.submit({"features": ROWS}).result(20).model == MODEL
+        assert first.submit({"features": ROWS}).result(60).model == MODEL
         for stream in open_streams:
             stream.cancel()
     assert eventually(lambda: _opens(client))
@@ -432,7 +442,7 @@ def test_c3_one_caller_does_not_hold_all_streams(
 def _opens(client: Client) -> bool:
     try:
         with client.stream(MODEL, version=1) as stream:
-            return stream.submit({"features": ROWS}).result(20).model == MODEL
+            return stream.submit({"features": ROWS}).result(60).model == MODEL
     except CasemateError:
         return False
 
@@ -442,18 +452,23 @@ def _opens(client: Client) -> bool:
 
 def test_a_model_answers_piece_by_piece(client: Client) -> None:
     with client.stream(MODEL, version=COUNTING) as stream:
-        begun = time.monotonic()
-        arrived = []
-        squares = []
-        for piece in stream.pieces(count_to(6)):
-            arrived.append(time.monotonic() - begun)
-            squares.append(float(piece.outputs["square"][0]))
-        assert squares == [1, 4, 9, 16, 25, 36]
-        # Paced: the n-th leaves no earlier than n intervals after the question was begun.
-        assert all(at >= 0.018 * number for number, at in enumerate(arrived, 1))
-        assert arrived[0] < arrived[-1] - 0.05
+
+        def one_by_one() -> bool:
+            """Ask; whether the pieces came apart, which this process may be too slow to see."""
+            begun = time.monotonic()
+            arrived = []
+            squares = []
+            for piece in stream.pieces(count_to(6)):
+                arrived.append(time.monotonic() - begun)
+                squares.append(float(piece.outputs["square"][0]))
+            assert squares == [1, 4, 9, 16, 25, 36]
+            # Paced: the n-th leaves no earlier than n intervals after the question was begun.
+            assert all(at >= 0.018 * number for number, at in enumerate(arrived, 1))
+            return arrived[0] < arrived[-1] - 0.05
+
+        assert eventually(one_by_one, 20)
         assert len([*stream.pieces(count_to(1))]) == 1
-        last = stream.submit(count_to(5)).result(20)
+        last = stream.submit(count_to(5)).result(60)
         assert last.outputs["square"].tolist() == [25]
         assert len([*stream.pieces(count_to(1000))]) == 50  # the most that the publisher allows
 
@@ -468,7 +483,7 @@ def test_pieces_that_nobody_wants_any_more_hold_up_nothing(client: Client) -> No
         pieces = stream.pieces(count_to(40))
         assert len([*itertools.islice(pieces, 2)]) == 2
         pieces.close()  # type: ignore[attr-defined]
-        assert stream.submit(count_to(2)).result(20).outputs["square"].tolist() == [4]
+        assert stream.submit(count_to(2)).result(60).outputs["square"].tolist() == [4]
 
 
 def test_pieces_that_nobody_takes_hinder_no_cancellation(client: Client) -> None:
@@ -479,16 +494,23 @@ def test_pieces_that_nobody_takes_hinder_no_cancellation(client: Client) -> None
     time.sleep(0.5)  # more pieces have come than wait for whoever takes them
     begun = time.monotonic()
     stream.cancel()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert refusal(lambda: [*pieces]) is Code.UNAVAILABLE
 
 
 def test_pieces_that_nobody_takes_end_with_the_stream(client: Client) -> None:
-    stream = client.stream(MODEL, version=COUNTING, timeout_s=1.5)
-    pieces = stream.pieces(count_to(40))
-    assert next(pieces).outputs["square"].tolist() == [1]
-    assert refusal(stream.close) is Code.DEADLINE_EXCEEDED
-    assert refusal(lambda: [*pieces]) is Code.DEADLINE_EXCEEDED
+    def first(seconds: float) -> list[float]:
+        """What came of the first piece, if there was time for it."""
+        taken: list[float] = []
+        stream = client.stream(MODEL, version=COUNTING, timeout_s=seconds)
+        pieces = stream.pieces(count_to(40))
+        with contextlib.suppress(CasemateError):
+            taken += next(pieces).outputs["square"].tolist()
+        assert refusal(stream.close) is Code.DEADLINE_EXCEEDED
+        assert not taken or refusal(lambda: [*pieces]) is Code.DEADLINE_EXCEEDED
+        return taken
+
+    assert patiently(first, bool, (1.5, 10, 40)) == [1]
 
 
 def test_pieces_wait_for_whoever_takes_them(client: Client) -> None:
@@ -571,10 +593,10 @@ def test_an_unloaded_model_answers_no_further_question(
     with deployment.client() as client:
         stream = client.stream(MODEL, version=31)
         x = {"x": np.ones((1, 3), np.float32)}
-        assert stream.submit(x).result(20).outputs["y"].tolist() == [[9, 12]]
+        assert stream.submit(x).result(60).outputs["y"].tolist() == [[9, 12]]
         enclave.unload(MODEL, 31)
         with pytest.raises(RequestError) as caught:
-            stream.submit(x).result(20)
+            stream.submit(x).result(60)
         assert caught.value.code is Code.UNKNOWN_MODEL
         stream.close()
 
