@@ -26,6 +26,7 @@ from casemate.frames import ERROR, FrameType, exchange, receive_frame, send_fram
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.pki import NitroPki
 from tests.support import onnx_bytes
+from tests.support.attacker import eventually
 from tests.support.damage import flip
 from tests.support.enclave_bench import (
     ANSWER,
@@ -461,12 +462,12 @@ def test_an_endless_model_ends_at_the_frames_budget_and_others_are_served(served
 
     def endless() -> None:
         row = np.array(0, np.float32)
-        answers.append(served.infer(session, row, model="endless", budget=400))
+        answers.append(served.infer(session, row, model="endless", budget=2000))
 
     thread = threading.Thread(target=endless)
     thread.start()
     assert rows_of(served.infer(served.session())) == ANSWER
-    thread.join(20)
+    thread.join(60)
     assert answers[0].trailer.status == Code.DEADLINE_EXCEEDED
 
 
@@ -633,7 +634,7 @@ def test_an_impossible_size_ends_the_connection(bench: Bench, size: int) -> None
 
 
 def ended(channel: socket.socket) -> bool:
-    channel.settimeout(5)
+    channel.settimeout(60)
     try:
         return channel.recv(1) == b""
     except ConnectionResetError:
@@ -671,14 +672,14 @@ def test_a_half_sent_frame_holds_a_connection_only_so_long(
 ) -> None:
     monkeypatch.setattr(limits, "FRAME_HEAD_TIMEOUT_S", 0.4)
     with bench.connect() as idle, bench.connect() as channel:
-        started = time.monotonic()
-        for byte in b"\0\0\0\x20\x08\0\0\0\0" + bytes(20):  # one byte now and then
-            try:
+
+        def dribble() -> None:
+            for byte in b"\0\0\x20\0\x08\0\0\0\0" + bytes(800):  # one now and then
                 channel.send(bytes([byte]))
-            except OSError:
-                break
-            time.sleep(0.1)
-        assert time.monotonic() - started < 2.5
+                time.sleep(0.1)
+
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):  # long before the last
+            dribble()
         assert ended(channel)
         # Waiting between frames costs nothing.
         assert exchange(idle, FrameType.HEALTH)
@@ -699,9 +700,7 @@ def test_connections_are_bounded_and_the_others_are_served(
     for channel in open_ones:
         assert exchange(channel, FrameType.HEALTH)
     open_ones.pop().close()
-    end = time.monotonic() + 5
-    while len(bench.server._connections) > 3 and time.monotonic() < end:
-        time.sleep(0.01)
+    assert eventually(lambda: len(bench.server._connections) <= 3)
     assert bench.health()["state"] == "unconfigured"
     for channel in open_ones:
         channel.close()
@@ -799,10 +798,8 @@ def test_refused_configurations_leave_no_threads(
     before = threading.active_count()
     for _ in range(5):
         assert refusal(bench.ask, FrameType.CONFIGURE, bench.configuration) == Code.MALFORMED
-    until = time.monotonic() + 10  # connections that are still closing
-    while threading.active_count() > before and time.monotonic() < until:
-        time.sleep(0.02)
-    assert threading.active_count() <= before
+    # Connections may still be closing.
+    assert eventually(lambda: threading.active_count() <= before)
 
 
 def test_maintenance_outlives_a_clock_that_fell_silent(
@@ -823,7 +820,10 @@ def test_health_and_counters_take_no_payload(served: Bench) -> None:
         assert refusal(served.ask, kind, b"x") == Code.MALFORMED
 
 
-def test_a_stop_ends_idle_connections_at_once(bench: Bench) -> None:
+def test_a_stop_ends_idle_connections_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STOP_TIMEOUT_S", 100.0)
     with bench.connect() as idle:
         exchange(idle, FrameType.HEALTH)
         started = time.monotonic()

@@ -52,17 +52,25 @@ def test_h13_every_call_ends_once_when_the_enclave_is_killed_under_load(
     assert launcher is not None
     with world.client() as client:
         traffic = Traffic(client)
-        for _ in range(3):
+        for _ in until_felt(traffic):
             assert eventually(partial(traffic.flows, 0))
             former = launcher.latest["pid"]
             killed = time.monotonic()
             os.kill(former, signal.SIGKILL)
             assert eventually(partial(replaced, launcher, former), world.form.start_s)
-            assert eventually(partial(traffic.flows, killed + 1), 60)
+            assert eventually(partial(traffic.flows, killed + 1), 100)
         ends = traffic.end()
     assert ends[Code.OK] > 150
     assert ends.total() > ends[Code.OK]  # the kills were felt
     assert set(ends) <= RETRYABLE | {Code.OK}
+
+
+def until_felt(traffic: Traffic) -> Iterator[int]:
+    """Three times, and on until some call was under way when its server was killed."""
+    for count in range(20):
+        if count >= 3 and any(end != Code.OK for _, end in traffic.ends):
+            return
+        yield count
 
 
 def replaced(launcher: Service, former: int) -> bool:
@@ -109,11 +117,11 @@ def test_h13_every_call_ends_once_when_the_host_is_killed_under_load(
         world.wait_until_serving()
         with world.client() as client:
             traffic = Traffic(client)
-            for _ in range(3):
+            for _ in until_felt(traffic):
                 assert eventually(partial(traffic.flows, 0))
                 killed = time.monotonic()
                 os.kill(keeper.host.pid, signal.SIGKILL)
-                assert eventually(partial(traffic.flows, killed + 1), 60)
+                assert eventually(partial(traffic.flows, killed + 1), 100)
             ends = traffic.end()
     finally:
         keeper.end()

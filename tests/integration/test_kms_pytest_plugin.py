@@ -87,7 +87,7 @@ def test_the_server_says_where_it_is(tmp_path: Path) -> None:
         )
         assert client.list_keys()["Keys"] == []
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     for bad in (["--fault", "misspelt"], ["--nitro-root", "x"]):
         done = subprocess.run([*command, *bad], capture_output=True, text=True, check=False)
         assert done.returncode == 2

@@ -75,10 +75,10 @@ def start(probe: Path, *, debug: bool = False, unsafe: bool = False) -> EnclaveP
 
 def say(run: Path, word: bytes) -> bytes:
     """Connect as soon as the probe listens, say a word of four letters, return the answer."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         with socket.socket(socket.AF_UNIX) as channel:
-            channel.settimeout(10)
+            channel.settimeout(60)
             try:
                 channel.connect(str(run / "enclave.sock"))
             except OSError:
@@ -96,8 +96,8 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ended, within ten seconds."""
-    deadline = time.monotonic() + 10
+    """Whether the process ended, within a minute."""
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > deadline:
             return False
@@ -277,7 +277,7 @@ def test_another_process_cannot_ask_the_module(probe: Path) -> None:
         assert enclave.nsm_dir
         path = str(enclave.nsm_dir / "nsm.sock")
         with socket.socket(socket.AF_UNIX) as channel:
-            channel.settimeout(5)
+            channel.settimeout(60)
             channel.connect(path)
             with contextlib.suppress(ConnectionError):
                 channel.sendall(b"\0\0\0\x0a\x69GetRandom")
@@ -342,7 +342,7 @@ def test_the_command_reports_and_stops_upon_sigterm(probe: Path) -> None:
         assert len(line["root_sha256"]) == 64
         assert facts(probe.parent / "run")["pid"] == 1
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert gone(line["pid"])
 
 
@@ -351,7 +351,7 @@ def test_the_enclave_does_not_outlive_a_killed_launcher(probe: Path) -> None:
         line = started(process)
         facts(probe.parent / "run")
         process.kill()
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
     assert gone(line["pid"])
 
 
@@ -366,7 +366,7 @@ def test_the_command_says_when_the_enclave_ended_by_itself(probe: Path) -> None:
     with launcher(probe) as process:
         started(process)
         say(probe.parent / "run", b"exit")
-        assert process.wait(10) == 3
+        assert process.wait(60) == 3
         assert process.stderr
         said = process.stderr.read()
     assert "ended by itself, status 7" in said
@@ -381,7 +381,7 @@ def test_restarting_measures_again_and_takes_a_fresh_bank(probe: Path) -> None:
         say(probe.parent / "run", b"exit")
         second = started(process)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert first["module_id"] != second["module_id"]
     assert first["pcr2"] != second["pcr2"]
     assert first["root_sha256"] == second["root_sha256"]
@@ -400,7 +400,7 @@ def test_crashes_are_named_never_quoted_and_each_start_waits_longer(probe: Path)
             elif end == "kill":
                 os.kill(starts[-1]["pid"], signal.SIGKILL)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr
         said = process.stderr.read()
     assert all(gone(start["pid"]) for start in starts)
@@ -465,7 +465,7 @@ def test_the_unsafe_form_is_measured_differently_and_says_so(probe: Path) -> Non
         line = started(process)
         seen = facts(probe.parent / "run")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr
         assert process.stderr.read().startswith("UNSAFE")
     assert line["form"] == seen["argv"][-1] == "unsafe-process"

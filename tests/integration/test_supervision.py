@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 def answers(client: Client) -> bool:
     try:
-        result = client.infer(MODEL, {"features": ROWS}, timeout_s=5, repeatable=True)
+        result = client.infer(MODEL, {"features": ROWS}, timeout_s=30, repeatable=True)
     except CasemateError:
         return False
     return len(result.outputs["label"]) == len(ROWS)
@@ -52,7 +52,7 @@ def test_a_killed_enclave_is_replaced_and_the_same_client_goes_on(
                 os.kill(former, signal.SIGKILL)
                 assert replaced(world, launcher, former)
                 instances.add(launcher.latest["module_id"])
-                assert eventually(lambda: answers(client), 60)
+                assert eventually(lambda: answers(client), 100)
         assert len(instances) == 3  # each with a module, and so a bank, of its own
         log = launcher.log.read_text()
         assert log.count("signal SIGKILL") == 2

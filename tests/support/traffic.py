@@ -17,7 +17,7 @@ from tests.support.attacker import ROWS
 if TYPE_CHECKING:
     from casemate.client import Client
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 CALLERS = 6
 
 
