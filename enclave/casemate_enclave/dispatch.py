@@ -57,7 +57,10 @@ class Exchange(Protocol):
         ...
 
     def model_data(self, size: int) -> Iterator[memoryview]:
-        """Yield the frames of type 7 that follow, ``size`` bytes; raises ConnectionEndError."""
+        """Yield the frames of type 7 that follow, ``size`` bytes; raises ConnectionEndError.
+
+        What was yielded before lies there no more.
+        """
         ...
 
     def link(self) -> StreamLink:

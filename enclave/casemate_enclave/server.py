@@ -65,8 +65,9 @@ class _Exchange:
 
     def model_data(self, size: int) -> Iterator[memoryview]:
         left = size
+        memory = memoryview(bytearray(min(size, limits.MODEL_DATA_MAX)))
         while left:
-            frame = self._next(min(left, limits.MODEL_DATA_MAX))
+            frame = self._next(memory[:left])
             left -= len(frame.payload)
             yield frame.payload
 
@@ -75,10 +76,15 @@ class _Exchange:
         self.begin(link)
         return link
 
-    def _next(self, most: int) -> Frame:
+    def _next(self, memory: memoryview) -> Frame:
         within_s = limits.FRAME_HEAD_TIMEOUT_S
         try:
-            frame = receive_frame(self.channel, COUNTED + most, idle_s=within_s, within_s=within_s)
+            frame = receive_frame(
+                *(self.channel, COUNTED + len(memory)),
+                idle_s=within_s,
+                within_s=within_s,
+                memory=lambda size: memory[:size],
+            )
         except FrameError as error:
             raise ConnectionEndError(error.code, error.detail) from None
         except OSError:
