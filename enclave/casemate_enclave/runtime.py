@@ -6,7 +6,6 @@ import math
 import os
 import re
 import time
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from casemate.attestation.configuration import CPU
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.runs import Pipelined, Run
+    from casemate_enclave.watchdog import Terminable
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
 
@@ -76,6 +76,18 @@ class _Kind(NamedTuple):
 
 _INPUTS = _Kind(Refusal.NO_INPUT, Refusal.MORE_INPUTS, Refusal.INPUT)
 _OUTPUTS = _Kind(Refusal.NO_OUTPUT, None, Refusal.OUTPUT)
+
+
+class Stop(Protocol):
+    """Ends what is between ``begin`` and ``end`` when nobody waits for it any more."""
+
+    def begin(self, run: Terminable) -> None:
+        """Have ``run`` ended from now on."""
+        ...
+
+    def end(self, run: Terminable) -> None:
+        """Leave ``run`` alone from now on."""
+        ...
 
 
 class LoadedModel(Protocol):
@@ -257,21 +269,26 @@ class OnnxModel:
         inputs: Tensors,
         outputs: Sequence[str],
         deadline: float,
-        cancellation: Cancellation | None = None,
+        cancellation: Stop | None = None,
     ) -> Tensors:
         """Run; raises RunError. Inputs that are not aligned are copied."""
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
+        watched = self._watchdog.begin(deadline, options)
         try:
-            cancelled = cancellation.ending(options) if cancellation else nullcontext()
-            with self._watchdog.until(deadline, options), cancelled:
-                values = self._values(_aligned(inputs), outputs, options)
+            if cancellation is not None:
+                cancellation.begin(options)
+            values = self._values(_aligned(inputs), outputs, options)
         except Exception as error:  # noqa: BLE001 - as in load
             if options.terminate or time.monotonic() >= deadline:
                 raise RunError(Failure.STOPPED) from None
             # onnxruntime's own text quotes names, shapes and values.
             memory = _ARENA in str(error)
             raise RunError(Failure.MEMORY if memory else Failure.FAILED) from None
+        finally:
+            self._watchdog.end(watched)
+            if cancellation is not None:
+                cancellation.end(options)
         return dict(zip(outputs, values, strict=True))
 
     def begin(self, _runs: Sequence[Run]) -> None:

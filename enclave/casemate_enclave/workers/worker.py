@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from casemate import cbor, limits
 from casemate.sealed_model import ModelContents, ModelHeader
-from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.memory import cost_of_loading, huge_pages
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.runtime import OnnxRuntime
@@ -37,7 +36,8 @@ from casemate_enclave.workers.tensors import (
 
 if TYPE_CHECKING:
     from casemate.wire import Buffer
-    from casemate_enclave.runtime import LoadedModel, OnnxModel, Tensors
+    from casemate_enclave.runtime import OnnxModel, Tensors
+    from casemate_enclave.watchdog import Terminable
 
 # Runs that were given up before they were begun: as many as may be under way.
 _CANCELLED_KEPT = 1024
@@ -75,12 +75,11 @@ def _load(settings: bytes, contents: int) -> OnnxModel:
 
 
 class _Worker:
-    def __init__(self, control: socket.socket, model: LoadedModel) -> None:
+    def __init__(self, control: socket.socket, model: OnnxModel) -> None:
         self._control = control
         self._model = model
-        self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}
-        self._running: dict[int, Cancellation] = {}
+        self._running: dict[int, Terminable] = {}
         self._cancelled: dict[int, None] = {}
 
     def work(self, memory: memoryview) -> None:
@@ -107,30 +106,46 @@ class _Worker:
         finally:
             del self._lines[number]
 
+    # One thread notes that a run is cancelled and then looks for it, the other notes the run and
+    # then looks whether it is cancelled: at least one of them finds the other's note.
+
     def _cancel(self, number: int) -> None:
-        with self._lock:
-            run = self._running.get(number)
-            if run is None:
-                self._cancelled[number] = None
-                if len(self._cancelled) > _CANCELLED_KEPT:
-                    del self._cancelled[next(iter(self._cancelled))]
-        if run is not None:
-            run.cancel()
+        self._cancelled[number] = None
+        if len(self._cancelled) > _CANCELLED_KEPT:
+            del self._cancelled[next(iter(self._cancelled))]
+        if (run := self._running.get(number)) is not None:
+            run.terminate = True
+
+    def begin(self, number: int, run: Terminable) -> None:
+        """Have ``run`` ended when its number is cancelled, or at once if it was."""
+        self._running[number] = run
+        if number in self._cancelled:
+            run.terminate = True
+
+    def end(self, number: int) -> None:
+        """Forget a run that is over."""
+        self._running.pop(number, None)
+        self._cancelled.pop(number, None)
 
     def run(self, number: int, layout: Layout, inputs: Tensors, deadline: float) -> Tensors:
         """Run; raises RunError."""
-        cancellation = Cancellation()
-        with self._lock:
-            self._running[number] = cancellation
-            given_up = number in self._cancelled
-            self._cancelled.pop(number, None)
-        if given_up:
-            cancellation.cancel()
-        try:
-            return self._model.run(inputs, layout.wanted, deadline, cancellation)
-        finally:
-            with self._lock:
-                del self._running[number]
+        return self._model.run(inputs, layout.wanted, deadline, _ByNumber(self, number))
+
+
+class _ByNumber:
+    """The ``Stop`` of one run."""
+
+    __slots__ = ("_number", "_worker")
+
+    def __init__(self, worker: _Worker, number: int) -> None:
+        self._worker = worker
+        self._number = number
+
+    def begin(self, run: Terminable) -> None:
+        self._worker.begin(self._number, run)
+
+    def end(self, _run: Terminable) -> None:
+        self._worker.end(self._number)
 
 
 class _Line:
