@@ -48,7 +48,9 @@ def registry(folder: Path) -> ModelRegistry:
     )
     journal = Journal()
     models = ModelRegistry(
-        runtime, MeasurementLog(), clock, bounds, lambda: journal.timed(Step.QUEUE)
+        *(runtime, MeasurementLog(), clock, bounds),
+        queued=lambda: journal.timed(Step.QUEUE),
+        waited=journal.waited,
     )
     for name in MODELS:
         content = (folder / f"{name}.onnx").read_bytes()

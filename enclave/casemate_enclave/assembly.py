@@ -89,7 +89,9 @@ class Assembly:
             threads=bounds.threads,
         )
         models = ModelRegistry(
-            runtime, log, self.clock, bounds, lambda: self._journal.timed(Step.QUEUE)
+            *(runtime, log, self.clock, bounds),
+            queued=lambda: self._journal.timed(Step.QUEUE),
+            waited=self._journal.waited,
         )
         identity = Identity(self._nsm, self.clock, keys, log, encoded, self._instance)
         unwraps = Unwraps(kms)

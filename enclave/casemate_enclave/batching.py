@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Tensors = Mapping[str, Array]
+
+
+J = TypeVar("J", bound="Job")
 
 
 class State(Enum):
@@ -87,6 +90,10 @@ class Job:
         self.wake = threading.Lock()
         self.wake.acquire()
 
+    def rouse(self) -> None:
+        """Tell whoever waits that it has a place; under the scheduler's lock."""
+        self.wake.release()
+
     @property
     def size(self) -> int:
         """Bytes of its inputs."""
@@ -111,7 +118,7 @@ def count_rows(inputs: Tensors, axis: int) -> int:
     return int(counts.pop())
 
 
-def gather(leader: Job, queue: Iterable[Job], most_rows: int, cut: float) -> list[Job]:
+def gather(leader: J, queue: Iterable[J], most_rows: int, cut: float) -> list[J]:
     """Return who runs together with ``leader``, first come first served, the leader first.
 
     Bounded by rows and bytes; whose deadline lies before ``cut`` is not taken along.

@@ -106,6 +106,10 @@ class Journal:
         """
         return self._steps.timed(step)
 
+    def waited(self, microseconds: int) -> None:
+        """Add to ``QUEUE`` what was not waited on a thread; before the ``RUN`` on this one ends."""
+        self._steps.add(Step.QUEUE, microseconds)
+
     def histograms(self) -> dict[str, dict[str, list[int] | int]]:
         """Every step's durations by name, as they were published last (SPEC 9.3)."""
         return self._steps.histograms()

@@ -50,6 +50,11 @@ class FairQueue:
         self._owners.move_to_end(job.owner, last=False)
         self._count += 1
 
+    @property
+    def first(self) -> Job:
+        """The next job, of which there has to be one."""
+        return next(iter(self._owners.values()))[0]
+
     def pop(self) -> Job:
         """Remove the next job; its owner's others come after those of all other owners."""
         owner, jobs = next(iter(self._owners.items()))

@@ -67,14 +67,17 @@ class ModelRegistry:
         log: MeasurementLog,
         clock: AttestedClock,
         bounds: ServiceLimits,
+        *,
         queued: Callable[[], AbstractContextManager[None]],
+        waited: Callable[[int], None],
     ) -> None:
-        """``queued`` times a request's waiting for its turn."""
+        """``queued`` times a request's waiting for its turn; both as ``ScheduledModel``."""
         self._runtime = runtime
         self._log = log
         self._clock = clock
         self._bounds = bounds
         self._queued = queued
+        self._waited = waited
         self._memory = MemoryBudget(bounds.memory_bytes)
         self._lock = threading.Lock()
         self._models: dict[str, dict[int, ServedModel]] = {}
@@ -160,7 +163,8 @@ class ModelRegistry:
         loaded = self._runtime.load(opened.contents, header)
         if header.serving.batch_rows is not None:
             check_independent(loaded, header)
-        scheduled = ScheduledModel(loaded, Bounds.of(header.serving, self._bounds), self._queued)
+        narrowed = Bounds.of(header.serving, self._bounds)
+        scheduled = ScheduledModel(loaded, narrowed, self._queued, self._waited)
         with self._lock:
             former = self._check(header, replaces)
             entries = (

@@ -70,6 +70,18 @@ class Pipelined(Together, Protocol):
         ...
 
 
+class Asker(Protocol):
+    """Who offers runs; told on any thread, and never raises."""
+
+    def settle(self, ticket: Any, outcome: Outcome) -> None:  # noqa: ANN401 - its own
+        """Take what became of the run that it offered as ``ticket``."""
+        ...
+
+    def settled(self) -> None:
+        """Note that there is no more for the moment."""
+        ...
+
+
 class SharedModel(Protocol):
     """A model whose runs may be begun together."""
 
@@ -92,6 +104,13 @@ class SharedModel(Protocol):
 
     def begin(self, runs: Sequence[Run]) -> Together | None:
         """Begin of ``runs``, all this model's, those that can go together at once, if any can."""
+        ...
+
+    def offer(self, runs: Sequence[tuple[Run, object]], asker: Asker) -> set[object]:
+        """Leave runs to the model, each with a ticket, to be joined with what else waits for it.
+
+        Returns the tickets of those that it takes on: of these ``asker`` is told, on any thread.
+        """
         ...
 
 

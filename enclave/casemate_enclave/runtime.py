@@ -125,8 +125,11 @@ class LastingModel(LoadedModel, Protocol):
         """Whether its runs are so short that others may wait for one."""
         ...
 
-    def begin(self, runs: Sequence[Run]) -> Pipelined | None:
-        """Begin of ``runs`` those that its process takes at once, if any; never waits."""
+    def begin(self, runs: Sequence[Run], *, patient: bool = False) -> Pipelined | None:
+        """Begin of ``runs`` those that its process takes at once, if any, or one of any size.
+
+        Does not wait for its process, unless ``patient``. Never raises.
+        """
         ...
 
     def repeat(
@@ -291,7 +294,7 @@ class OnnxModel:
                 cancellation.end(options)
         return dict(zip(outputs, values, strict=True))
 
-    def begin(self, _runs: Sequence[Run]) -> None:
+    def begin(self, _runs: Sequence[Run], *, patient: bool = False) -> None:
         """Nothing: it runs on the thread of whoever asks."""
 
     def repeat(

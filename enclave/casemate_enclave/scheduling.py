@@ -7,7 +7,6 @@ thread runs, together with those that it can take along. So nobody waits while a
 from __future__ import annotations
 
 import os
-import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import Code, RequestError
-from casemate_enclave.batching import Group, Job, State, count_rows, gather, join, split
-from casemate_enclave.fair_queue import FairQueue
+from casemate_enclave.batching import Group, Job, count_rows, gather, join, split
 from casemate_enclave.grouping import InPlace, Joined
+from casemate_enclave.offers import Offer, Offers, cut_of
+from casemate_enclave.places import Places
 from casemate_enclave.watchdog import OnTermination
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from casemate.sealed_model import Serving
     from casemate_enclave.batching import Tensors
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runs import Pipelined, Run
+    from casemate_enclave.runs import Asker, Pipelined, Run
     from casemate_enclave.runtime import LastingModel
-
-_WAITING = frozenset({State.QUEUED, State.JOINED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +78,14 @@ class ScheduledModel:
         model: LastingModel,
         bounds: Bounds,
         queued: Callable[[], AbstractContextManager[None]],
+        waited: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """``queued`` times the waiting."""
+        """``queued`` times the waiting; ``waited`` is told microseconds of who has no thread."""
         self._model = model
         self._bounds = bounds
         self._queued = queued
-        self._lock = threading.Lock()
-        self._free = bounds.places
-        self._queue = FairQueue(bounds.queue)
+        self._places = Places(bounds.places, bounds.queue)
+        self._offers = Offers(model, self._places, bounds, waited)
 
     @property
     def quick(self) -> bool:
@@ -111,36 +109,19 @@ class ScheduledModel:
         owner = cancellation.owner if cancellation else None
         self._model.admit(owner)
         rows = self._rows(inputs)
-        if self._enter():
+        if self._places.enter():
             return self._run(inputs, outputs, deadline, cancellation, repeated=repeated)
         job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
         job.alone |= repeated
-        given_up = OnTermination(lambda: self.leave(job))
+        given_up = OnTermination(lambda: self._places.give_up(job))
         leaving = cancellation.ending(given_up) if cancellation else nullcontext()
         with self._queued():
-            if self._enqueue(job):
+            if self._places.enqueue(job):
                 with leaving:
-                    self._await(job)
+                    self._places.await_turn(job)
         if repeated:
             return self._run(inputs, outputs, deadline, cancellation, repeated=True)
         return self._lead(job, cancellation) if job.answer is None else job.answer
-
-    def _enter(self) -> bool:
-        """Take a place if one is free and nobody waits for it."""
-        with self._lock:
-            if not self._free or self._queue:
-                return False
-            self._free -= 1
-            return True
-
-    def _enqueue(self, job: Job) -> bool:
-        """Let the job wait; False if a place became free meanwhile, which it then holds."""
-        with self._lock:
-            if not self._free and not self._queue.has_room(job.owner):
-                raise RequestError(Code.OVERLOADED, "too many requests wait for the model")
-            self._queue.append(job)
-            self._grant()
-            return job.state is State.QUEUED
 
     def _rows(self, inputs: Tensors) -> int | None:
         axis, most = self._bounds.axis, self._bounds.request_rows
@@ -167,40 +148,7 @@ class ScheduledModel:
             until = min(deadline, time.monotonic() + self._bounds.run_s)
             return run(inputs, outputs, until, cancellation)
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._free += 1
-            self._grant()
-
-    def _grant(self) -> None:
-        while self._free and self._queue:
-            self._free -= 1
-            job = self._queue.pop()
-            job.state = State.GRANTED
-            job.wake.release()
-
-    def _await(self, job: Job) -> None:
-        """Return when the job is granted a place or done; raises DEADLINE_EXCEEDED."""
-        job.wake.acquire(timeout=max(0.0, job.deadline - time.monotonic()))
-        if self.leave(job):
-            raise RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the model ran")
-
-    def leave(self, job: Job) -> bool:
-        """Have a job wait no longer; False if it is granted a place or done."""
-        group = None
-        with self._lock:
-            if job.state is State.QUEUED:
-                self._queue.remove(job)
-            if job.state in _WAITING:
-                group = job.group if job.state is State.JOINED else None
-                job.state = State.LEFT
-                job.wake.release()
-            left = job.state is State.LEFT
-        if group is not None:
-            group.leave()
-        return left
+            self._places.leave()
 
     # Runs that begin together
 
@@ -209,7 +157,7 @@ class ScheduledModel:
 
         Those that do not have to be waited for one by one, with ``run``. Never waits nor raises.
         """
-        if not self._model.quick or not self._enter():
+        if not self._model.quick or not self._places.enter():
             return None
         fit = [place for place, run in enumerate(runs) if self._fits(run)]
         under_way = None
@@ -217,10 +165,10 @@ class ScheduledModel:
             under_way = self._begin([runs[place] for place in fit]) if fit else None
         finally:
             if under_way is None:
-                self._leave()
+                self._places.leave()
         if under_way is None:
             return None
-        return InPlace(under_way, fit, self._enter, self._leave)
+        return InPlace(under_way, fit, self._places.enter, self._places.leave)
 
     def _begin(self, runs: Sequence[Run]) -> Pipelined | None:
         now = time.monotonic()
@@ -235,7 +183,7 @@ class ScheduledModel:
             Job(run.inputs, run.outputs, run.deadline, rows=self._rows(run.inputs), axis=axis)
             for run in runs
         ]
-        cut = _cut(leader, now)
+        cut = cut_of(leader, now)
         if cut is None:
             return self._model.begin(runs[:1])
         members = gather(leader, others, most, cut)
@@ -256,6 +204,18 @@ class ScheduledModel:
             return False
         return run.cancellation is None or run.cancellation.await_room(0.0)
 
+    def offer(self, runs: Sequence[tuple[Run, object]], asker: Asker) -> set[object]:
+        """As ``SharedModel``."""
+        if self._bounds.batch_rows is None:
+            return set()
+        least = time.monotonic() + 2 * limits.BATCH_LEAST_S
+        fit = [
+            (run, rows, ticket)
+            for run, ticket in runs
+            if self._fits(run) and run.deadline > least and (rows := self._rows(run.inputs))
+        ]
+        return self._offers.take(fit, asker) if fit else set()
+
     # Runs together
 
     def _lead(self, leader: Job, cancellation: Cancellation | None) -> Tensors:
@@ -264,31 +224,32 @@ class ScheduledModel:
             _await_room(cancellation, leader.deadline)
             answer = self._lead_others(leader, cancellation)
         except BaseException:
-            self._leave()
+            self._places.leave()
             raise
         if answer is None:
             return self._run(leader.inputs, leader.outputs, leader.deadline, cancellation)
-        self._leave()
+        self._places.leave()
         return answer
 
     def _lead_others(self, leader: Job, cancellation: Cancellation | None) -> Tensors | None:
         """Run together; None if the leader is to run alone."""
-        cut = _cut(leader, time.monotonic())
+        cut = cut_of(leader, time.monotonic())
         most = self._bounds.batch_rows
         if most is None or cut is None:
             return None
-        with self._lock:
-            _, *followers = gather(leader, self._queue, most, cut)
+        with self._places.lock:
+            threads = (job for job in self._places.queue if not isinstance(job, Offer))
+            _, *followers = gather(leader, threads, most, cut)
             group = Group(1 + len(followers))
-            self._take(followers, group)
+            self._places.take(followers, group)
         if not followers:
             return None
         with cancellation.ending(OnTermination(group.leave)) if cancellation else nullcontext():
             answers = self._together([leader, *followers], cut, group)
         if answers is None:
-            self._return(followers)
+            self._places.put_back(followers)
             return None
-        self._hand_out(followers, answers[1:])
+        self._places.hand_out(followers, answers[1:])
         return answers[0]
 
     def _together(self, members: list[Job], cut: float, group: Group) -> list[Tensors] | None:
@@ -301,39 +262,6 @@ class ScheduledModel:
             return split(outputs, members, axis)
         except Exception:  # noqa: BLE001 - each member meets its own failure when it runs alone
             return None
-
-    def _take(self, members: Sequence[Job], group: Group) -> None:
-        for member in members:
-            self._queue.remove(member)
-            member.state = State.JOINED
-            member.group = group
-
-    def _hand_out(self, members: Sequence[Job], answers: Sequence[Tensors]) -> None:
-        with self._lock:
-            for member, answer in zip(members, answers, strict=True):
-                if member.state is State.JOINED:
-                    member.answer = answer
-                    member.state = State.DONE
-                    member.wake.release()
-
-    def _return(self, members: Sequence[Job]) -> None:
-        """Put members back, in front and each to run alone: one of them spoilt the run."""
-        with self._lock:
-            for member in reversed(members):
-                if member.state is State.JOINED:
-                    member.alone = True
-                    member.state = State.QUEUED
-                    self._queue.put_back(member)
-            self._grant()
-
-
-def _cut(leader: Job, now: float) -> float | None:
-    """Return until when a joined run may take; None if ``leader`` is to run alone.
-
-    Others' rows may cost nobody more than half of its time.
-    """
-    half = (leader.deadline - now) / 2
-    return None if leader.alone or half < limits.BATCH_LEAST_S else now + half
 
 
 def _await_room(cancellation: Cancellation | None, deadline: float) -> None:

@@ -14,7 +14,7 @@ from casemate_enclave.shares import Shares
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casemate_enclave.runs import Outcome, Run, SharedModel, Together
+    from casemate_enclave.runs import Asker, Outcome, Run, SharedModel, Together
     from casemate_enclave.runtime import Tensors
     from casemate_enclave.shares import Owner
 
@@ -60,6 +60,10 @@ class WaitingModel:
             give_back()
             return None
         return _Placed(together, give_back)
+
+    def offer(self, _runs: Sequence[tuple[Run, object]], _asker: Asker) -> set[object]:
+        """Take nothing on: who asks by a stream waits on a thread of that."""
+        return set()
 
     def run(
         self,

@@ -20,6 +20,7 @@ from casemate import limits, numbered
 from casemate.errors import Code, FrameError, RequestError
 from casemate.frames import ERROR, FrameType, encode_error
 from casemate_enclave.context import RequestContext, Unsent
+from casemate_enclave.left_to_models import LeftToModels
 from casemate_enclave.numbered_link import NumberedLink
 from casemate_enclave.runs import Left, finish
 
@@ -115,6 +116,7 @@ class TurnConnection:
         self._idle = 0  # threads that stand by, or are about to
         self._spare_since = 0.0  # since when more than one of them does
         self._others = 0
+        self._with_models = LeftToModels(self._resume, self._link.flush, self._give_up)
         self._over = False
         self._contexts: dict[int, RequestContext] = {}
 
@@ -212,7 +214,7 @@ class TurnConnection:
             begun.append(_UnderWay(together, questions))
             members = set(together.members)
             questions = [q for place, q in enumerate(questions) if place not in members]
-        for question in questions:
+        for question in self._with_models.offer(model, questions):
             self._post(question)
         return begun
 
@@ -311,8 +313,7 @@ class TurnConnection:
                 else:
                     self._carry_on(task)
         except BaseException:
-            self._abandon()
-            self._link.hang_up()
+            self._give_up()
             raise
 
     def _next_task(self, *, expected: bool, placed: bool) -> _Question | _UnderWay | None:
@@ -370,6 +371,10 @@ class TurnConnection:
         self._contexts.pop(number, None)
         self._link.put(numbered.answer(number, ERROR, (encode_error(code, detail),)))
 
+    def _give_up(self) -> None:
+        self._abandon()
+        self._link.hang_up()
+
     def _abandon(self) -> None:
         """End all that is under way: the host has ended the connection, and waits for nothing."""
         self._link.drop()
@@ -385,6 +390,7 @@ class TurnConnection:
         with self._posted:
             self._over = True
             self._posted.notify_all()
+        self._with_models.wait()
         with contextlib.suppress(FrameError, OSError):
             self._work()
         with self._left:

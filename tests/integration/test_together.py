@@ -184,7 +184,7 @@ class Host:
 
 
 def _all_free(model: ScheduledModel) -> bool:
-    return model._free == 4
+    return model._places.free == 4
 
 
 def _payload(kind: str, value: int) -> bytes:
@@ -341,4 +341,4 @@ def test_with_the_connection_ends_what_was_under_way_and_its_places_are_free(
     with Host(models) as host:
         host.send([("endless", n) for n in range(3)] + [("quick", n) for n in range(3)])
         host.receive(3)
-    assert models.repeating._free == 4
+    assert models.repeating._places.free == 4

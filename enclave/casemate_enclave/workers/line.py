@@ -60,6 +60,8 @@ class Line:
         self._memory = packets.packet_memory()
         self._given: Room | None = None
         self._answers: Room | None = None
+        self._one: int | None = None  # a run that has the line to itself
+        self._may_need_room = False
 
     def ask(self, number: int, packed: Packed, deadline: float) -> dict[str, Array]:
         """Run; raises RunError, or WorkerLostError: then the line is of no more use."""
@@ -90,8 +92,16 @@ class Line:
         except OSError as error:
             raise WorkerLostError from error
 
+    def begin_one(self, number: int, packed: Packed, deadline: float) -> None:
+        """Have one run begun, however large; raises WorkerLostError."""
+        self._one, self._may_need_room = number, True
+        try:
+            self._ask(number, packed, deadline)
+        except OSError as error:
+            raise WorkerLostError from error
+
     def receive(self, patience_s: float) -> Iterator[tuple[int, _Back]]:
-        """Yield what has come back of several runs, each by its number; None is to run alone.
+        """Yield what has come back of runs that were begun, by number; None is to run alone.
 
         Nothing if nothing does within ``patience_s`` seconds. Raises WorkerLostError.
         """
@@ -101,7 +111,10 @@ class Line:
             size = self._channel.recv_into(self._memory)
             if not size:
                 raise WorkerLostError
-            yield from self._read(self._memory[:size])
+            if self._one is None:
+                yield from self._read(self._memory[:size])
+            else:
+                yield from self._read_one(self._one, size)
         except (OSError, PacketError) as error:
             raise WorkerLostError from error
 
@@ -126,6 +139,20 @@ class Line:
                 yield number, RunError(_FAILURES[status - packets.FAILED])
             else:
                 raise PacketError("not an answer")
+
+    def _read_one(self, number: int, size: int) -> Iterator[tuple[int, _Back]]:
+        try:
+            status, length, total = self._head(size, number)
+            if status == packets.NEEDS_ROOM and self._may_need_room:
+                self._may_need_room = False
+                self._make_room(total)
+                return
+            back: _Back = self._tensors(status, length, size)
+        except RunError as error:
+            back = error
+        self._one = None
+        self._tidy()
+        yield number, back
 
     def _ask(self, number: int, packed: Packed, deadline: float) -> None:
         description, total = packed.description, packed.layout.total
@@ -161,6 +188,9 @@ class Line:
             self._make_room(total)
             size = self._channel.recv_into(self._memory)
             status, length, _ = self._head(size, number)
+        return self._tensors(status, length, size)
+
+    def _tensors(self, status: int, length: int, size: int) -> dict[str, Array]:
         end = packets.ANSWER.size + length
         if status not in _DONE or end > size:
             raise PacketError("not an answer")

@@ -128,7 +128,7 @@ class WorkedModel:
             self._leave()
         return self.repeat(inputs, outputs, deadline, cancellation)
 
-    def begin(self, runs: Sequence[Run]) -> Pipeline | None:
+    def begin(self, runs: Sequence[Run], *, patient: bool = False) -> Pipeline | None:
         """As ``LastingModel``; None while there is no worker, or runs are repeated alone."""
         with self._changed:
             if self._suspects or not self._current:
@@ -137,7 +137,7 @@ class WorkedModel:
             worker = self._current[0]
         pipeline = None
         try:
-            pipeline = worker.begin(runs, functools.partial(self._back, worker))
+            pipeline = worker.begin(runs, functools.partial(self._back, worker), patient=patient)
         except WorkerLostError:
             self.lost(worker)
         finally:

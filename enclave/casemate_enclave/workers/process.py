@@ -121,10 +121,13 @@ class Worker:
             raise WorkerLostError
         return answer
 
-    def begin(self, runs: Sequence[Run], ended: Callable[[bool], None]) -> Pipeline | None:
-        """Send those of ``runs`` that a packet takes on an idle line; None if there is none.
+    def begin(
+        self, runs: Sequence[Run], ended: Callable[[bool], None], *, patient: bool = False
+    ) -> Pipeline | None:
+        """Send those of ``runs`` that a packet takes on an idle line, or one, however large.
 
-        ``ended`` as for ``Pipeline``. Raises WorkerLostError: then none has begun.
+        None if there is no such line, and none is opened as for who is ``patient``. ``ended`` as
+        for ``Pipeline``. Raises WorkerLostError: then none has begun.
         """
         numbers: dict[int, int] = {}
         sent, size = [], 0
@@ -135,16 +138,21 @@ class Worker:
                 continue
             record = record_size(packed)
             inline = packed.layout.total <= limits.WORKER_INLINE_MAX
-            if inline and size + record <= limits.WORKER_MESSAGE_MAX:
+            if len(runs) == 1 or (inline and size + record <= limits.WORKER_MESSAGE_MAX):
                 number = next(self._runs)
                 numbers[number] = place
                 sent.append((number, packed, run.deadline))
                 size += record
         line = self._idle_line() if sent else None
+        if line is None and patient and sent:
+            line = self._open()
         if line is None:
             return None
         try:
-            line.begin(sent)
+            if len(sent) == 1:
+                line.begin_one(*sent[0])
+            else:
+                line.begin(sent)
         except WorkerLostError:
             self.kill()
             line.close()

@@ -146,9 +146,9 @@ class Asker:
         return future
 
     def waiting(self, x: np.ndarray, **how: Any) -> Future[Any]:  # noqa: ANN401 - ask's
-        before = len(self.model._queue)
+        before = len(self.model._places.queue)
         future = self.ask(x, **how)
-        assert eventually(lambda: len(self.model._queue) > before or future.done())
+        assert eventually(lambda: len(self.model._places.queue) > before or future.done())
         return future
 
 
@@ -321,7 +321,7 @@ def test_whoever_is_not_waited_for_leaves_the_queue(gate: Gate, pool: ThreadPool
     gate.open.set()
     assert [future.result(60)["y"][0, 0] for future in (first, second)] == [0, 6]
     assert gate.runs == [1, 1]
-    assert asker.model._free == 1
+    assert asker.model._places.free == 1
 
 
 def asked_by(name: bytes) -> Cancellation:
@@ -432,7 +432,7 @@ def test_whoever_waits_for_answers_to_be_taken_waits_to_its_deadline(
     context.cancel()
     assert code_of(given_up) is Code.DEADLINE_EXCEEDED
     assert gate.runs == []
-    assert asker.model._free == 1
+    assert asker.model._places.free == 1
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (2, 3, 1)])
@@ -455,7 +455,7 @@ def test_a_joined_run_ends_when_nobody_of_it_waits_any_more(
     leaving[order[2]].cancel()
     assert last.result(60)["y"][0, 0] == 8
     assert {code_of(future) for future in gone.values()} == {Code.DEADLINE_EXCEEDED}
-    assert asker.model._free == 1
+    assert asker.model._places.free == 1
     assert gate.runs[:2] == [1, 3]
 
 
@@ -555,6 +555,6 @@ def test_no_request_is_lost_or_answered_with_anothers_rows(
     assert {in_time[number] for number in in_time.keys() - poisoned} == {"OK"}
     late = {outcomes[number] for number in outcomes.keys() - in_time.keys()}
     assert late <= {"OK", "MODEL_FAILED", "DEADLINE_EXCEEDED"}
-    assert model._free == 2
-    assert not model._queue
+    assert model._places.free == 2
+    assert not model._places.queue
     assert gate.most <= 2
