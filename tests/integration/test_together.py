@@ -49,11 +49,12 @@ pytestmark = pytest.mark.integration
 REPEATING = header({"x": ("FP32", (0,)), "n": ("INT64", (1,))}, {"y": ("FP32", (0,))})
 QUOTIENT = header({"x": ("INT32", (0,)), "d": ("INT32", (0,))}, {"y": ("INT32", (0,))})
 LINEAR = header({"x": ("FP32", (0, 3))}, {"y": ("FP32", (0, 2))})
+PASSING = header({"x": ("FP32", (0, 1024))}, {"y": ("FP32", (0, 1024))})
 FOREVER = 1 << 62
 
 
 class Models:
-    """Three models as an enclave schedules them, one of which joins runs."""
+    """Models as an enclave schedules them: two join runs, and one of these is not quick."""
 
     def __init__(self) -> None:
         self.journal = Journal(io.StringIO())
@@ -65,6 +66,15 @@ class Models:
         self.joined = self._scheduled(
             runtime, onnx.linear(), LINEAR, batch_dimension=0, batch_rows=64
         )
+        before = processes()
+        self.wide = self._scheduled(
+            runtime, onnx.passing(1024, 12), PASSING, batch_dimension=0, batch_rows=32
+        )
+        (self.wide_worker,) = processes() - before
+
+    @property
+    def all(self) -> tuple[ScheduledModel, ...]:
+        return self.repeating, self.dividing, self.joined, self.wide
 
     def _scheduled(self, runtime: Any, content: bytes, facts: Any, **serving: Any) -> Any:  # noqa: ANN401
         model = runtime.load(ModelContents.of({"m": content}), facts)
@@ -75,6 +85,8 @@ class Models:
         """What a question of this kind has its model run on."""
         if kind == "joined":
             return self.joined, {"x": np.array([[value, 0, 0]], np.float32)}
+        if kind == "wide":
+            return self.wide, {"x": np.full((1 + value % 2, 1024), value, np.float32)}
         if kind in {"divided", "crash"}:
             pair = (value, 1) if kind == "divided" else (-(2**31), -1)
             return self.dividing, dict(zip("xd", np.array(pair, np.int32)[:, None], strict=True))
@@ -103,7 +115,12 @@ class Models:
             return Code.MODEL_FAILED.value.encode()
         if kind == "endless":
             return Code.DEADLINE_EXCEEDED.value.encode()
-        rows = {"joined": [value, 2], "divided": [value, 1], "large": [value + 1, 30_000]}
+        rows = {
+            "wide": [value, 1024 * (1 + value % 2)],
+            "joined": [value, 2],
+            "divided": [value, 1],
+            "large": [value + 1, 30_000],
+        }
         added = 20_000 if kind == "long" else 1
         return json.dumps(list(map(float, rows.get(kind, [value + added, 1])))).encode()
 
@@ -139,7 +156,7 @@ class Host:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self.ask([("quick", 1)]) == {0: self._models.expected("quick", 1)}
+        assert self.receive(1) == {0: self._models.expected("quick", 1)}
         return self
 
     def _serve(self) -> None:
@@ -171,15 +188,14 @@ class Host:
         return answers
 
     def ask(self, questions: list[tuple[str, int]]) -> dict[int, bytes]:
-        if questions != [("quick", 1)]:
-            self.send(questions)
+        self.send(questions)
         return self.receive(len(questions))
 
     def __exit__(self, *_: object) -> None:
         self.near.close()
         self._thread.join(60)
         assert not self._thread.is_alive()
-        for model in (self._models.repeating, self._models.dividing, self._models.joined):
+        for model in self._models.all:
             assert eventually(partial(_all_free, model))  # each place was given back
 
 
@@ -210,9 +226,9 @@ class Counted:
         worked: Any = model._model
         begin = worked.begin
 
-        def counting(runs: list[Run]) -> Any:  # noqa: ANN401
+        def counting(runs: list[Run], **how: Any) -> Any:  # noqa: ANN401
             self.sizes.append(len(runs))
-            return begin(runs)
+            return begin(runs, **how)
 
         monkeypatch.setattr(worked, "begin", counting)
 
@@ -247,7 +263,45 @@ def test_rows_of_a_model_that_joins_run_once(
     assert eventually(joined)
 
 
-KINDS = ["quick", "divided", "joined", "bad", "long", "large"]
+def test_longer_runs_of_a_model_that_joins_take_no_thread_for_each_question(
+    models: Models, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their inputs together are larger than a packet."""
+    counted = Counted(models.wide, monkeypatch)
+    threads: list[int] = []
+    begin = models.wide._model.begin
+
+    def watched(runs: list[Run], **how: Any) -> Any:  # noqa: ANN401
+        threads.append(threading.active_count())
+        return begin(runs, **how)
+
+    monkeypatch.setattr(models.wide._model, "begin", watched)
+    host.ask([("wide", 1)])
+    threads.clear()
+    questions = [("wide", value) for value in range(30)]
+    for _ in range(5):
+        counted.sizes.clear()
+        before = threading.active_count()
+        assert host.ask(questions) == right(models, questions)
+        assert set(counted.sizes) == {1}
+        assert len(counted.sizes) < 20
+        assert max(threads) <= before + 4
+
+
+def test_c5_a_worker_killed_during_a_joined_run_loses_no_question(models: Models) -> None:
+    own = Models()
+    dice = random.Random(1)
+    questions = [("wide", value) for value in range(30)]
+    with Host(own) as host:
+        host.send(questions)
+        time.sleep(dice.random() / 100)
+        os.kill(own.wide_worker, signal.SIGKILL)
+        assert host.receive(30) == right(own, questions)
+        assert host.ask(questions) == right(own, questions)
+        assert own.journal.counters()[Counter.WORKERS_ENDED] == 1
+
+
+KINDS = ["quick", "divided", "joined", "wide", "bad", "long", "large"]
 
 
 @settings(max_examples=40, deadline=None)

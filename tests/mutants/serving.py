@@ -11,6 +11,13 @@ _made = partial(Mutant, tests=TESTS, package="enclave/casemate_enclave")
 
 _BATCHING = "batching.py"
 _SCHEDULING = "scheduling.py"
+_PLACES = "places.py"
+_offered = partial(
+    Mutant,
+    file="offers.py",
+    tests=("tests/unit/enclave/test_offers.py",),
+    package="enclave/casemate_enclave",
+)
 
 # fmt: off
 MUTANTS = (
@@ -25,8 +32,17 @@ MUTANTS = (
     _made("rows: differ", _BATCHING, "if len(counts) != 1:", "if False:"),
     _made("rows: bound", _SCHEDULING, "if most is not None and rows > most:", "if False:"),
     _made("joined: its time", _SCHEDULING, "until = min(cut, time.monotonic() + self._bounds.run_s)", "until = members[0].deadline"),
-    _made("joined: spoilt members run alone", _SCHEDULING, "                    member.alone = True\n", ""),
+    _made("joined: spoilt members run alone", _PLACES, "                    member.alone = True\n", ""),
     _made("run: its time", _SCHEDULING, "until = min(deadline, time.monotonic() + self._bounds.run_s)", "until = deadline"),
-    _made("queue: bound", _SCHEDULING, "if not self._free and not self._queue.has_room(job.owner):", "if False:"),
-    _made("place: given up", _SCHEDULING, "            self._free += 1\n", ""),
+    _made("queue: bound", _PLACES, "if not self.free and not self.queue.has_room(job.owner):", "if False:"),
+    _made("place: given up", _PLACES, "            self.free += 1\n", ""),
+    _offered("offered: its time", old="deadline=min(cut, now + self._bounds.run_s),", new="deadline=leader.deadline,"),
+    _offered("offered: the queue", old="if places.queue.has_room(offer.owner):", new="if True:"),
+    _offered("offered: somebody looks after it", old="if not (places.free or self._leaders):", new="if False:"),
+    _offered("offered: to the last", old="over = not self._waiting or self._leaders > 1", new="over = True"),
+    _offered("offered: unsent answers", old="self._begin(members) if leader.has_room else None", new="self._begin(members)"),
+    _offered("offered: places", old="            places.free += 1\n", new=""),
+    _offered("offered: others go on", old="late = time.monotonic() > min(self._begun.values()) + limits.LATE_S", new="late = False"),
+    _offered("offered: shares", old="if not self._take_long:\n            return self._most", new="if True:\n            return self._most"),
+    _offered("offered: ends in the queue", old="and not o.is_waited_for]", new="and False]"),
 )

@@ -193,6 +193,22 @@ def mlp(width: int, layers: int) -> bytes:
     return model(graph(nodes, ends[:1], ends[1:], weights))
 
 
+def passing(width: int, layers: int) -> bytes:
+    """``y`` is ``x``, exactly where that is not negative, after so many layers of work."""
+    unit = b"".join(
+        bytes(4 * row) + floats(1) + bytes(4 * (width - 1 - row)) for row in range(width)
+    )
+    names = ["x", *(f"h{layer}" for layer in range(1, layers)), "y"]
+    nodes: tuple[bytes, ...] = ()
+    for layer in range(layers):
+        nodes += (
+            node("MatMul", (names[layer], "w"), (f"m{layer}",)),
+            node("Relu", (f"m{layer}",), (names[layer + 1],)),
+        )
+    ends = tuple(value_info(name, FLOAT, ("n", width)) for name in "xy")
+    return model(graph(nodes, ends[:1], ends[1:], (tensor("w", FLOAT, (width, width), unit),)))
+
+
 def guarded_mlp(width: int, layers: int) -> bytes:
     """``mlp``, and beside it ``picked = [10, 20, 30][index]``, which fails for other indices."""
     nodes, weights = _layers(width, layers)

@@ -6,7 +6,6 @@ The model here is a function whose runs a test holds back, so that it says who w
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -23,84 +22,16 @@ from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.fair_queue import FairQueue
 from casemate_enclave.runs import Run
-from casemate_enclave.scheduling import Bounds, ScheduledModel
+from casemate_enclave.scheduling import Bounds
 from tests.support.attacker import eventually
+from tests.support.held_model import AT_FAULT, ENDLESS, POISON, Gate, rows, scheduled
 from tests.support.patience import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-
-Tensors = dict[str, Any]
-POISON = -1.0
-ENDLESS = -2.0
-AT_FAULT = b"at fault"
-
-
-class Gate:
-    """A model that doubles; each run waits until it is let through."""
-
-    ready = True
-    quick = False
-
-    def admit(self, owner: bytes | None) -> None:
-        if owner == AT_FAULT:
-            raise RequestError(Code.UNAVAILABLE, "out of service for this asker")
-
-    def __init__(self) -> None:
-        self.runs: list[int] = []  # rows of each run
-        self.firsts: list[float] = []  # and its first value
-        self.open = threading.Event()
-        self.entered = threading.Semaphore(0)
-        self.active = 0
-        self.most = 0
-        self.lock = threading.Lock()
-        self.spoil: Callable[[Tensors], Tensors] = lambda outputs: outputs
-
-    def run(
-        self,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str],
-        deadline: float,
-        cancellation: Cancellation | None = None,
-    ) -> Tensors:
-        rows = inputs["x"]
-        with self.lock:
-            self.runs.append(len(rows))
-            self.firsts += rows[:1, 0].tolist()
-            self.active += 1
-            self.most = max(self.most, self.active)
-        self.entered.release()
-        try:
-            self.open.wait(60)
-            if (rows == ENDLESS).any():
-                left_s = max(0.0, deadline - time.monotonic())
-                (cancellation or Cancellation()).wait(left_s)
-                raise RequestError(Code.DEADLINE_EXCEEDED, "stopped")
-            if (rows == POISON).any():
-                raise RequestError(Code.MODEL_FAILED, "poisoned")
-            return self.spoil(dict.fromkeys(outputs, rows * 2))
-        finally:
-            with self.lock:
-                self.active -= 1
-
-    def begin(self, _runs: Sequence[Run]) -> None:
-        """Nothing: it is not quick."""
-
-    def repeat(
-        self,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str],
-        deadline: float,
-        cancellation: Cancellation | None,
-    ) -> Tensors:
-        return self.run(inputs, outputs, deadline, cancellation)
-
-
-def bounds(**serving: Any) -> Bounds:  # noqa: ANN401 - Serving's fields
-    configured = ServiceLimits(1, 1, 1, 1)
-    wanted: dict[str, Any] = {"batch_dimension": 0, "batch_rows": 64, "concurrency": 1}
-    return Bounds.of(Serving(**{**wanted, **serving}), configured)
+    from casemate_enclave.scheduling import ScheduledModel
+    from tests.support.held_model import Tensors
 
 
 @pytest.fixture
@@ -112,14 +43,6 @@ def gate() -> Gate:
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(64) as threads:
         yield threads
-
-
-def scheduled(gate: Gate, **serving: Any) -> ScheduledModel:  # noqa: ANN401 - as above
-    return ScheduledModel(gate, bounds(**serving), contextlib.nullcontext)
-
-
-def rows(*values: float, width: int = 2) -> np.ndarray:
-    return np.repeat(np.array(values, np.float32)[:, None], width, axis=1)
 
 
 class Asker:

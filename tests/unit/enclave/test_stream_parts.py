@@ -321,6 +321,10 @@ class Model:
     def begin(self, _runs: Sequence[Any]) -> None:
         """Nothing: it is not quick."""
 
+    def offer(self, _runs: Sequence[Any], _asker: Any) -> set[object]:  # noqa: ANN401
+        """Nothing: streams wait on threads of their own."""
+        return set()
+
 
 def deadline() -> float:
     return time.monotonic() + SOON

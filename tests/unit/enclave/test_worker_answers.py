@@ -204,6 +204,49 @@ def test_c5_a_worker_that_lies_of_one_of_several_is_not_believed(lie: str) -> No
         told_together(good + LIES[lie])
 
 
+# -- one run that no thread of its own waits for ---------------------------------------------------
+
+
+def told_later(*packets_: bytes, x: Any = X) -> dict[int, Any]:  # noqa: ANN401 - tensors
+    """What the enclave makes of a worker that answers one question with ``packets_``, in time."""
+    ours, theirs = packets.pair()
+    line = Line(ours, limits.MIB, Pace())
+    back: dict[int, Any] = {}
+    memory = packets.packet_memory()
+    with ours, theirs:
+        line.begin_one(NUMBER, pack(x, ["y"]), 0.0)
+        for packet in packets_:
+            _, descriptor = packets.receive(theirs, memory)
+            if descriptor is not None:
+                os.close(descriptor)
+            theirs.send(packet)
+            back |= dict(line.receive(1))
+        assert dict(line.receive(0)) == {}
+    return back
+
+
+def test_an_answer_to_one_may_lie_in_shared_memory() -> None:
+    large = {"x": np.zeros(limits.WORKER_INLINE_MAX, np.int64)}
+    assert told_later(answer(), x=large)[NUMBER]["y"].tolist() == [0, 1, 2, 3]
+    shared = answer(packets.DONE_SHARED, total=64)
+    back = told_later(answer(packets.NEEDS_ROOM, total=100_000), shared)
+    assert back[NUMBER]["y"].tolist() == [0, 0, 0, 0]  # as nobody wrote to it
+    (failed,) = told_later(answer(packets.FAILED)).values()
+    assert isinstance(failed, RunError)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_c5_a_worker_that_lies_of_one_is_not_believed(lie: str) -> None:
+    with pytest.raises(WorkerLostError):
+        told_later(LIES[lie])
+
+
+def test_c5_a_worker_that_asks_for_room_twice_for_one_is_ended() -> None:
+    asks = answer(packets.NEEDS_ROOM, total=100_000)
+    with pytest.raises(WorkerLostError):
+        told_later(asks, asks)
+
+
 @pytest.mark.parametrize("number", [NUMBER + 2, 0, 1 << 63])
 def test_c5_an_answer_to_a_run_that_is_not_under_way_ends_the_worker(number: int) -> None:
     """Nor may one answer be given twice, or to other outputs than were asked for."""
