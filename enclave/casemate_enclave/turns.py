@@ -208,8 +208,7 @@ class TurnConnection:
         """Have runs of one model begun; those that cannot go together are other threads'."""
         begun = []
         while questions:
-            together = model.begin([q.need for q in questions if q.need is not None])
-            if together is None:
+            if not (together := model.begin([q.need for q in questions if q.need])):
                 break
             begun.append(_UnderWay(together, questions))
             members = set(together.members)

