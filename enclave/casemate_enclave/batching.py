@@ -65,6 +65,7 @@ class Job:
         *("alone", "answer", "deadline", "group", "inputs", "outputs", "owner"),
         *("rows", "shape", "state", "wake"),
     )
+    has_thread = True  # that waits for it
 
     def __init__(
         self,

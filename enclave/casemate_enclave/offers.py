@@ -6,9 +6,7 @@ with what waits then. So a request costs neither a thread nor a wake of its own.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +20,12 @@ from casemate_enclave.runs import Left
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from casemate_enclave.pacing import Pacing
     from casemate_enclave.places import Places
     from casemate_enclave.runs import Asker, Outcome, Run
     from casemate_enclave.runtime import LastingModel
     from casemate_enclave.scheduling import Bounds
 
-_KEPT: Final = 8
 _HANDS: Final = Hands()  # of all models: at most as many as these have places, and one
 
 
@@ -35,6 +33,7 @@ class Offer(Job):
     """A request that waits without a thread."""
 
     __slots__ = ("asker", "begun", "lead", "run", "since", "ticket")
+    has_thread = False
 
     def __init__(
         self,
@@ -81,21 +80,21 @@ class Offers:
     """Those of one model; thread-safe."""
 
     def __init__(
-        self, model: LastingModel, places: Places, bounds: Bounds, waited: Callable[[int], None]
+        self,
+        model: LastingModel,
+        places: Places,
+        pacing: Pacing,
+        bounds: Bounds,
+        waited: Callable[[int], None],
     ) -> None:
         """``waited`` is told the microseconds that a request waited, just before it is settled."""
         self._model = model
         self._places = places
+        self._pacing = pacing
         self._bounds = bounds
-        self._most = bounds.batch_rows or 0
         self._axis = bounds.axis or 0
         self._waited = waited
-        # Changed under the lock of the places alone.
-        self._waiting = 0
-        self._leaders = 0
-        self._begun: dict[int, float] = {}
-        self._took = deque([0.0], maxlen=_KEPT)
-        places.may_begin = self._may_begin
+        self._leaders = 0  # changed under the lock of the places alone
 
     def take(self, runs: Iterable[tuple[Run, int, object]], asker: Asker) -> set[object]:
         """Let runs wait, each with its rows and its ticket; return the tickets of those taken."""
@@ -112,28 +111,14 @@ class Offers:
                 if places.queue.has_room(offer.owner):
                     places.queue.append(offer)
                     taken.add(offer.ticket)
-            self._waiting += len(taken)
+            self._pacing.waiting += len(taken)
             places.grant()
         return taken
-
-    def _may_begin(self, job: Job) -> bool:
-        """Runs that do not take long come one after the other: so more is joined in each.
-
-        The caller holds the lock.
-        """
-        if not isinstance(job, Offer) or not self._begun or self._take_long:
-            return True
-        late = time.monotonic() > min(self._begun.values()) + limits.LATE_S
-        return late or self._waiting >= self._most
-
-    @property
-    def _take_long(self) -> bool:
-        return min(self._took) > limits.LATE_S
 
     # Leading
 
     def _lead(self, offer: Offer) -> None:
-        self._waiting -= 1
+        self._pacing.waiting -= 1
         self._leaders += 1
         _HANDS.take(partial(self._work, offer))
 
@@ -153,23 +138,17 @@ class Offers:
         members = [leader]
         places = self._places
         with places.lock:
-            self._begun[id(leader)] = now
+            self._pacing.begin(id(leader), now)
             if cut is not None and leader.is_waited_for:
                 others = (job for job in places.queue if isinstance(job, Offer))
-                members = gather(leader, others, self._share(), cut)
+                members = gather(leader, others, self._pacing.rows, cut)
             for member in members[1:]:
                 places.queue.remove(member)
                 member.state = State.JOINED
-            self._waiting -= len(members) - 1
+            self._pacing.waiting -= len(members) - 1
         for member in members:
             member.begun = now
         return members
-
-    def _share(self) -> int:
-        """How many rows to run together: runs that take long leave some to the other places."""
-        if not self._take_long:
-            return self._most
-        return min(self._most, math.ceil((1 + self._waiting) / self._places.count))
 
     def _outcomes(self, members: Sequence[Offer]) -> Mapping[int, Outcome]:
         """Run; by place what became of members, nothing of those that are to run alone."""
@@ -183,7 +162,7 @@ class Offers:
             return {}
         finally:
             with self._places.lock:
-                self._took.append(time.monotonic() - self._begun.pop(id(leader)))
+                self._pacing.end(id(leader))
 
     def _begin(self, members: Sequence[Offer]) -> Joined | None:
         leader, now = members[0], members[0].begun
@@ -224,9 +203,9 @@ class Offers:
         places = self._places
         with places.lock:
             job = places.queue.first if places.queue else None
-            if isinstance(job, Offer) and self._may_begin(job):
+            if isinstance(job, Offer) and self._pacing.may_begin(job):
                 places.queue.pop()
-                self._waiting -= 1
+                self._pacing.waiting -= 1
                 return job
             places.free += 1
             places.grant()
@@ -237,7 +216,7 @@ class Offers:
 
     def _is_over(self) -> bool:
         with self._places.lock:
-            over = not self._waiting or self._leaders > 1
+            over = not self._pacing.waiting or self._leaders > 1
             self._leaders -= over
             return over
 
@@ -250,7 +229,7 @@ class Offers:
             for offer in ended:
                 places.queue.remove(offer)
                 offer.begun = time.monotonic()
-            self._waiting -= len(ended)
+            self._pacing.waiting -= len(ended)
         self._settle((offer, _late()) for offer in ended)
 
 

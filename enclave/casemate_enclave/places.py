@@ -24,14 +24,16 @@ _WAITING = frozenset({State.QUEUED, State.JOINED})
 class Places:
     """Thread-safe; what a method says of a job's state holds under ``lock``."""
 
-    def __init__(self, count: int, queue: int) -> None:
-        """``count`` runs at a time, ``queue`` jobs that wait."""
+    def __init__(self, count: int, queue: int, may_begin: Callable[[Job], bool]) -> None:
+        """``count`` runs at a time, ``queue`` jobs that wait.
+
+        ``may_begin``: whether one whose turn it is may take a free place now; who says no has
+        ``grant`` called later.
+        """
         self.lock = threading.Lock()
-        self.count = count
         self.free = count
         self.queue = FairQueue(queue)
-        # Whether a job, whose turn it is, may take a free place now; who says no grants later.
-        self.may_begin: Callable[[Job], bool] = lambda _: True
+        self._may_begin = may_begin
 
     def enter(self) -> bool:
         """Take a place if one is free and nobody waits for it."""
@@ -61,7 +63,7 @@ class Places:
 
     def grant(self) -> None:
         """Give free places to those that wait; the caller holds the lock."""
-        while self.free and self.queue and self.may_begin(self.queue.first):
+        while self.free and self.queue and self._may_begin(self.queue.first):
             self.free -= 1
             job = self.queue.pop()
             job.state = State.GRANTED

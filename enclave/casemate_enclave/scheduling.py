@@ -17,6 +17,7 @@ from casemate.errors import Code, RequestError
 from casemate_enclave.batching import Group, Job, count_rows, gather, join, split
 from casemate_enclave.grouping import InPlace, Joined
 from casemate_enclave.offers import Offer, Offers, cut_of
+from casemate_enclave.pacing import Pacing
 from casemate_enclave.places import Places
 from casemate_enclave.watchdog import OnTermination
 
@@ -84,8 +85,9 @@ class ScheduledModel:
         self._model = model
         self._bounds = bounds
         self._queued = queued
-        self._places = Places(bounds.places, bounds.queue)
-        self._offers = Offers(model, self._places, bounds, waited)
+        pacing = Pacing(bounds.batch_rows or 1, bounds.places)
+        self._places = Places(bounds.places, bounds.queue, pacing.may_begin)
+        self._offers = Offers(model, self._places, pacing, bounds, waited)
 
     @property
     def quick(self) -> bool:

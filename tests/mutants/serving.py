@@ -39,10 +39,10 @@ MUTANTS = (
     _offered("offered: its time", old="deadline=min(cut, now + self._bounds.run_s),", new="deadline=leader.deadline,"),
     _offered("offered: the queue", old="if places.queue.has_room(offer.owner):", new="if True:"),
     _offered("offered: somebody looks after it", old="if not (places.free or self._leaders):", new="if False:"),
-    _offered("offered: to the last", old="over = not self._waiting or self._leaders > 1", new="over = True"),
+    _offered("offered: to the last", old="over = not self._pacing.waiting or self._leaders > 1", new="over = True"),
     _offered("offered: unsent answers", old="self._begin(members) if leader.has_room else None", new="self._begin(members)"),
     _offered("offered: places", old="            places.free += 1\n", new=""),
-    _offered("offered: others go on", old="late = time.monotonic() > min(self._begun.values()) + limits.LATE_S", new="late = False"),
-    _offered("offered: shares", old="if not self._take_long:\n            return self._most", new="if True:\n            return self._most"),
+    _offered("offered: others go on", file="pacing.py", old="late = time.monotonic() > min(self._begun.values()) + limits.LATE_S", new="late = False"),
+    _offered("offered: shares", file="pacing.py", old="if not self._take_long:\n            return self._most", new="if True:\n            return self._most"),
     _offered("offered: ends in the queue", old="and not o.is_waited_for]", new="and False]"),
 )

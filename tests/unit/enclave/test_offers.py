@@ -209,7 +209,7 @@ def test_runs_that_do_not_take_long_come_one_after_the_other(
 
 def test_runs_that_take_long_leave_some_to_the_other_places(gate: Gate) -> None:
     asker = Asker(scheduled(gate, concurrency=2), gate)
-    asker.model._offers._took.extend([1.0] * 8)
+    asker.model._offers._pacing._took.extend([1.0] * 8)
     tickets = asker.offer(*(rows(n) for n in range(10)))
     gate.open.set()
     assert asker.answers(tickets) == [[2 * n] for n in range(10)]
@@ -394,7 +394,7 @@ def test_no_request_is_lost_or_answered_with_anothers_rows(gate: Gate) -> None:
     assert sum(isinstance(said, list) for said in asker.answers(list(asked))) > 200
     assert eventually(lambda: asker.free == 2 and not model._offers._leaders)
     assert not model._places.queue
-    assert model._offers._waiting == 0
+    assert model._offers._pacing.waiting == 0
     assert gate.most <= 2
 
 
