@@ -194,7 +194,7 @@ class AsyncStream:
     # Sending: the call takes messages from this generator, in a task of its own, as fast as they go
 
     async def _messages(self) -> AsyncGenerator[bytes, None]:
-        sending = self._core.sending()
+        sending = self._core.sending(self._in_flight)
         for message in sending.rest():
             yield message
         complete = False

@@ -174,9 +174,10 @@ class StreamCore:
 
     # Sending
 
-    def sending(self) -> Sending:
+    def sending(self, in_flight: int) -> Sending:
         """Return what seals the messages to the host."""
-        return Sending(self._place.sealed, self._register, keep=self._place.released.receipt)
+        keep = self._place.released.receipt
+        return Sending(self._place.sealed, self._register, in_flight, keep=keep)
 
     def _register(self, waiting: Sequence[Asked]) -> list[Asked]:
         """Number questions that are about to be sent; return those whose answers are wanted."""
@@ -294,11 +295,17 @@ class Sending:
         self,
         sealed: SealedStream,
         register: Callable[[Sequence[Asked]], Sequence[Asked]],
+        in_flight: int,
         *,
         keep: bool,
     ) -> None:
-        """``register`` numbers questions; ``keep`` them, for receipts."""
+        """``register`` numbers questions; ``keep`` them, for receipts.
+
+        Half of ``in_flight`` questions go into a message, so that there are two on the way: while
+        the enclave works on one, this side works on the other.
+        """
         self._sealed = sealed
+        self._most = max(1, in_flight // 2)
         self._register = register
         self._keep = keep
         self._pieces: list[Buffer] = [*encode_header(sealed.header)]
@@ -307,14 +314,14 @@ class Sending:
 
     def seal(self, waiting: Sequence[Asked]) -> Iterator[bytes]:
         """Yield messages that ask all that waits."""
-        for together in _parcels(waiting):
+        for together in _parcels(waiting, self._most):
             for asked in self._register(together):
                 for chunk in self._sealed.question(asked.message):
                     self._add((chunk,))
                     if self._size >= limits.STREAM_MESSAGE:
                         yield from self.rest()
                 asked.sent(keep=self._keep)
-        yield from self.rest()
+            yield from self.rest()
 
     def rest(self) -> Iterator[bytes]:
         """Yield what waits to be sent, if anything does."""
@@ -334,14 +341,16 @@ class Sending:
             self._size += len(chunk)
 
 
-def _parcels(waiting: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
-    """Yield what goes into one message: until it is sealed a question can still be given up."""
+def _parcels(waiting: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
+    """Yield what goes into a message: about ``most``, and until it goes it can be given up."""
+    parts = max(1, round(len(waiting) / most))
+    count = -(-len(waiting) // parts)
     together: list[Asked] = []
     size = 0
     for asked in waiting:
         together.append(asked)
         size += asked.size
-        if size >= limits.STREAM_MESSAGE:
+        if len(together) == count or size >= limits.STREAM_MESSAGE:
             yield together
             together, size = [], 0
     if together:

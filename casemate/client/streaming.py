@@ -144,7 +144,7 @@ class Stream:
     # Sending: gRPC takes messages from this generator, in a thread of its own, as fast as they go
 
     def _messages(self) -> Iterator[bytes]:
-        sending = self._core.sending()
+        sending = self._core.sending(self._in_flight)
         yield from sending.rest()
         complete = False
         while not complete:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 from casemate import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from casemate_enclave.stream_answers import Answered, StreamQuestion
+    from casemate_enclave.stream_groups import Back
 
 _FULL_MESSAGE: Final = 32  # answers for which nobody lingers any more
 
@@ -30,6 +31,7 @@ class Desk:
         self._answered = threading.Condition(lock)
         self._sent = threading.Condition(lock)
         self._questions: deque[StreamQuestion] = deque()
+        self._left: deque[Generator[Back]] = deque()
         self._ready: deque[Answered] = deque()
         self._ready_bytes = 0
         self._under_way = 0
@@ -65,6 +67,28 @@ class Desk:
             self._asked.notify(wanted)
             return max(0, wanted - self._idle)
 
+    def begin(self, count: int) -> None:
+        """Note that the reader answers so many questions itself."""
+        with self._sent:
+            self._under_way += count
+
+    def leave(self, answers: Generator[Back]) -> int:
+        """Have a worker carry on with answers that were begun; return how many are lacking."""
+        with self._asked:
+            self._left.append(answers)
+            self._asked.notify()
+            return 0 if self._idle else 1
+
+    def done(self, answers: list[Answered]) -> None:
+        """Note that the reader has sent answers itself."""
+        with self._sent:
+            self._done(answers)
+
+    def end_what_is_left(self) -> None:
+        """End what no worker carried on with, once there is none."""
+        while self._left:
+            self._left.popleft().close()
+
     def finish(self) -> None:
         """Let the writer end when it has sent what is ready."""
         with self._answered:
@@ -82,12 +106,19 @@ class Desk:
 
     # The workers
 
-    def next_questions(self, most: Callable[[], int] = lambda: 1) -> list[StreamQuestion]:
-        """Return the next questions, ``most`` of them; raises ClosedError if there will be none."""
+    def next_task(
+        self, most: Callable[[], int] = lambda: 1
+    ) -> list[StreamQuestion] | Generator[Back]:
+        """Return answers that are left, or the next questions, ``most`` of them.
+
+        Raises ClosedError if there will be none.
+        """
         with self._asked:
             self._idle += 1
-            self._asked.wait_for(lambda: self._questions or self._finished)
+            self._asked.wait_for(lambda: self._left or self._questions or self._finished)
             self._idle -= 1
+            if self._left:  # although the stream may be over: their runs are under way
+                return self._left.popleft()
             if self._closed or not self._questions:
                 raise ClosedError
             count = min(len(self._questions), most())
@@ -131,5 +162,8 @@ class Desk:
         """Note that ``answers`` are on their way: there is room for others."""
         with self._sent:
             self._ready_bytes -= sum(answered.size for answered in answers)
-            self._under_way -= sum(answered.trailer.final for answered in answers)
-            self._sent.notify_all()
+            self._done(answers)
+
+    def _done(self, answers: list[Answered]) -> None:
+        self._under_way -= sum([answered.trailer.final for answered in answers])
+        self._sent.notify_all()

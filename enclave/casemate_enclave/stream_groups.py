@@ -31,7 +31,8 @@ def answer_together(
 ) -> Generator[Back]:
     """Yield the answers to ``questions``, some at a time as they come.
 
-    To be closed if it is not read to its end: what is under way is then waited for.
+    And none before what takes long, so that another thread may carry on. To be closed if it is not
+    read to its end: what is under way is then waited for.
     """
     waiting: list[_Asked] = []
     back: Back = []
@@ -54,6 +55,8 @@ def answer_together(
         members = set(together.members)
         yield from _carried_on(together, waiting)
         waiting = [asked for place, asked in enumerate(waiting) if place not in members]
+    if waiting:
+        yield []
     for asked in waiting:
         yield [(asked.question, finish(asked.steps, asked.need))]
 
@@ -70,6 +73,7 @@ def _carried_on(together: Together, waiting: Sequence[_Asked]) -> Generator[Back
                 ]
             elif not together.done:
                 patience_s = together.hurry()
+                yield []
     finally:
         while not together.done:
             if not together.receive(patience_s) and not together.done:

@@ -1,8 +1,9 @@
 """A stream of sealed questions, answered as they finish (SPEC 5.9, 9.3.2).
 
 Three kinds of thread: the connection's own reads and opens, workers run the model, one seals and
-sends. All that lies between them is bounded: a client that reads slowly holds its own stream back,
-as far as its own sending, and nobody else's.
+sends. If runs are quick the first does all of it, for the questions of a message together: waking
+threads would cost more. All that lies between them is bounded: a client that reads slowly holds its
+own stream back, as far as its own sending, and nobody else's.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from casemate_enclave.stream_groups import answer_together
 from casemate_enclave.stream_link import HungUpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from casemate.envelope.messages import Trailer
     from casemate.envelope.stream_opening import OpenedStream, StreamAnswer
     from casemate.wire import Buffer
     from casemate_enclave.events import Journal
     from casemate_enclave.stream_answers import Answered, Answering
+    from casemate_enclave.stream_groups import Back
     from casemate_enclave.stream_link import StreamLink
     from casemate_enclave.stream_memory import StreamMemory
 
@@ -57,6 +59,7 @@ class Stream:
         self._cancellation = Cancellation()
         self._workers: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._held = 0  # bytes of all units
         self._taken = 0  # of them, those of the unit that is being read
         self._asked = 0
@@ -107,8 +110,8 @@ class Stream:
         Raises EnvelopeError if the question does not open, HungUpError if the host went away.
         """
         self._answering = answering
-        writing = answer, answering
-        writer = threading.Thread(target=self._write, args=writing, name="answers", daemon=True)
+        self._sealing = _Sealing(self._link, answer, answering, self._journal)
+        writer = threading.Thread(target=self._write, name="answers", daemon=True)
         writer.start()
         try:
             self._end = self._read(opened, chunks, answering)
@@ -123,6 +126,7 @@ class Stream:
                 self._link.hang_up()
             for thread in (writer, *self._workers):
                 thread.join()
+            self._desk.end_what_is_left()
         self._check_broken()
 
     def _stop(self) -> None:
@@ -167,14 +171,59 @@ class Stream:
             _, chunks = parse_chunks(received, first=False)
 
     def _hand_on(self) -> None:
-        """Hand what a message of the host had to the workers, at once."""
+        """Answer what a message of the host had, or hand it to the workers, at once."""
         questions, self._read_ahead = self._read_ahead, []
-        if not questions or self._answering is None:
+        if self._answering is None:
             return
-        lacking = self._desk.ask(*questions, at_once=self._answering.together())
+        while questions:
+            at_once = self._answering.together()
+            if at_once == 1:
+                self._hire(self._desk.ask(*questions), self._answering)
+                return
+            self._answer_here(questions[:at_once], self._answering)
+            del questions[:at_once]
+
+    def _answer_here(self, questions: list[StreamQuestion], answering: Answering) -> None:
+        """Answer what is quick; workers carry on with what turns out to take long."""
+        self._desk.begin(len(questions))
+        answers = answer_together(answering, questions, self._deadline, self._cancellation)
+        held: Back = []
+        until = 0.0
+        try:
+            for back in answers:
+                if not held:
+                    until = time.monotonic() + limits.STREAM_LINGER_S
+                held += back
+                if not back or time.monotonic() > until:
+                    self._give(held)
+                    held = []
+                if not back:
+                    self._hire(self._desk.leave(answers), answering)
+                    return
+            self._give(held)
+        except BaseException:
+            answers.close()
+            raise
+
+    def _give(self, back: Back) -> None:
+        """Send answers, or leave that to the writer if it is at it."""
+        answered = [one for _, one in back]
+        if not answered:
+            return
+        if self._writing.acquire(blocking=False):
+            try:
+                self._send(answered)
+            finally:
+                self._writing.release()
+            self._desk.done(answered)
+        else:
+            self._desk.answer(*answered)
+        self._free(back)
+
+    def _hire(self, lacking: int, answering: Answering) -> None:
         for _ in range(min(lacking, limits.STREAM_WORKERS - len(self._workers))):
             worker = threading.Thread(
-                target=self._work, args=(self._answering,), name="questions", daemon=True
+                target=self._work, args=(answering,), name="questions", daemon=True
             )
             worker.start()
             self._workers.append(worker)
@@ -194,7 +243,11 @@ class Stream:
     def _work(self, answering: Answering) -> None:
         try:
             while True:
-                self._answer(self._desk.next_questions(answering.together), answering)
+                task = self._desk.next_task(answering.together)
+                if isinstance(task, list):
+                    self._answer(task, answering)
+                else:
+                    self._carry_on(task)
         except ClosedError:
             pass
         except Exception:  # noqa: BLE001 - a fault of this code must not end the enclave, nor be quoted
@@ -204,39 +257,45 @@ class Stream:
         if len(questions) == 1:
             for answered in answering.answers(questions[0], self._deadline, self._cancellation):
                 self._desk.answer(answered)
-            self._free(questions[0])
+            self._free([(questions[0], answered)])
             return
-        answers = answer_together(answering, questions, self._deadline, self._cancellation)
+        self._carry_on(answer_together(answering, questions, self._deadline, self._cancellation))
+
+    def _carry_on(self, answers: Generator[Back]) -> None:
         with contextlib.closing(answers):
             for back in answers:
                 self._desk.answer(*(answered for _, answered in back))
-                for question, _ in back:
-                    self._free(question)
+                self._free(back)
 
-    def _free(self, question: StreamQuestion) -> None:
-        self._memory.free(self._owner, question.taken)
+    def _free(self, back: Back) -> None:
+        taken = sum([question.taken for question, _ in back])
+        self._memory.free(self._owner, taken)
         with self._lock:
-            self._held -= question.taken
+            self._held -= taken
 
     # Writing
 
-    def _write(self, answer: StreamAnswer, answering: Answering) -> None:
-        message = _Message(self._link, answer.header)
+    def _write(self) -> None:
         try:
             while answers := self._desk.next_answers():
-                for answered in answers:
-                    with self._journal.timed(Step.SEAL):
-                        message.add(_sealed(answer, answering, answered))
-                message.send()
+                with self._writing:
+                    self._send(answers)
                 self._desk.sent(answers)
             if self._end is not None:
-                message.add(answer.end(self._end, answering.floor))
-                message.send()
+                with self._writing:
+                    self._send((), self._end)
+        except HungUpError:
+            pass
+        except Exception:  # noqa: BLE001 - as above
+            self._break()
+
+    def _send(self, answers: Sequence[Answered], end: Trailer | None = None) -> None:
+        try:
+            self._sealing.send(answers, end)
         except (HungUpError, TimeoutError):
             self._broken = True
             self._link.hang_up()
-        except Exception:  # noqa: BLE001 - as above
-            self._break()
+            raise HungUpError from None
 
     def _break(self) -> None:
         self._journal.emit(Event.INTERNAL_ERROR)
@@ -264,6 +323,30 @@ class _Message:
             small = self._size < limits.STREAM_MESSAGE
             self._link.send((b"".join(self._pieces),) if small else tuple(self._pieces))
             self._pieces, self._size = [], 0
+
+
+class _Sealing:
+    """Seals answers and sends them; one thread at a time."""
+
+    def __init__(
+        self, link: StreamLink, answer: StreamAnswer, answering: Answering, journal: Journal
+    ) -> None:
+        self._message = _Message(link, answer.header)
+        self._answer = answer
+        self._answering = answering
+        self._journal = journal
+
+    def send(self, answers: Iterable[Answered], end: Trailer | None) -> None:
+        """Send them in one message, as far as it takes them, and the end if it has come.
+
+        Raises HungUpError, TimeoutError.
+        """
+        for answered in answers:
+            with self._journal.timed(Step.SEAL):
+                self._message.add(_sealed(self._answer, self._answering, answered))
+        if end is not None:
+            self._message.add(self._answer.end(end, self._answering.floor))
+        self._message.send()
 
 
 def _sealed(answer: StreamAnswer, answering: Answering, answered: Answered) -> Iterator[Buffer]:

@@ -27,7 +27,9 @@ from casemate_enclave.stream_places import StreamPlaces
 from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from casemate_enclave.stream_groups import Back
 
 
 SOON = 60.0
@@ -132,6 +134,12 @@ def question(unit: int = 0) -> StreamQuestion:
     return StreamQuestion(unit, memoryview(b"message"), 1024)
 
 
+def taken(desk: Desk, most: int = 1) -> list[int]:
+    task = desk.next_task(lambda: most)
+    assert isinstance(task, list)
+    return [one.unit for one in task]
+
+
 def answered(unit: int = 0, *, final: bool = True, size: int = 10) -> Answered:
     return Answered((bytes(size),), Trailer(Code.OK, unit=unit, final=final))
 
@@ -140,7 +148,7 @@ def test_questions_and_answers_pass_in_order() -> None:
     desk = Desk()
     assert desk.ask(question(0)) == 1  # nobody is idle
     desk.ask(question(1))
-    assert [desk.next_questions()[0].unit for _ in range(2)] == [0, 1]
+    assert taken(desk) + taken(desk) == [0, 1]
     desk.answer(answered(1))
     desk.answer(answered(0))
     answers = desk.next_answers()
@@ -154,16 +162,52 @@ def test_workers_are_lacking_for_as_many_questions_as_nobody_takes() -> None:
     three = [question(unit) for unit in range(3)]
     assert desk.ask(*three) == 3
     assert desk.ask(*three, at_once=4) == 2
-    assert len(desk.next_questions(lambda: 4)) == 4
-    assert len(desk.next_questions(lambda: 4)) == 2
-    takers = [threading.Thread(target=desk.next_questions) for _ in range(2)]
+    assert taken(desk, 4) == [0, 1, 2, 0]
+    assert taken(desk, 4) == [1, 2]
+    takers = [threading.Thread(target=desk.next_task) for _ in range(2)]
     for taker in takers:
         taker.start()
     assert eventually(lambda: desk._idle == 2)
     assert desk.ask(*three) == 1
     for taker in takers:
         taker.join(SOON)
-    assert [one.unit for one in desk.next_questions()] == [2]
+    assert taken(desk) == [2]
+
+
+def test_answers_that_take_long_are_carried_on_first_and_whatever_happens() -> None:
+    """Their runs are under way, and hold a place until somebody has waited for them."""
+    ended: list[str] = []
+
+    def answers(name: str) -> Generator[Back]:
+        try:
+            yield []
+        finally:
+            ended.append(name)
+
+    first, second, third = answers("first"), answers("second"), answers("third")
+    for begun in (first, second, third):
+        next(begun)
+    desk = Desk()
+    desk.ask(question())
+    assert desk.leave(first) == 1
+    desk.leave(second)
+    assert desk.next_task() is first
+    desk.close()
+    assert desk.next_task() is second
+    with pytest.raises(ClosedError):
+        desk.next_task()
+    desk.leave(third)
+    desk.end_what_is_left()
+    assert ended == ["third"]
+
+
+def test_what_the_reader_answers_itself_counts_likewise() -> None:
+    desk = Desk()
+    desk.begin(limits.STREAM_UNITS_MAX - 1)
+    assert desk.has_room(0)
+    assert not desk.has_room(1)
+    desk.done([answered()] * (limits.STREAM_UNITS_MAX - 1))
+    desk.await_room(_never, below=1)
 
 
 def test_a_question_counts_until_its_final_answer_is_sent() -> None:
@@ -201,13 +245,13 @@ def test_finishing_and_closing_wake_everybody() -> None:
     assert desk.next_answers() == []
     timer.join()
     with pytest.raises(ClosedError):
-        desk.next_questions()
+        desk.next_task()
     desk = Desk()
     desk.ask(question())
     desk.answer(answered())
     desk.close()
     with pytest.raises(ClosedError):
-        desk.next_questions()
+        desk.next_task()
     with pytest.raises(ClosedError):
         desk.answer(answered())
     assert desk.next_answers() == []
