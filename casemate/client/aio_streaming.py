@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from casemate.client.aio_answers import AsyncFutureAnswer, AsyncPieceQueue
-from casemate.client.steps import remaining, worked
+from casemate.client.steps import LARGE, remaining
 from casemate.client.stream_answers import Asked
 from casemate.client.stream_core import StreamCore, cancelled, in_flight_bound, no_room
 
@@ -46,7 +46,6 @@ class AsyncStream:
         self._room = _Room(in_flight)
         self._outgoing: asyncio.Queue[Asked | None] = asyncio.Queue()  # the room bounds it
         self._core = StreamCore(place, self._room, self._outgoing.put_nowait, outputs)
-        self._driver = driver
         left = remaining(place.deadline)
         self._call = place.connection.stream(self._messages(), left)
         self._receiver = asyncio.create_task(
@@ -101,14 +100,22 @@ class AsyncStream:
             answer.give_up()
 
     async def _ask(self, inputs: Mapping[str, np.ndarray], answers: Answers) -> None:
-        size = sum(array.nbytes for array in inputs.values())
-        message = await self._driver.run(worked(size, lambda: self._core.question(inputs)))
+        if sum([array.nbytes for array in inputs.values()]) < LARGE:
+            message = self._core.question(inputs)
+        else:
+            message = await asyncio.to_thread(self._core.question, inputs)
+        if self._room.locked():
+            await self._await_room()
+        else:
+            await self._room.acquire()  # at once
+        self._core.admit(Asked(message, answers))
+
+    async def _await_room(self) -> None:
         try:
             async with asyncio.timeout(remaining(self._deadline)):
                 await self._room.acquire()
         except TimeoutError:
             raise no_room() from None
-        self._core.admit(Asked(message, answers))
 
     async def _ahead(self, batches: Batches, *, in_order: bool) -> AsyncGenerator[_Asked, None]:
         """Yield the questions' futures, once asked or once finished, while others are asked.

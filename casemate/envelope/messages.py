@@ -180,7 +180,7 @@ class Trailer:
         bare = self.receipt is self.question_blinder is self.answer_blinder is None
         if self.status is not Code.OK or self.detail or not bare:
             return self._encode()
-        _require(self.unit <= _U32_MAX, "unit out of bounds")
+        _require(0 <= self.unit <= _U32_MAX, "unit out of bounds")
         end = _plain_end(self.model, self.version, self.digest, self.final)
         return _BEFORE_UNIT + cbor.encode(self.unit) + end
 

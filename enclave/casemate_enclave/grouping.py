@@ -44,14 +44,14 @@ class InPlace:
     def receive(self, patience_s: float) -> list[tuple[int, Outcome]]:
         """As ``Together``."""
         back = self._runs.receive(patience_s)
-        if self._runs.done:
-            for _ in range(self._places):
-                self._leave()
+        while self._places > self._runs.left:
+            self._places -= 1
+            self._leave()
         return [(self._at[at], outcome) for at, outcome in back]
 
     def hurry(self) -> float:
         """As ``Together``: what has not begun takes a further place, if one is free."""
-        if self._runs.divisible and self._enter():
+        if self._places < self._runs.left and self._enter():
             self._places += 1
             self._runs.split()
         return self._runs.hurry()
@@ -64,7 +64,6 @@ class Joined:
         self, run: Pipelined, jobs: Sequence[tuple[int, Run, Job]], axis: int, group: Group
     ) -> None:
         self.members = [place for place, _, _ in jobs]
-        self.divisible = False
         self._run = run
         self._jobs = jobs
         self._axis = axis
@@ -75,6 +74,11 @@ class Joined:
     def done(self) -> bool:
         """As ``Together``."""
         return self._run.done
+
+    @property
+    def left(self) -> int:
+        """As ``Pipelined``: for a worker it is one run."""
+        return self._run.left
 
     def receive(self, patience_s: float) -> list[tuple[int, Outcome]]:
         """As ``Together``: all at once, or each is to run by itself."""

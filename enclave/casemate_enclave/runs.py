@@ -61,8 +61,8 @@ class Pipelined(Together, Protocol):
     """Runs that the same process does one after the other."""
 
     @property
-    def divisible(self) -> bool:
-        """Whether more than one of them is left."""
+    def left(self) -> int:
+        """How many of them have not come back: so many places they can use."""
         ...
 
     def split(self) -> None:

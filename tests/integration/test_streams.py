@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-ENDLESS, COUNTING, LARGEST, ZEROS, SHARED = 21, 22, 23, 24, 25
+ENDLESS, COUNTING, LARGEST, ZEROS, SHARED, REPEATING = 21, 22, 23, 24, 25, 26
 FLOATS = {name: TensorSpec(name, "FP32", (1,)) for name in ("n", "limit", "next", "square")}
 
 
@@ -89,10 +89,18 @@ def enclave(
                 "outputs": (TensorSpec("y", "FP32", (0,)),),
             },
         ),
+        (
+            REPEATING,
+            onnx_bytes.repeating(),
+            {
+                "inputs": (TensorSpec("x", "FP32", (0,)), TensorSpec("n", "INT64", (1,))),
+                "outputs": (TensorSpec("y", "FP32", (0,)),),
+            },
+        ),
     ):
         socket.load(seal(deployment, folder, onnx, version=version, **facts))
     yield socket
-    for version in (ENDLESS, COUNTING, LARGEST, ZEROS):
+    for version in (ENDLESS, COUNTING, LARGEST, ZEROS, REPEATING):
         socket.unload(MODEL, version)
 
 
@@ -216,6 +224,35 @@ def test_a_slow_question_holds_up_no_other(client: Client) -> None:
     with pytest.raises(CasemateError):
         stream.close()
     assert refusal(lambda: stream.submit(scalar())) is Code.UNAVAILABLE
+
+
+def times(count: int) -> dict[str, np.ndarray]:
+    return {"x": np.zeros(1, np.float32), "n": np.array([count], np.int64)}
+
+
+def test_a_question_that_takes_long_among_quick_ones_holds_up_no_other(
+    client: Client, deployment: LocalDeployment, enclave: EnclaveSocket
+) -> None:
+    """Neither those that it came with nor those that come later; and it ends with its stream."""
+    pid, early = pid_of(deployment), ended_early(enclave)
+    stream = client.stream(MODEL, version=REPEATING, timeout_s=60)
+    assert len([*stream.map(times(1) for _ in range(200))]) == 200  # runs are known to be quick
+    before = [stream.submit(times(2)) for _ in range(5)]
+    endless = [stream.submit(times(1 << 62)) for _ in range(2)]
+    after = [stream.submit(times(3)) for _ in range(20)]
+    assert [future.result(TIMEOUT_S).outputs["y"].tolist() for future in before] == [[2]] * 5
+    assert [future.result(TIMEOUT_S).outputs["y"].tolist() for future in after] == [[3]] * 20
+    for answer in stream.map(times(4) for _ in range(50)):
+        assert answer.outputs["y"].tolist() == [4]
+    assert not any(future.done() for future in endless)
+    stream.cancel()
+    for future in endless:
+        with pytest.raises(CasemateError):
+            future.result(TIMEOUT_S)
+    assert eventually(lambda: ended_early(enclave) > early)
+    assert rests(pid)
+    with client.stream(MODEL, version=REPEATING) as again:
+        assert again.submit(times(1)).result(TIMEOUT_S).outputs["y"].tolist() == [1]
 
 
 def begins(pid: int) -> bool:

@@ -177,7 +177,10 @@ STREAMS = (
     Mutant("stream: flag in the nonce", _STREAM_UNITS, "        flag = _FLAGS[chunk[0]]\n", "        flag = _FLAGS[min(chunk[0], 2)]\n", STREAM_TESTS),
     Mutant("stream: flag sealed", _CHUNKS, "(counter << _FLAG_BITS | flag)", "(counter << _FLAG_BITS)", VECTORS + STREAM_TESTS),
     Mutant("stream: counter sealed", _CHUNKS, "chunk, self._aad, out)\n        self._counter += 1", "chunk, self._aad, out)", VECTORS + STREAM_TESTS),
-    Mutant("stream: counter opened", _CHUNKS, "            raise BrokenSealError from None\n        self._counter += 1", "            raise BrokenSealError from None", VECTORS + STREAM_TESTS),
+    Mutant("stream: counter opened", _CHUNKS, "            raise BrokenSealError from None\n        self._counter += 1\n\n", "            raise BrokenSealError from None\n\n", STREAM_TESTS),
+    Mutant("stream: counter opened, short", _CHUNKS, "            raise BrokenSealError from None\n        self._counter += 1\n        return plain", "            raise BrokenSealError from None\n        return plain", VECTORS + STREAM_TESTS),
+    Mutant("stream: counter sealed, short", _CHUNKS, "        self._counter += 1\n        return _BYTES", "        return _BYTES", VECTORS + STREAM_TESTS),
+    Mutant("stream: aad opened, short", _CHUNKS, "plain = self._aead.decrypt(_nonce(self._counter, flag), sealed, self._aad)", 'plain = self._aead.decrypt(_nonce(self._counter, flag), sealed, b"")', VECTORS + STREAM_TESTS),
     Mutant("stream: chunks within a unit", _STREAM_UNITS, " or (flag is Flag.MORE and size != limits.CHUNK):", ":", STREAM_TESTS),
     Mutant("stream: size of a chunk", _STREAM_UNITS, "if not 0 < size <= limits.CHUNK or", "if not 0 < size or", STREAM_TESTS),
     Mutant("stream: nothing after a failure", _STREAM_UNITS, "cipher, self._cipher = self._cipher, None", "cipher = self._cipher", STREAM_TESTS),
@@ -215,6 +218,8 @@ STREAMS = (
     Mutant("stream read: receipt", _STREAMING, "if (trailer.receipt is not None) != (bool(messages) and trailer.final and self._receipt):", "if False:", STREAM_TESTS),
     Mutant("trailer: refusals are final", _MESSAGES, "_require(self.final or self.status is Code.OK,", "_require(True,", MESSAGES),
     Mutant("trailer: unit", _MESSAGES, "_require(self.unit <= _U32_MAX,", "_require(True,", MESSAGES),
+    Mutant("trailer: unit of a good one", _MESSAGES, "_require(0 <= self.unit <= _U32_MAX,", "_require(True,", MESSAGES),
+    Mutant("trailer: unit of a known one", _MESSAGES, "_require(unit <= _U32_MAX,", "_require(True,", MESSAGES),
 )
 
 SEALED_MODELS = (

@@ -21,6 +21,7 @@ _QUEUE = "fair_queue.py"
 _CONTEXT = "context.py"
 _CANCELLATION = "cancellation.py"
 _LINK = "stream_link.py"
+_DESK = "stream_desk.py"
 _MEMORY = "stream_memory.py"
 _PLACES = "stream_places.py"
 
@@ -50,6 +51,9 @@ MUTANTS = (
     _streams("stream: the host is gone", _LINK, "if any(event & _GONE for _, event in self._poll.poll(0)):", "if False:"),
     _streams("stream: its deadline", _LINK, "if not self._poll.poll(max(self._deadline - time.monotonic(), 0) * 1000):", "if not self._poll.poll(None):"),
     _streams("stream: expires", _LINK, "        self._expired = True\n", ""),
+    _streams("stream: what is left has its runs waited for", _DESK, "            if self._left:  # although", "            if self._left and not self._closed:  # although"),
+    _streams("stream: what nobody carried on with", _DESK, "            self._left.popleft().close()\n", "            self._left.popleft()\n"),
+    _streams("stream: what the reader answers counts", _DESK, "            self._under_way += count\n", "            pass\n"),
     _streams("stream memory: the capacity", _MEMORY, "if size > self._shares.capacity:", "if False:"),
     _streams("stream memory: short units pass", _MEMORY, "limits.STREAM_SHORT if size <= limits.CHUNK else 0", "0"),
     _streams("stream places: given back", _PLACES, "                self._places.free(self._owner)\n", "                pass\n"),

@@ -98,7 +98,6 @@ class UnderWay:
     """A run on a thread of its own; a ``Pipelined``."""
 
     members = (0,)
-    divisible = False
 
     def __init__(self, gate: Gate, run: Run) -> None:
         self.done = False
@@ -113,6 +112,11 @@ class UnderWay:
         except RequestError as error:
             self._outcome = error
         self._back.set()
+
+    @property
+    def left(self) -> int:
+        """As ``Pipelined``."""
+        return int(not self.done)
 
     def receive(self, patience_s: float) -> list[tuple[int, Outcome]]:
         """As ``Together``."""

@@ -102,9 +102,9 @@ class Pipeline:
     # When one of them takes long
 
     @property
-    def divisible(self) -> bool:
-        """Whether several are left, of which all but one may not have begun."""
-        return len(self._under_way) > 1
+    def left(self) -> int:
+        """How many have not come back, of which all but one may not have begun."""
+        return len(self._under_way)
 
     def split(self) -> None:
         """Have one more thread of the worker do what has not begun."""
@@ -123,7 +123,7 @@ class Pipeline:
             self._worker.kill()
             return _PATIENCE_MAX_S
         self._patience_s = min(2 * self._patience_s, _PATIENCE_MAX_S)
-        return min(left_s, self._patience_s) if self.divisible else left_s
+        return min(left_s, self._patience_s) if self.left > 1 else left_s
 
     def _expired(self) -> list[tuple[int, Outcome]]:
         now = time.monotonic()

@@ -103,6 +103,12 @@ def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
     assert caught.value.code == Code.ANSWER_OPEN_FAILED
 
 
+@pytest.mark.parametrize("status", [Code.OK, Code.MODEL_FAILED])
+def test_a_unit_above_32_bits_is_not_written(status: Code) -> None:
+    with pytest.raises(ValueError, match="unit"):
+        replace(TRAILER, status=status, unit=1 << 32).encode()
+
+
 @pytest.mark.parametrize("unit", [0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1])
 @pytest.mark.parametrize("trailer", [TRAILER, RECEIPTED, replace(TRAILER, final=False)])
 def test_trailers_that_differ_by_their_unit_alone_are_told_apart(
