@@ -43,6 +43,7 @@ from tests.support.attacker import (
     verified,
 )
 from tests.support.damage import flip
+from tests.support.patience import patiently
 
 if TYPE_CHECKING:
     from casemate.envelope.sealing import OpenedAnswer
@@ -301,7 +302,7 @@ def at_once(enclave: EnclaveSocket, call: SealedCall) -> list[Code]:
     start = threading.Barrier(12)
 
     def send() -> None:
-        start.wait(10)
+        start.wait(60)
         try:
             answer = call.open(*enclave.request(call.header, call.ciphertext))
             outcomes.append(answer.trailer.status)
@@ -463,10 +464,10 @@ def test_c11_a_second_encoding_of_the_same_request_is_malformed(
         )
         for name, variant in variants.items():
             with pytest.raises(grpc.RpcError) as caught:
-                infer(variant, timeout=10)
+                infer(variant, timeout=60)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, name
             assert "MALFORMED" in (caught.value.details() or ""), name
-        answer = call.open(*parse_sealed(memoryview(infer(one + two, timeout=10))))
+        answer = call.open(*parse_sealed(memoryview(infer(one + two, timeout=60))))
     assert answer.trailer.status is Code.OK
 
 
@@ -527,17 +528,33 @@ def test_c3_a_full_session_table_refuses_new_sessions_and_keeps_the_live_ones(
         configuration, limits=dataclasses.replace(configuration.limits, sessions=8)
     ).encode()
     release = dataclasses.replace(deployment.release, pcr16=pcr16(small))
-    with side_enclave(deployment, configuration=small) as enclave:
-        evidence = verified(deployment, enclave, releases=(release,))
-        short = [start_session(deployment, evidence=evidence, lifetime_ms=8000) for _ in range(4)]
-        started = time.monotonic()
-        assert all(s.ask(enclave).trailer.status is Code.UNKNOWN_MODEL for s in short)
-        late = start_session(deployment, evidence=evidence)
-        call = late.seal()
-        for _ in range(20):
-            assert refusal(lambda: enclave.request(call.header, call.ciphertext)) is Code.OVERLOADED
-        assert all(s.ask(enclave).trailer.status is Code.UNKNOWN_MODEL for s in short)
-        time.sleep(max(0, 8.5 - (time.monotonic() - started)))
-        assert call.open(*enclave.request(call.header, call.ciphertext)).trailer.status is (
-            Code.UNKNOWN_MODEL
-        )
+
+    def full(life_s: float) -> list[Code]:
+        """What sessions of so many seconds and one more come to, and that one when they are over.
+
+        Slow machines may take longer than they live.
+        """
+        with side_enclave(deployment, configuration=small) as enclave:
+            evidence = verified(deployment, enclave, releases=(release,))
+            life_ms = round(life_s * 1000)
+            short = [
+                start_session(deployment, evidence=evidence, lifetime_ms=life_ms) for _ in range(4)
+            ]
+            over = time.monotonic() + life_s + 0.5
+            codes = [code_of(enclave, session.seal()) for session in short]
+            late = start_session(deployment, evidence=evidence).seal()
+            codes += [code_of(enclave, late) for _ in range(20)]
+            codes += [code_of(enclave, session.seal()) for session in short]
+            time.sleep(max(0, over - time.monotonic()))
+            return [*codes, code_of(enclave, late)]
+
+    served = Code.UNKNOWN_MODEL
+    expected = [served] * 4 + [Code.OVERLOADED] * 20 + [served] * 5
+    assert patiently(full, expected.__eq__, (8, 40)) == expected
+
+
+def code_of(enclave: EnclaveSocket, call: SealedCall) -> Code:
+    try:
+        return call.open(*enclave.request(call.header, call.ciphertext)).trailer.status
+    except CasemateError as refused:
+        return refused.code

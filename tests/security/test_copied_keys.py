@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +13,8 @@ from casemate.envelope.header import parse_request_header
 from casemate.envelope.sealed_message import encode_sealed
 from casemate.errors import CasemateError, Code
 from casemate.frames import FrameType
+from casemate_enclave.unwraps import SingleFlight, _Flight
+from tests.support.attacker import eventually
 from tests.support.enclave_bench import ANSWER, Bench, FakeKms, rows_of
 
 if TYPE_CHECKING:
@@ -23,22 +24,32 @@ if TYPE_CHECKING:
 
 
 class SlowKms(FakeKms):
-    """Takes its time, so that requests meet."""
+    """Takes its time, so that requests meet: until so many wait for what another asks."""
 
-    pause = 0.0
+    meet = 0
+    met = 0
 
     def decrypt(
         self, *, key_arn: str, ciphertext_blob: bytes, context: Mapping[str, str], deadline: float
     ) -> bytes:
-        time.sleep(self.pause)
+        assert eventually(lambda: self.met >= self.meet)
         return super().decrypt(
             key_arn=key_arn, ciphertext_blob=ciphertext_blob, context=context, deadline=deadline
         )
 
 
 @pytest.fixture
-def kms() -> SlowKms:
-    return SlowKms()
+def kms(monkeypatch: pytest.MonkeyPatch) -> SlowKms:
+    made, board, lock = SlowKms(), SingleFlight._board, threading.Lock()
+
+    def counted(flights: SingleFlight, key: bytes, deadline: float) -> tuple[_Flight, bool]:
+        flight, mine = board(flights, key, deadline)
+        with lock:
+            made.met += not mine
+        return flight, mine
+
+    monkeypatch.setattr(SingleFlight, "_board", counted)
+    return made
 
 
 @pytest.fixture
@@ -80,7 +91,7 @@ def test_c13_copies_that_arrive_with_the_owners_first_request_share_its_release_
 ) -> None:
     owner = bench.kms_session()
     call = owner.seal(model="linear", version=None, digest=None, message=b"\x00")
-    asked, kms.pause = kms.calls, 0.5
+    asked, kms.met, kms.meet = kms.calls, 0, 8
     codes: list[Code] = []
 
     def copy(number: int) -> None:
@@ -89,7 +100,7 @@ def test_c13_copies_that_arrive_with_the_owners_first_request_share_its_release_
     threads = [threading.Thread(target=copy, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    assert eventually(lambda: kms.met >= 1)
     assert rows_of(bench.infer(owner)) == ANSWER  # it joined a thief's flight
     for thread in threads:
         thread.join()

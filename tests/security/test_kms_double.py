@@ -358,7 +358,7 @@ def raw(double: KmsDouble, body: bytes, operation: str = "Decrypt") -> tuple[int
     credentials = Credentials(ADMIN.access_key_id, ADMIN.secret_access_key)
     SigV4Auth(credentials, "kms", REGION).add_auth(aws)
     context = ssl.create_default_context(cafile=str(double.ca_pem))
-    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=60)
     try:
         connection.request("POST", "/", body, dict(aws.headers.items()))
         response = connection.getresponse()
@@ -445,7 +445,7 @@ def release_to_enclave(
 ) -> bytes:
     def dial(host: str, port: int) -> socket.socket:
         assert (host, port) == (f"kms.{REGION}.amazonaws.com", 443)
-        return socket.create_connection(("127.0.0.1", double.port), timeout=5)
+        return socket.create_connection(("127.0.0.1", double.port), timeout=60)
 
     configuration = KmsConfiguration("aws", (REGION,), (double.ca_der,))
     kms = AttestedKms(configuration, Attester(chain, release), dial)
@@ -457,7 +457,7 @@ def release_to_enclave(
             key_arn=key.arn,
             ciphertext_blob=key.blob,
             context=CONTEXT,
-            deadline=time.monotonic() + 20,
+            deadline=time.monotonic() + 60,
         )
     finally:
         kms.close()
@@ -627,14 +627,14 @@ def test_region_that_is_not_served(double: KmsDouble) -> None:
 def tls(double: KmsDouble, name: str = "localhost") -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=str(double.ca_pem))
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    plain = socket.create_connection(("127.0.0.1", double.port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", double.port), timeout=60)
     return context.wrap_socket(plain, server_hostname=name)
 
 
 def test_certificate_names_the_endpoints(double: KmsDouble) -> None:
     for name in ("localhost", "127.0.0.1", f"kms.{REGION}.amazonaws.com"):
         tls(double, name).close()
-    plain = socket.create_connection(("127.0.0.1", double.port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", double.port), timeout=60)
     with pytest.raises(ssl.SSLCertVerificationError):
         ssl.create_default_context(cafile=str(double.ca_pem)).wrap_socket(
             plain, server_hostname="kms.eu-west-3.amazonaws.com"
@@ -662,7 +662,7 @@ def test_bodies_are_bounded(double: KmsDouble, head: str) -> None:
 
 def test_connections_are_kept_alive(double: KmsDouble) -> None:
     context = ssl.create_default_context(cafile=str(double.ca_pem))
-    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=60)
     connection.connect()
     channel = connection.sock
     for _ in range(3):
@@ -674,7 +674,7 @@ def test_connections_are_kept_alive(double: KmsDouble) -> None:
 
 
 def test_plain_http_gets_nothing(double: KmsDouble) -> None:
-    with socket.create_connection(("127.0.0.1", double.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", double.port), timeout=60) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\n\r\n")
         try:
             answer = connection.recv(64)
@@ -712,7 +712,7 @@ def test_as_a_process(tmp_path: Path, chain: nitro_pki.Chain) -> None:
         ca = double.ca_der
         port = double.port
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
     private = ("ca.key", "server.pem", "principals.json")
     assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in private)
     with KmsDouble(tmp_path, roots=chain.roots, principals=PRINCIPALS) as again:

@@ -258,7 +258,7 @@ def sent(
     credentials = Credentials(ADMIN.access_key_id, ADMIN.secret_access_key)
     SigV4Auth(credentials, name, REGION).add_auth(aws)
     context = ssl.create_default_context(cafile=str(double.ca_pem))
-    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=60)
     connection.request(method, path, body, dict(aws.headers.items()))
     response = connection.getresponse()
     answer = response.status, response.read()
@@ -320,7 +320,7 @@ def test_other_services_bodies_are_bounded(double: KmsDouble, head: str, body: b
     signature = f"SignedHeaders=host, Signature={'0' * 64}"
     lines = f"Authorization: AWS4-HMAC-SHA256 Credential={scope}, {signature}\r\n{head}"
     context = ssl.create_default_context(cafile=str(double.ca_pem))
-    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("localhost", double.port, context=context, timeout=60)
     connection.connect()
     request = f"PUT /b/k HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n".encode()
     connection.sock.sendall(request + body)

@@ -129,7 +129,7 @@ class Trial:
 
     def __enter__(self) -> Self:
         self.enclave.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not self._answers():
             assert self.enclave.running(), "the probe ended"
             assert time.monotonic() < deadline, "the probe does not listen"
@@ -308,7 +308,7 @@ def test_it_makes_no_thread_socket_or_file(
     """A filter ends the process at the first attempt: nothing can come and go unseen."""
     trial = Trial(probe_tree, outside, ALL, telemetry=telemetry, watch=True)
     with trial.enclave as process:
-        assert process.wait(30) == end
+        assert process.wait(90) == end
     shutil.rmtree(trial._base)
 
 
@@ -335,7 +335,7 @@ def enclave(tree: Path, base: Path) -> Iterator[tuple[EnclaveProcess, Path]]:
 
 def test_the_enclave_is_confined_before_it_serves(tree: Path, short_path: Path) -> None:
     with enclave(tree, short_path) as (process, log):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not events_of(log):
             assert process.running()
             assert time.monotonic() < deadline
@@ -355,7 +355,7 @@ def test_the_unsafe_form_says_so_and_is_confined_as_far_as_can_be(
             tree, short_path / "pki", short_path / "run", unsafe_no_namespaces=True, stderr=stream
         )
         with process:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while len(events_of(short_path / "events")) < 2:
                 assert process.running()
                 assert time.monotonic() < deadline
@@ -377,7 +377,7 @@ def test_o1_what_libraries_write_to_standard_error_reaches_nobody(
         changed(tree, {name: (tree / name).read_bytes() + talk}) as copy,
         enclave(copy, short_path) as (process, log),
     ):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not log.read_bytes():
             assert process.running()
             assert time.monotonic() < deadline
@@ -402,7 +402,7 @@ def test_the_enclave_does_not_start_unconfined(
         changed(tree, {name: source + absent}) as copy,
         enclave(copy, short_path) as (process, log),
     ):
-        assert process.wait(30) == 1
+        assert process.wait(90) == 1
         assert events_of(log) == [{"event": "NOT_CONFINED"}]
 
 

@@ -97,7 +97,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Attempts:
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RDWR)
             channel.close()
-            process.wait(10)
+            process.wait(60)
 
     return outcomes
 

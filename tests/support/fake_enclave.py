@@ -83,6 +83,7 @@ class FakeEnclave:
     models: list[tuple[str, int, bytes]] = field(default_factory=list)
     loads: int = 0
     accepted: int = 0
+    shared: int = 0  # connections that have carried numbered frames
     given_up: list[int] = field(default_factory=list)
     pcr0: bytes = evidence.IMAGE[0]
     counters: dict[str, int] = field(default_factory=lambda: {"requests": 7})
@@ -158,10 +159,14 @@ class FakeEnclave:
 
     def _serve(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, FrameError):
+            shared = False
             while (frame := frames.receive_frame(channel)) is not None:
                 if frame.type == FrameType.REQUEST:
                     self.budgets.append(frame.budget)
                 if frame.type == FrameType.NUMBERED:
+                    with self._lock:
+                        self.shared += not shared
+                    shared = True
                     asked = numbered.first(frame)
                     if asked.type == FrameType.CANCEL:
                         self.given_up.append(asked.number)
