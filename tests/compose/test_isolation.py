@@ -74,7 +74,7 @@ def status_of(stack: Stack, service: str) -> dict[str, str]:
 
 def await_answer(connect: Callable[[], Client]) -> None:
     """Wait for a sealed answer: an enclave that was put in place has to be configured first."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         try:
             with connect() as client:
@@ -275,7 +275,7 @@ def ask(stack: Stack, request: dict[str, Any]) -> dict[str, str]:
     """Send a command to the probe; its socket is its own user's, so only root can."""
     script = f"""
 import json, socket, time
-for _ in range(200):
+for _ in range(1800):
     try:
         channel = socket.socket(socket.AF_UNIX)
         channel.connect("{RUN}/enclave.sock")
@@ -381,7 +381,7 @@ def test_h12_k2_a_file_more_in_the_image_and_nobody_seals(
     devkit = place.image("casemate-devkit", {f"tree/{n}": data for n, data in planted.items()})
     changed = place.take(nsm=devkit, enclave=enclave)
     changed.wait_healthy("enclave")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while "EVIDENCE_MEASUREMENTS" not in stack.logs("host"):
         assert time.monotonic() < deadline, stack.logs("host")
         time.sleep(0.5)

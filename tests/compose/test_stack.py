@@ -72,7 +72,7 @@ class Load:
             asked = time.monotonic()
             while not self._stop.is_set():
                 try:
-                    result = client.infer("wdbc", {"features": ROWS}, timeout_s=10)
+                    result = client.infer("wdbc", {"features": ROWS}, timeout_s=30)
                 except CasemateError as error:
                     with self._lock:
                         self.codes[str(error.code)] += 1

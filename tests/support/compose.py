@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker/compose.yaml"
 PROJECT = "casemate-trial"
-_HEALTHY_S = 90
+_HEALTHY_S = 180
 
 
 class Stack:

@@ -38,22 +38,25 @@ class Gate(Tap):
     def __init__(self, front: Path, back: Path) -> None:
         self.open = threading.Event()
         self.open.set()
+        self.held = 0  # bytes of the largest piece that waits
         super().__init__(front, back)
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        super()._pump(_Held(source, self.open), sink)  # type: ignore[arg-type]
+        super()._pump(_Held(source, self), sink)  # type: ignore[arg-type]
 
 
 @dataclass
 class _Held:
-    """A socket whose bytes are handed out while ``open`` is set."""
+    """A socket whose bytes are handed out while the gate is open."""
 
     source: socket.socket
-    open: threading.Event
+    gate: Gate
 
     def recv(self, size: int) -> bytes:
         piece = self.source.recv(size)
-        self.open.wait()
+        if not self.gate.open.is_set():
+            self.gate.held = max(self.gate.held, len(piece))
+        self.gate.open.wait()
         return piece
 
     def shutdown(self, how: int) -> None:

@@ -186,7 +186,7 @@ def test_stopping_the_host_drains_it(serving: Parent) -> None:
         client.infer(MODEL, {"features": DATA.features[:4]})
         serving.gate.open.clear()  # what passes between host and enclave waits
         question = pool.submit(client.infer, MODEL, {"features": DATA.features[:4]})
-        time.sleep(1.0)
+        assert eventually(lambda: serving.gate.held > 500, within(serving))  # no word on health
         stopping = pool.submit(instance.run, "systemctl", "stop", HOST)
         assert eventually(lambda: not world.serving(), within(serving))
         assert state(instance, HOST) == "deactivating"
