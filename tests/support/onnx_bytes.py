@@ -38,9 +38,11 @@ def floats(*values: float) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
-def external_tensor(
-    name: str, shape: tuple[int, ...], *, element: int = FLOAT, **where: str
-) -> bytes:
+def external_tensor(name: str, shape: tuple[int, ...], **where: str) -> bytes:
+    return external(name, FLOAT, shape, where)
+
+
+def external(name: str, element: int, shape: tuple[int, ...], where: dict[str, str]) -> bytes:
     entries = b"".join(field(13, field(1, key) + field(2, text)) for key, text in where.items())
     dimensions = b"".join(field(1, d) for d in shape)
     return dimensions + field(2, element) + field(8, name) + entries + field(14, 1)

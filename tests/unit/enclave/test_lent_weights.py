@@ -173,8 +173,7 @@ def test_they_answer_as_from_memory_of_their_own_and_leave_the_weights_as_they_w
     for name, array in weights.items():
         data += bytes(-len(data) % 64)
         where = {"location": "w", "offset": str(len(data)), "length": str(array.nbytes)}
-        element = ELEMENTS[array.dtype]
-        apart.append(onnx.external_tensor(name, array.shape, element=element, **where))
+        apart.append(onnx.external(name, ELEMENTS[array.dtype], array.shape, where))
         data += array.tobytes()
     contents = ModelContents.of({"m": content(shape, nodes, apart), "w": data})
     ends = TensorSpec("x", "FP32", shape), TensorSpec("y", "FP32", (0,) * rank(shape))
