@@ -100,7 +100,7 @@ ENVELOPE = (
     Mutant("open: data key", _OPENING, "if len(data_key) != wire.KEY_BYTES:", "if False:", SEALING),
     Mutant("open: header in the key", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "request")', VECTORS + SEALING),
     Mutant("open: label", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "response", th)', VECTORS + SEALING),
-    Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext)', '"request", th), b"", ciphertext)', VECTORS + SEALING),
+    Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext, place)', '"request", th), b"", ciphertext, place)', VECTORS + SEALING),
     Mutant("asker: session", _OPENING, "if known is not None and known.session != session:", "if False:", SEALING),
     Mutant("asker: preamble", _OPENING, "if known is not None and known.encoded == preamble:", "if known is not None:", SEALING),
     Mutant("asker: signed", _OPENING, "if signed == (parsed.caller, parsed.signature):", "if True:", SEALING),

@@ -10,9 +10,12 @@ from tests.mutants import (
     receipts,
     serving,
     sharing,
+    together,
     verifier,
     workers,
 )
 
-TABLES = (verifier, envelope, receipts, data, serving, sharing, carried, machine, workers)
+TABLES = (
+    *(verifier, envelope, receipts, data, serving, sharing, carried, machine, workers, together),
+)
 MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]

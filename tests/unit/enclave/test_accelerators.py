@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
+from casemate import limits
 from casemate_enclave import accelerators
 from casemate_enclave.accelerators import CUDA, NONE, OPENVINO, TENSORRT, Needs
 
@@ -84,3 +86,43 @@ def test_the_tensors_of_a_gpu_are_bounded() -> None:
     [(name, options), (last, nothing)] = settings
     assert (name, last, nothing) == (CUDA, CPU, {})
     assert options["gpu_mem_limit"] == "1040"
+
+
+def test_a_gpus_numbers_are_as_long_as_the_models() -> None:
+    [(_, options)] = accelerators.settings_of([CUDA], threads=2, run_bytes=1000, contents=10)
+    assert options["use_tf32"] == "0"
+
+
+def test_openvino_runs_on_the_processor_as_accurately_as_the_model_says() -> None:
+    [(name, options), _] = accelerators.settings_of(
+        [OPENVINO, CPU], threads=3, run_bytes=1000, contents=10
+    )
+    assert name == OPENVINO
+    assert options == {"device_type": "CPU", "precision": "ACCURACY", "num_of_threads": "3"}
+
+
+class Loaded:
+    """What of onnxruntime loads libraries."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def preload_dlls(self) -> None:
+        self.loads += 1
+
+
+@pytest.mark.parametrize(("providers", "loads"), [((CUDA, CPU), 1), ((OPENVINO, CPU), 0)])
+def test_libraries_of_a_gpu_are_loaded_for_all_workers_and_write_no_files(
+    monkeypatch: pytest.MonkeyPatch, providers: tuple[str, ...], loads: int
+) -> None:
+    monkeypatch.setattr("os.environ", {})
+    onnxruntime = Loaded()
+    accelerators.prepare(onnxruntime, providers)
+    assert onnxruntime.loads == loads
+    assert os.environ == ({"CUDA_CACHE_DISABLE": "1"} if loads else {})
+
+
+def test_workers_beside_others_have_memory_for_what_they_load() -> None:
+    assert NONE.data_bytes == 0
+    assert Needs(code=True).data_bytes == limits.WORKER_CODE_DATA
+    assert Needs(code=True, gpu=True).data_bytes == limits.WORKER_GPU_DATA
