@@ -61,11 +61,14 @@ def begin() -> Iterator[Callable[[Answer], PolledCall]]:
     server.stop(None).wait()
 
 
-def polled(call: PolledCall, kind: Kind) -> Event:
-    """The next event of that kind, whatever comes before it."""
-    while (event := call.poll()).kind is not kind:
+def polled(call: PolledCall, *kinds: Kind) -> Event:
+    """Poll until there was an event of each of ``kinds``, and return that of the last of them."""
+    events: dict[Kind, Event] = {}
+    while not events.keys() >= set(kinds):
         assert not call.over
-    return event
+        event = call.poll()
+        events[event.kind] = event
+    return events[kinds[-1]]
 
 
 def to_the_end(call: PolledCall) -> list[Event]:
@@ -82,7 +85,7 @@ def test_messages_are_answered_and_each_event_comes_once(
     call = begin(echo)
     for number in range(5):
         call.send(b"%d" % number)
-        assert polled(call, Kind.MESSAGE).message == b"re:%d" % number
+        assert polled(call, Kind.SENT, Kind.MESSAGE).message == b"re:%d" % number
     call.end_sending()
     kinds = [event.kind for event in to_the_end(call)]
     assert kinds.count(Kind.ENDED) == 1
