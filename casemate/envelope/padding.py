@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from casemate import limits
 
 
+@functools.lru_cache(maxsize=1024)  # a service's messages have few lengths
 def padme(length: int) -> int:
     """Return the smallest PADME bucket (PURBs, PoPETs 2019) that holds ``length`` >= 2 bytes.
 

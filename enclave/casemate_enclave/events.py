@@ -99,12 +99,13 @@ class Journal:
         with self._lock:
             return {counter.value: count for counter, count in self._counts.items()}
 
-    def timed(self, step: Step) -> Timed:
+    def timed(self, step: Step, count: int = 1) -> Timed:
         """Return a context manager that adds its block's duration to ``step``.
 
-        Whoever answers a request times ``SEAL`` exactly once, last.
+        A block may do the step for several requests, ``count`` > 0: then each has its part. Whoever
+        answers a request times ``SEAL`` exactly once, last.
         """
-        return self._steps.timed(step)
+        return self._steps.timed(step, count)
 
     def waited(self, microseconds: int) -> None:
         """Add to ``QUEUE`` what was not waited on a thread; before the ``RUN`` on this one ends."""

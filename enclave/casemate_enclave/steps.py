@@ -33,11 +33,12 @@ class Step(StrEnum):
 class Timed:
     """Adds the duration of its block to one step, also when the block raises."""
 
-    __slots__ = ("_begun", "_step", "_steps")
+    __slots__ = ("_begun", "_count", "_step", "_steps")
 
-    def __init__(self, steps: Steps, step: Step) -> None:
+    def __init__(self, steps: Steps, step: Step, count: int) -> None:
         self._steps = steps
         self._step = step
+        self._count = count
         self._begun = 0
 
     def __enter__(self) -> None:
@@ -49,7 +50,9 @@ class Timed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._steps.add(self._step, (time.monotonic_ns() - self._begun) // 1000)
+        count = self._count
+        each = (time.monotonic_ns() - self._begun) // (1000 * count)
+        self._steps.add(self._step, each, count)
 
 
 class _Histogram:
@@ -59,10 +62,10 @@ class _Histogram:
         self.counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
         self.sum_us = 0
 
-    def add(self, microseconds: int) -> None:
-        """Add one duration."""
-        self.counts[bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)] += 1
-        self.sum_us += microseconds
+    def add(self, microseconds: int, count: int = 1) -> None:
+        """Add a duration ``count`` times."""
+        self.counts[bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)] += count
+        self.sum_us += microseconds * count
 
     def answer(self, total: int) -> dict[str, list[int] | int]:
         """As in SPEC 9.3, filled up with zero durations to ``total``."""
@@ -81,12 +84,12 @@ class Steps:
         self._unpublished = 0
         self._published = self._answer()
 
-    def timed(self, step: Step) -> Timed:
-        """Return a context manager that times its block."""
-        return Timed(self, step)
+    def timed(self, step: Step, count: int = 1) -> Timed:
+        """Return a context manager that times its block, which does the step ``count`` times."""
+        return Timed(self, step, count)
 
-    def add(self, step: Step, microseconds: int) -> None:
-        """Add one duration.
+    def add(self, step: Step, microseconds: int, count: int = 1) -> None:
+        """Add a duration ``count`` times.
 
         What a thread has waited in ``QUEUE``, however often, counts when its ``RUN`` has ended.
         """
@@ -95,12 +98,12 @@ class Steps:
             waited[step] = waited.get(step, 0) + microseconds
             return
         with self._lock:
-            self._steps[step].add(microseconds)
+            self._steps[step].add(microseconds, count)
             if step is Step.RUN:
                 self._steps[Step.QUEUE].add(waited.pop(Step.QUEUE, 0))
             if step is not Step.SEAL:
                 return
-            self._unpublished += 1
+            self._unpublished += count
             if self._unpublished >= self._group:
                 self._unpublished = 0
                 self._published = self._answer()

@@ -51,9 +51,10 @@ class Desk:
                 check()
                 self._sent.wait(limits.STREAM_LOOK_S)
 
-    def has_room(self, more: int) -> bool:
-        """Whether one question beside ``more`` may be handed to the workers at once."""
-        return self._under_way + more < limits.STREAM_UNITS_MAX
+    @property
+    def room(self) -> int:
+        """How many questions may be handed on at once."""
+        return limits.STREAM_UNITS_MAX - self._under_way
 
     def ask(self, *questions: StreamQuestion, at_once: int = 1) -> int:
         """Hand questions to the workers, each of whom takes so many ``at_once``.

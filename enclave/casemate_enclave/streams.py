@@ -101,7 +101,7 @@ class Stream:
     def run(
         self,
         opened: OpenedStream,
-        chunks: Iterable[memoryview],
+        chunks: list[memoryview],
         answer: StreamAnswer,
         answering: Answering,
     ) -> None:
@@ -136,7 +136,7 @@ class Stream:
     # Reading
 
     def _read(
-        self, opened: OpenedStream, chunks: Iterable[memoryview], answering: Answering
+        self, opened: OpenedStream, chunks: list[memoryview], answering: Answering
     ) -> Trailer:
         """Read to the end; return how the stream ends, after what was asked is answered."""
         status, detail = Code.OK, ""
@@ -151,17 +151,12 @@ class Stream:
             status, detail = Code.DEADLINE_EXCEEDED, "the deadline of the stream passed"
         return answering.trailer(status, detail, self._asked)
 
-    def _questions(self, opened: OpenedStream, chunks: Iterable[memoryview]) -> None:
+    def _questions(self, opened: OpenedStream, chunks: list[memoryview]) -> None:
         while True:
-            for chunk in chunks:
-                if not self._desk.has_room(len(self._read_ahead)):
-                    self._hand_on()
-                    self._desk.await_room(self._check)
-                with self._journal.timed(Step.OPEN):
-                    message = opened.question(chunk)
-                if message is not None:
-                    self._read_ahead.append(StreamQuestion(self._asked, message, self._taken))
-                    self._asked += 1
+            for some in self._in_room(chunks):
+                with self._journal.timed(Step.OPEN, len(some)):
+                    for chunk in some:
+                        self._read_one(opened.question(chunk))
             self._hand_on()
             if opened.ended:
                 return
@@ -169,6 +164,22 @@ class Stream:
             if received is None:
                 raise open_failed()
             _, chunks = parse_chunks(received, first=False)
+
+    def _in_room(self, chunks: list[memoryview]) -> Iterator[list[memoryview]]:
+        """Yield chunks as there is room for what they may ask; waits for it."""
+        while chunks:
+            room = self._desk.room - len(self._read_ahead)
+            if room > 0:
+                yield chunks[:room]
+                chunks = chunks[room:]
+            else:
+                self._hand_on()
+                self._desk.await_room(self._check)
+
+    def _read_one(self, message: memoryview | None) -> None:
+        if message is not None:
+            self._read_ahead.append(StreamQuestion(self._asked, message, self._taken))
+            self._asked += 1
 
     def _hand_on(self) -> None:
         """Answer what a message of the host had, or hand it to the workers, at once."""
@@ -336,14 +347,15 @@ class _Sealing:
         self._answering = answering
         self._journal = journal
 
-    def send(self, answers: Iterable[Answered], end: Trailer | None) -> None:
+    def send(self, answers: Sequence[Answered], end: Trailer | None) -> None:
         """Send them in one message, as far as it takes them, and the end if it has come.
 
         Raises HungUpError, TimeoutError.
         """
-        for answered in answers:
-            with self._journal.timed(Step.SEAL):
-                self._message.add(_sealed(self._answer, self._answering, answered))
+        if answers:
+            with self._journal.timed(Step.SEAL, len(answers)):
+                for answered in answers:
+                    self._message.add(_sealed(self._answer, self._answering, answered))
         if end is not None:
             self._message.add(self._answer.end(end, self._answering.floor))
         self._message.send()

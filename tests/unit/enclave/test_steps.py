@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,21 @@ def test_h16_a_request_that_waited_several_times_counts_once() -> None:
     steps.add(Step.SEAL, 1)
     assert (total(steps, Step.QUEUE), total(steps, Step.RUN)) == (1, 1)
     assert steps.histograms()["queue"]["sum_us"] == 21
+
+
+def test_what_is_done_together_counts_for_each() -> None:
+    steps = Steps(group=3)
+    with steps.timed(Step.OPEN, 2):
+        time.sleep(0.01)
+    steps.add(Step.SEAL, 7, 2)
+    unpublished = steps.histograms()["open"]  # two answers are not three
+    steps.add(Step.SEAL, 7, 2)
+    found: Any = steps.histograms()
+    assert unpublished["sum_us"] == 0
+    assert sum(found["open"]["counts"]) == 2
+    assert found["open"]["sum_us"] >= 10_000
+    assert found["seal"]["counts"][0] == sum(found["run"]["counts"]) == 4
+    assert found["seal"]["sum_us"] == 28
 
 
 def test_a_block_that_raises_is_timed() -> None:
