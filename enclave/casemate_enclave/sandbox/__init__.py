@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import socket
 import threading
@@ -138,7 +139,7 @@ def confine_calls(form: str) -> bool:
     """
     _once("calls")
     _no_new_privileges()
-    return _filter(calls_of(form), _make_socket)
+    return _filter(_program(calls_of(form)), _make_socket)
 
 
 def confine_spawner(most: Needs = NONE) -> bool:
@@ -148,18 +149,29 @@ def confine_spawner(most: Needs = NONE) -> bool:
     """
     _once("spawner")
     _no_new_privileges()
-    return _filter(calls_of_spawner(most), _make_socket)
+    for needs in (NONE, most):
+        _worker_program(needs)  # once for all workers
+    return _filter(_program(calls_of_spawner(most)), _make_socket)
 
 
 def confine_worker(needs: Needs = NONE) -> bool:
     """Do the same for a worker, before it is given the first foreign byte: below its spawner's."""
     _once("worker")
-    return _filter(calls_of_workers(needs), _look_for_children)
+    return _filter(_worker_program(needs), _look_for_children)
 
 
-def _filter(rules: Mapping[str, tuple[Among, ...]], attempt: Callable[[], object]) -> bool:
+@functools.cache
+def _worker_program(needs: Needs) -> bytes:
+    return _program(calls_of_workers(needs))
+
+
+def _program(rules: Mapping[str, tuple[Among, ...]]) -> bytes:
+    return seccomp.assemble(rules, MISSING, syscalls.this_machine())
+
+
+def _filter(program: bytes, attempt: Callable[[], object]) -> bool:
     try:
-        seccomp.load(seccomp.assemble(rules, MISSING, syscalls.this_machine()))
+        seccomp.load(program)
     except OSError as error:
         if error.errno in {errno.ENOSYS, errno.EINVAL}:
             return False

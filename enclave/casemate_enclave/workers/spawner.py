@@ -104,8 +104,10 @@ def serve(
     """
     import onnxruntime  # noqa: PLC0415 - confined before
 
+    from casemate_enclave.runtime import warm_up  # noqa: PLC0415
     from casemate_enclave.workers.worker import serve_model  # noqa: PLC0415
 
+    warm_up()
     providers = accelerators.usable(onnxruntime.get_available_providers())
     accelerators.prepare(onnxruntime, providers)
     waker, woken = _child_ends()

@@ -16,7 +16,7 @@ import pytest
 from casemate.errors import Code, ModelError, RequestError
 from casemate.sealed_model import ModelContents, ModelEntry, ModelHeader
 from casemate.tensors import TensorSpec
-from casemate_enclave.runtime import LoadedModel, OnnxRuntime
+from casemate_enclave.runtime import _SMALLEST, LoadedModel, OnnxRuntime, warm_up
 from tests.support import onnx_bytes as onnx
 from tests.support.patience import patiently
 
@@ -278,6 +278,17 @@ print(any(link.startswith("socket:") for link in links), len(os.listdir("/proc/s
     done = python(script, tmp_path, **quiet)
     assert done.stdout == "False 1\n", done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_warm_has_no_more_threads() -> None:
+    """It forks: a thread would be missing in its children."""
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    warm_up()
+    assert len(list(tasks.iterdir())) <= before
+    ends = (onnx.value_info(name, onnx.FLOAT, (1,)) for name in "xy")
+    x, y = ((end,) for end in ends)
+    assert onnx.model(onnx.graph((onnx.node("Identity", ("x",), ("y",)),), x, y)) == _SMALLEST
 
 
 def test_a_run_starts_no_threads_of_its_own(runtime: OnnxRuntime) -> None:
