@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from casemate.errors import Code, RequestError
 from casemate.sealed_model import ModelContents
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Journal
+from casemate_enclave.runs import Run
 from casemate_enclave.workers.runtime import WorkerRuntime
 from casemate_enclave.workers.spawning import Spawner
 from tests.support import workers
@@ -129,6 +130,28 @@ def test_c5_a_hostile_worker_ends_its_own_runs_in_time_and_nobody_elses(
     other, model = world.load("echoes"), world.load(does)
     assert set(outcomes(model, 1) + outcomes(model, 8)) <= codes
     assert ask(other, 90) == X["x"].tolist()
+
+
+def test_c5_runs_that_are_begun_wait_for_no_worker_that_reads_nothing(world: World) -> None:
+    """It says what the next runs gave before they are asked for, so each seems to come back."""
+    model = world.load("answers_ahead")
+    assert outcome(model, 90) is Code.DEADLINE_EXCEEDED
+    asked_of: Any = model
+    large = {"x": np.zeros(limits.WORKER_INLINE_MAX // 4, np.float32)}
+
+    def begin() -> None:
+        for _ in range(MORE_THAN_WAIT):
+            together = model.begin([Run(asked_of, large, ["y"], time.monotonic() + 90, None)])
+            if together is None:
+                return  # the worker was given up
+            while not together.done:
+                together.receive(90)
+
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    thread.join(SLACK_S)
+    assert not thread.is_alive()
+    assert outcome(model, 90) is Code.DEADLINE_EXCEEDED  # by another worker
 
 
 def test_c5_a_worker_that_takes_no_commands_is_ended(world: World) -> None:

@@ -111,6 +111,16 @@ def answers_before_it_reads(control: socket.socket) -> None:
             line.send(packets.ANSWER.pack(packets.FAILED, 0, number, 0, 1))
 
 
+def answers_ahead(control: socket.socket) -> None:
+    """Read one question, and answer those to come."""
+    for line in _lines(control):
+        memory = packets.packet_memory()
+        line.recv_into(memory)
+        number = packets.QUESTION.unpack_from(memory)[3]
+        for answered in range(number, number + 2 * _MANY):
+            line.send(packets.ANSWER.pack(packets.FAILED, 0, answered, 0, 1))
+
+
 def asks_for_all_memory(control: socket.socket) -> None:
     """Ask for room, again and again, on every line."""
     for line in _lines(control):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -23,6 +22,7 @@ from casemate_enclave.workers.tensors import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Sequence
 
     from casemate.wire import Buffer
@@ -87,8 +87,7 @@ class Line:
             gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
             pieces += (head, description, gap, *scatter(packed))
         try:
-            # One that heeds its line has room for a packet: nothing else is under way.
-            self._channel.send(b"".join(pieces), socket.MSG_DONTWAIT)
+            packets.send(self._channel, [b"".join(pieces)])
         except OSError as error:
             raise WorkerLostError from error
 
@@ -160,7 +159,7 @@ class Line:
             kind = packets.RUN_INLINE
             head = packets.QUESTION.pack(kind, len(description), deadline, number, 0, 0)
             gap = bytes(-(len(head) + len(description)) % ALIGNMENT)
-            self._channel.sendmsg([head, description, gap, *scatter(packed)])
+            packets.send(self._channel, [head, description, gap, *scatter(packed)])
             return
         if (lent := _loan(packed)) is not None:
             kind, facts = packets.RUN_LENT, (lent.size, lent.start)

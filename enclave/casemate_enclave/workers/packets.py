@@ -49,13 +49,22 @@ _DESCRIPTOR: Final = array.array("i").itemsize
 _ROOM: Final = socket.CMSG_SPACE(_DESCRIPTOR)
 
 
-def send(channel: socket.socket, pieces: Iterable[Buffer], descriptor: int | None = None) -> None:
-    """Send one packet, with a descriptor if given; raises OSError."""
-    if descriptor is None:
-        channel.sendmsg(pieces)
-    else:
+def send(
+    channel: socket.socket,
+    pieces: Iterable[Buffer],
+    descriptor: int | None = None,
+    *,
+    wait: bool = False,
+) -> None:
+    """Send one packet, with a descriptor if given; raises OSError.
+
+    Without ``wait`` that of a full connection: one that reads what it is sent has room.
+    """
+    ancillary = []
+    if descriptor is not None:
         rights = array.array("i", [descriptor])
-        channel.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+    channel.sendmsg(pieces, ancillary, 0 if wait else socket.MSG_DONTWAIT)
 
 
 def await_room(channel: socket.socket, patience_s: float) -> None:

@@ -73,7 +73,7 @@ class Worker:
         command = packets.COMMAND.pack(packets.LOAD, 0)
         self._control.settimeout(patience_s)
         try:
-            packets.send(self._control, [command, settings], contents)
+            packets.send(self._control, [command, settings], contents, wait=True)
             answer = self._control.recv(packets.LOADED.size)
         except TimeoutError:
             raise RefusedError(Refusal.TIME) from None
@@ -181,7 +181,7 @@ class Worker:
             with theirs, self._opening:
                 command = packets.COMMAND.pack(packets.OPEN, number)
                 packets.await_room(self._control, limits.WORKER_HEEDS_S)
-                packets.send(self._control, [command], theirs.fileno())
+                packets.send(self._control, [command], theirs.fileno(), wait=True)
         except OSError:  # it ended, or hears no more
             self.kill()
             ours.close()

@@ -66,7 +66,7 @@ class Spawner:
         bits = packets.NEEDS_CODE * needs.code | packets.NEEDS_GPU * needs.gpu
         order = packets.ORDER.pack(packets.START, number, bits, data_bytes)
         with theirs:
-            packets.send(self._channel, [order], theirs.fileno())
+            packets.send(self._channel, [order], theirs.fileno(), wait=True)
         return number, ours
 
     def kill(self, number: int, *, wait: bool = True) -> None:
