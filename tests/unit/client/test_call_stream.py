@@ -374,6 +374,19 @@ def test_a_host_that_breaks_the_rules_loses_the_stream(connect: Connect, how: st
         assert connection.call(b"after") in {b"unary:after", b"joined:after"}
 
 
+def test_that_a_host_broke_the_rules_is_said(connect: Connect) -> None:
+    def break_(_: Host, messages: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
+        yield from warm(messages)
+        next(_each(messages))
+        yield b"\xff\xff"
+
+    with playing(break_) as host:
+        connection = ready(connect, host)
+        with pytest.raises(RequestError, match="broke the rules of a stream") as raised:
+            connection.call(b"x")
+        assert raised.value.code is Code.UNAVAILABLE
+
+
 def test_when_the_stream_breaks_every_call_under_way_fails_and_later_ones_find_another(
     connect: Connect,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -21,9 +22,10 @@ from casemate_enclave.runs import Left, Run
 from casemate_enclave.scheduling import ScheduledModel
 from tests.support.attacker import eventually
 from tests.support.held_model import AT_FAULT, ENDLESS, POISON, Gate, bounds, rows, scheduled
+from tests.support.patience import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casemate_enclave.runs import Outcome
 
@@ -159,14 +161,20 @@ def test_c2_a_run_that_one_of_them_spoils_is_everybodys_to_repeat_alone(gate: Ga
     assert eventually(lambda: asker.free == 1)
 
 
-def test_c2_an_endless_row_costs_the_others_half_of_their_time_at_most(gate: Gate) -> None:
-    gate.open.set()
-    begun = time.monotonic()
-    asker = Asker(scheduled(gate), gate)
-    tickets = asker.offer(rows(1), rows(ENDLESS), rows(3), within=2.0)
-    assert asker.answers(tickets) == [Left.ALONE] * 3
-    (run,) = gate.begun
-    assert begun + 0.9 < run.deadline < begun + 1.9
+def test_c2_an_endless_row_costs_the_others_half_of_their_time_at_most() -> None:
+    def half(within: float) -> bool:
+        """Offer; whether the run had half of that, as far as it was begun soon."""
+        gate = Gate()
+        gate.open.set()
+        begun = time.monotonic()
+        asker = Asker(scheduled(gate), gate)
+        tickets = asker.offer(rows(1), rows(ENDLESS), rows(3), within=within)
+        assert asker.answers(tickets) == [Left.ALONE] * 3
+        (run,) = gate.begun
+        assert begun + 0.45 * within < run.deadline
+        return run.deadline < begun + 0.95 * within
+
+    assert patiently(half, bool, (2.0, 20.0))
 
 
 def test_c5_a_run_ends_after_its_models_time(gate: Gate) -> None:
@@ -221,7 +229,7 @@ def test_c5_a_deadline_that_passes_while_it_waits_ends_a_request(gate: Gate) -> 
     asker = Asker(scheduled(gate), gate)
     first = asker.running(rows(0))
     given_up = Cancellation()
-    late = asker.offer(rows(1), within=0.3)
+    late = patiently(lambda within: asker.offer(rows(1), within=within), bool)
     gone = asker.offer(rows(2), by=given_up)
     kept = asker.offer(rows(3))
     given_up.cancel()
@@ -345,7 +353,8 @@ def test_c5_who_waits_behind_a_thread_is_looked_after(gate: Gate) -> None:
     thread = threading.Thread(target=ask, args=(model, ENDLESS, held))
     thread.start()
     assert eventually(lambda: len(model._places.queue) == 1)
-    late, kept = asker.offer(rows(1), within=1.0), asker.offer(rows(2))
+    late = patiently(lambda within: asker.offer(rows(1), within=within), bool)
+    kept = asker.offer(rows(2))
     gate.open.set()
     assert asker.answers([first, *late]) == [[0], Code.DEADLINE_EXCEEDED]
     held.cancel()
@@ -354,15 +363,32 @@ def test_c5_who_waits_behind_a_thread_is_looked_after(gate: Gate) -> None:
     assert eventually(lambda: asker.free == 1 and not model._offers._leaders)
 
 
-def test_the_time_in_the_queue_is_told(gate: Gate) -> None:
-    waited: list[int] = []
-    model = ScheduledModel(gate, bounds(), contextlib.nullcontext, waited.append)
-    asker = Asker(model, gate)
-    tickets = [asker.running(rows(0)), *asker.offer(rows(1))]
-    time.sleep(0.1)
-    gate.open.set()
-    asker.answers(tickets)
-    assert waited[0] < 100_000 <= waited[1]
+def test_the_time_in_the_queue_is_told() -> None:
+    def told(held_s: float) -> bool:
+        """Hold the first one up for so long; whether it had not waited so long itself."""
+        gate, waited = Gate(), list[int]()
+        model = ScheduledModel(gate, bounds(), contextlib.nullcontext, waited.append)
+        asker = Asker(model, gate)
+        tickets = [asker.running(rows(0)), *asker.offer(rows(1))]
+        time.sleep(held_s)
+        gate.open.set()
+        asker.answers(tickets)
+        assert waited[1] >= held_s * 1_000_000
+        return waited[0] < held_s * 1_000_000
+
+    assert patiently(told, bool, (0.1, 1.0, 10.0))
+
+
+def answered(asker: Asker) -> int:
+    return sum(not isinstance(said, RequestError | Left) for said in list(asker.back.values()))
+
+
+def until_answered(asker: Asker, count: int) -> Iterator[int]:
+    """Numbers from 1 to 1,500, and on until so many were answered."""
+    for number in itertools.count(1):
+        if number > 1500 and answered(asker) >= count:
+            return
+        yield number
 
 
 def test_no_request_is_lost_or_answered_with_anothers_rows(gate: Gate) -> None:
@@ -373,7 +399,7 @@ def test_no_request_is_lost_or_answered_with_anothers_rows(gate: Gate) -> None:
     dice = random.Random(7)
     asked: dict[int, float] = {}
     threads = []
-    for number in range(1, 1500):
+    for number in until_answered(asker, 200):
         value = POISON if number % 97 == 0 else float(number)
         by = Cancellation()
         for ticket in asker.offer(rows(*[value] * (1 + number % 3)), by=by):
@@ -391,7 +417,7 @@ def test_no_request_is_lost_or_answered_with_anothers_rows(gate: Gate) -> None:
             assert asked[ticket] != POISON
     for thread in threads:
         thread.join()
-    assert sum(isinstance(said, list) for said in asker.answers(list(asked))) > 200
+    assert answered(asker) >= 200
     assert eventually(lambda: asker.free == 2 and not model._offers._leaders)
     assert not model._places.queue
     assert model._offers._pacing.waiting == 0
