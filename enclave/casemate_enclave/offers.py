@@ -6,6 +6,7 @@ with what waits then. So a request costs neither a thread nor a wake of its own.
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -94,6 +95,7 @@ class Offers:
         self._bounds = bounds
         self._axis = bounds.axis or 0
         self._waited = waited
+        self._more = threading.Condition(places.lock)
         self._leaders = 0  # changed under the lock of the places alone
 
     def take(self, runs: Iterable[tuple[Run, int, object]], asker: Asker) -> set[object]:
@@ -112,6 +114,7 @@ class Offers:
                     places.queue.append(offer)
                     taken.add(offer.ticket)
             self._pacing.waiting += len(taken)
+            self._more.notify_all()
             places.grant()
         return taken
 
@@ -123,13 +126,20 @@ class Offers:
         _HANDS.take(partial(self._work, offer))
 
     def _work(self, leader: Offer | None) -> None:
+        members: list[Offer] = []
         while leader is not None:
+            self._linger(len(members))
             members = self._members(leader)
             outcomes = self._outcomes(members)
             self._settle(
                 (member, outcomes.get(place, Left.ALONE)) for place, member in enumerate(members)
             )
             leader = self._next()
+
+    def _linger(self, before: int) -> None:
+        """Let as many come as the run before had, for a moment: who was answered asks again."""
+        with self._places.lock:
+            self._more.wait_for(lambda: self._pacing.waiting + 1 >= before, self._pacing.patience_s)
 
     def _members(self, leader: Offer) -> list[Offer]:
         """Take along what waits."""

@@ -45,6 +45,15 @@ class Pacing:
         return min(self._most, math.ceil((1 + self.waiting) / self._places))
 
     @property
+    def patience_s(self) -> float:
+        """How long the next run may wait for others: no longer than the last took, if it was short.
+
+        So waiting costs nobody more than a run that began at once would have.
+        """
+        last = self._took[-1]
+        return 0.0 if self._take_long or last > limits.LATE_S else last
+
+    @property
     def _take_long(self) -> bool:
         """Judges by the quickest of the last: any may have waited for a processor."""
         return min(self._took) > limits.LATE_S

@@ -43,6 +43,7 @@ MUTANTS = (
     _offered("offered: unsent answers", old="self._begin(members) if leader.has_room else None", new="self._begin(members)"),
     _offered("offered: places", old="            places.free += 1\n", new=""),
     _offered("offered: others go on", file="pacing.py", old="late = time.monotonic() > min(self._begun.values()) + limits.LATE_S", new="late = False"),
+    _offered("offered: waits for a moment", old="lambda: self._pacing.waiting + 1 >= before", new="lambda: True"),
     _offered("offered: shares", file="pacing.py", old="if not self._take_long:\n            return self._most", new="if True:\n            return self._most"),
     _offered("offered: ends in the queue", old="and not o.is_waited_for]", new="and False]"),
 )

@@ -18,6 +18,7 @@ from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.hands import Hands
 from casemate_enclave.left_to_models import LeftToModels
+from casemate_enclave.pacing import Pacing
 from casemate_enclave.runs import Left, Run
 from casemate_enclave.scheduling import ScheduledModel
 from tests.support.attacker import eventually
@@ -213,6 +214,42 @@ def test_runs_that_do_not_take_long_come_one_after_the_other(
     gate.open.set()
     assert asker.answers(tickets) == [[0], [2], [4], [6], [8]]
     assert gate.runs == [1, 4]
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 0.0])
+def test_the_next_run_waits_a_moment_for_as_many_as_the_one_before_had(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(Pacing, "patience_s", patience_s)
+    asker = Asker(scheduled(gate), gate)
+    tickets = [asker.running(rows(0)), *asker.offer(rows(1), rows(2), rows(3))]
+    gate.open.set()
+    asker.answers(tickets)
+    gate.open.clear()
+    assert eventually(lambda: asker.free == 1)
+    tickets = asker.offer(rows(1), rows(2), rows(3))  # after a pause nothing is waited for
+    assert eventually(lambda: gate.runs[2:] == [3])
+    tickets += asker.offer(rows(4))
+    gate.open.set()
+    asker.answers(tickets[:3])
+    if not patience_s:
+        assert asker.answers(tickets) == [[2], [4], [6], [8]]
+        return
+    assert not eventually(lambda: len(gate.runs) > 3, 0.1)
+    tickets += asker.offer(rows(5), rows(6))
+    assert asker.answers(tickets) == [[2], [4], [6], [8], [10], [12]]
+    assert gate.runs == [1, 3, 3, 3]
+
+
+def test_a_run_waits_no_longer_than_the_last_took_and_not_after_a_long_one() -> None:
+    pacing = Pacing(32, 2)
+    for took_s in (limits.LATE_S / 2, limits.LATE_S * 2):
+        pacing.begin(1, time.monotonic() - took_s)
+        pacing.end(1)
+        if took_s > limits.LATE_S:
+            assert pacing.patience_s == 0
+        else:
+            assert pacing.patience_s == 0 or took_s <= pacing.patience_s <= limits.LATE_S
 
 
 def test_runs_that_take_long_leave_some_to_the_other_places(gate: Gate) -> None:
