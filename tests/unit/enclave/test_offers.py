@@ -194,6 +194,7 @@ def test_c5_while_one_run_takes_long_others_go_on_in_a_further_place(gate: Gate)
     endless = asker.running(rows(ENDLESS), by=given_up)
     assert asker.answers(asker.offer(rows(1), rows(2))) == [[2], [4]]
     assert asker.answers(asker.offer(rows(3))) == [[6]]
+    assert endless not in asker.back
     given_up.cancel()
     assert asker.answers([endless]) == [Left.ALONE]
     assert eventually(lambda: asker.free == 2)
