@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGE: Final = 256 * limits.KIB  # from it on work on bytes gets a thread: some 0.2 ms
+LARGE: Final = limits.MIB  # from it on work on bytes gets a thread: some 0.2 ms
 _LONGEST_S: Final = (
     365 * 86_400.0
 )  # what is longer means as long: clocks of libraries end somewhere
