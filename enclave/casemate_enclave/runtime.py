@@ -300,7 +300,7 @@ class OnnxModel:
 
 
 def _aligned(inputs: Tensors) -> Tensors:
-    """What a worker is given is aligned (SPEC 8.10); onnxruntime takes it that everything is."""
+    """onnxruntime takes it that tensors are aligned, as what a worker is given always is."""
     if all(array.flags.aligned for array in inputs.values()):
         return inputs
     return {name: np.require(array, requirements="A") for name, array in inputs.items()}

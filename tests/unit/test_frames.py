@@ -112,6 +112,34 @@ def test_announcing_a_long_frame_takes_no_memory(pair: Pair) -> None:
     assert peak < 2 * MIB
 
 
+@pytest.mark.parametrize("size", [0, 1, 600_000, limits.MODEL_DATA_MAX, limits.MODEL_DATA_MAX + 1])
+def test_a_payload_lies_in_memory_of_the_receiver(pair: Pair, size: int) -> None:
+    given: list[memoryview] = []
+
+    def memory(size: int) -> memoryview:
+        given.append(memoryview(bytearray(b"?" * size)))
+        return given[-1]
+
+    payload = os.urandom(size)
+    sender = threading.Thread(target=frames.send_frame, args=(pair[0], 3, payload))
+    sender.start()
+    frame = frames.receive_frame(pair[1], memory=memory)
+    sender.join()
+    assert frame is not None
+    assert frame.payload == payload
+    # One as long as it says it is might never come.
+    assert [len(room) for room in given] == ([size] if size <= limits.MODEL_DATA_MAX else [])
+
+
+def test_a_cut_payload_is_not_given_to_anybody(pair: Pair) -> None:
+    """What the memory held before, which may be of another request, goes nowhere."""
+    pair[0].sendall(struct.pack(">IBI", 1005, 3, 0) + bytes(999))
+    pair[0].close()
+    with pytest.raises(FrameError) as caught:
+        frames.receive_frame(pair[1], memory=lambda size: memoryview(bytearray(b"?" * size)))
+    assert caught.value.code is Code.MALFORMED
+
+
 def test_an_error_answer_is_raised_with_its_code(pair: Pair) -> None:
     frames.send_error(pair[0], Code.REPLAYED, "seen")
     with pytest.raises(CasemateError) as caught:

@@ -75,6 +75,16 @@ def test_a_model_runs_where_it_lies_and_from_bytes(
     assert model.run({"x": ROWS}, ["y"], soon())["y"].tolist() == [[9, 12], [1, 2]]
 
 
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_inputs_need_not_be_aligned(runtime: OnnxRuntime, shift: int) -> None:
+    rows = np.frombuffer(bytes(shift) + ROWS.tobytes(), np.float32, offset=shift).reshape(2, 3)
+    assert not rows.flags.aligned
+
+    outputs = load(runtime, onnx.linear()).run({"x": rows}, ["y"], soon())
+
+    assert outputs["y"].tolist() == [[9, 12], [1, 2]]
+
+
 @pytest.mark.parametrize(
     "location",
     [

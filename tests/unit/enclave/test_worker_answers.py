@@ -346,6 +346,7 @@ def test_what_is_lent_is_found_by_its_address_and_given_back() -> None:
     assert lent is not None
     assert lent.start == 16
     assert shared.loan(array[::2]) is None  # not as it lies
+    assert shared.loan(np.frombuffer(memory, np.float32, 1 << 20, 17)) is None  # not aligned
     assert shared.loan(np.zeros(1 << 21, np.float32)) is None  # not there
     assert not isinstance(shared.lendable_memory(100).obj, np.ndarray)  # small: memory like any
     refused(lambda: shared.Room(lent.descriptor, lent.size, writable=True))
