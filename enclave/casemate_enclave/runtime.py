@@ -300,7 +300,7 @@ class OnnxModel:
 
 
 def _aligned(inputs: Tensors) -> Tensors:
-    """onnxruntime takes it that tensors are aligned, as what a worker is given always is."""
+    """Copy what is not aligned, as the runtime takes it that everything is; in workers it is."""
     if all(array.flags.aligned for array in inputs.values()):
         return inputs
     return {name: np.require(array, requirements="A") for name, array in inputs.items()}
