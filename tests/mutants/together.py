@@ -50,7 +50,6 @@ MUTANTS = (
     _turns("turns: places are given back", old="        if placed:\n            self._crew.leave()\n", new=""),
     _turns("turns: who stands by is counted", old="            if self._idle > len(self._tasks) or self._hire():\n                return False\n", new="            if self._idle >= len(self._tasks) or self._hire():\n                return False\n"),
     _turns("turns: spare threads end", old="        if self._idle < _SPARE or now", new="        if True or now"),
-    _turns("turns: one stays", old="        if self._idle < _SPARE or now - self._spare_since < limits.THREAD_IDLE_S:", new="        if now - self._spare_since < limits.THREAD_IDLE_S:"),
     _turns("turns: waiting is bounded", old="if len(self._tasks) < limits.NUMBERED_WAITING:", new="if True:"),
     _turns("turns: a deadline for each", old="now + budget / 1000, context", new="now + 1e6, context"),
     _turns("turns: given up", old="        context.cancel()\n        with self._posted:\n", new="        with self._posted:\n"),

@@ -82,6 +82,8 @@ class Side:
         if text.endswith(b"large"):
             context.hold((bytes(2 << 20),))
             return kind | ANSWER, (bytes(1 << 20), bytes(1 << 20))
+        if text.endswith(b"huge"):
+            return kind | ANSWER, (bytes(limits.FRAME_MAX),)
         return kind | ANSWER, (b"re:", payload)
 
     def send(self, number: int, payload: bytes, budget: int = LONG_MS) -> None:
@@ -249,6 +251,21 @@ def test_a_host_that_takes_nothing_is_left_once_and_for_all(
     with contextlib.suppress(ConnectionError):
         for _ in range(12):
             assert len(side.receive().payload) in {len(b"re:wait"), 2 << 20}
+    side.near.close()
+
+
+@pytest.mark.parametrize("text", [b"huge", b"wait, huge"], ids=["who reads", "another thread"])
+def test_an_answer_that_fits_in_no_frame_ends_the_connection(text: bytes) -> None:
+    """Whichever thread has made it: the host must not wait for what never comes."""
+    side = Side()
+    side.start()
+    side.receive()
+    side.send(1, text)
+    side.gate.set()
+    with pytest.raises(ConnectionError):
+        side.receive()
+    side.thread.join(60)
+    assert not side.thread.is_alive()
     side.near.close()
 
 
