@@ -78,10 +78,15 @@ class Answering:
         """The model's answer bucket."""
         return self._model.header.answer_bucket
 
+    @property
+    def quick(self) -> bool:
+        """Whether answers take so little time that no other thread is worth its wake."""
+        return self._model.header.loop is None and self._running.quick
+
     def together(self) -> int:
-        """How many questions are best answered at once."""
-        quick = self._model.header.loop is None and self._running.quick
-        return limits.TOGETHER_MAX if quick else 1
+        """How many questions are best answered at once: of quick runs, or of those that join."""
+        joins = self._model.header.serving.batch_rows is not None
+        return limits.TOGETHER_MAX if self.quick or joins else 1
 
     def answers(
         self, question: StreamQuestion, deadline: float, cancellation: Cancellation

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate import limits
-from casemate_enclave.runs import finish, resume
+from casemate_enclave.runs import Left, finish, resume
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runs import Run, Steps, Together
+    from casemate_enclave.runs import Outcome, Run, Steps, Together
     from casemate_enclave.stream_answers import Answered, Answering, StreamQuestion
 
     Back = list[tuple[StreamQuestion, Answered]]
@@ -57,8 +59,17 @@ def answer_together(
         waiting = [asked for place, asked in enumerate(waiting) if place not in members]
     if waiting:
         yield []
-    for asked in waiting:
-        yield [(asked.question, finish(asked.steps, asked.need))]
+        yield from _one_by_one(waiting)
+
+
+def _one_by_one(waiting: Sequence[_Asked]) -> Generator[Back]:
+    """Wait for runs that did not begin together, as many at a time as the model joins."""
+    while waiting:
+        rest = yield from _left_to_model(waiting)
+        if len(rest) == len(waiting):
+            asked = rest.pop(0)
+            yield [(asked.question, finish(asked.steps, asked.need))]
+        waiting = rest
 
 
 def _carried_on(together: Together, waiting: Sequence[_Asked]) -> Generator[Back]:
@@ -78,3 +89,51 @@ def _carried_on(together: Together, waiting: Sequence[_Asked]) -> Generator[Back
         while not together.done:
             if not together.receive(patience_s) and not together.done:
                 patience_s = together.hurry()
+
+
+class _Came:
+    """Waits for runs that were left to a model; an ``Asker``."""
+
+    def __init__(self) -> None:
+        self._came: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+
+    def settle(self, ticket: int, outcome: Outcome) -> None:
+        """As ``Asker``."""
+        self._came.put((ticket, outcome))
+
+    def settled(self) -> None:
+        """As ``Asker``: nothing is held back."""
+
+    def wait(self) -> list[tuple[int, Outcome]]:
+        """Wait for what comes back next; return it with what has come meanwhile."""
+        some = [self._came.get()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                some.append(self._came.get_nowait())
+        return some
+
+
+def _left_to_model(waiting: Sequence[_Asked]) -> Generator[Back, None, list[_Asked]]:
+    """Have the model join what it takes on with what else waits for it; return the rest."""
+    came = _Came()
+    offered = [(asked.need, at) for at, asked in enumerate(waiting)]
+    taken = waiting[0].need.model.offer(offered, came) if len(waiting) > 1 else set()
+    under_way = set(taken)
+    alone: list[tuple[_Asked, Left]] = []
+    try:
+        while under_way:
+            back: Back = []
+            for at, outcome in came.wait():
+                under_way.discard(at)
+                asked = waiting[at]
+                if isinstance(outcome, Left):
+                    alone.append((asked, outcome))
+                else:
+                    back.append((asked.question, resume(asked.steps, asked.need, outcome)))
+            yield back
+    finally:
+        while under_way:
+            under_way.difference_update(at for at, _ in came.wait())
+    for asked, left in alone:
+        yield [(asked.question, resume(asked.steps, asked.need, left))]
+    return [asked for at, asked in enumerate(waiting) if at not in taken]

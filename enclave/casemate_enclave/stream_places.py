@@ -61,9 +61,14 @@ class WaitingModel:
             return None
         return _Placed(together, give_back)
 
-    def offer(self, _runs: Sequence[tuple[Run, object]], _asker: Asker) -> set[object]:
-        """Take nothing on: who asks by a stream waits on a thread of that."""
-        return set()
+    def offer(self, runs: Sequence[tuple[Run, object]], asker: Asker) -> set[object]:
+        """As ``SharedModel``: each takes a place until it is settled."""
+        placed = [(run, ticket) for run, ticket in runs if self._places.try_take(self._owner)]
+        give_back = partial(self._places.free, self._owner)
+        taken = self._model.offer(placed, _PlacedAsker(asker, give_back)) if placed else set()
+        for _ in range(len(placed) - len(taken)):
+            give_back()
+        return taken
 
     def run(
         self,
@@ -122,3 +127,20 @@ class _Placed:
     def hurry(self) -> float:
         """As ``Together``."""
         return self._together.hurry()
+
+
+class _PlacedAsker:
+    """Gives the place of each run back before the asker hears of it."""
+
+    def __init__(self, asker: Asker, give_back: Callable[[], None]) -> None:
+        self._asker = asker
+        self._give_back = give_back
+
+    def settle(self, ticket: object, outcome: Outcome) -> None:
+        """As ``Asker``."""
+        self._give_back()
+        self._asker.settle(ticket, outcome)
+
+    def settled(self) -> None:
+        """As ``Asker``."""
+        self._asker.settled()

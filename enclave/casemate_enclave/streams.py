@@ -188,8 +188,8 @@ class Stream:
             return
         while questions:
             at_once = self._answering.together()
-            if at_once == 1:
-                self._hire(self._desk.ask(*questions), self._answering)
+            if not self._answering.quick:
+                self._hire(self._desk.ask(*questions, at_once=at_once), self._answering)
                 return
             self._answer_here(questions[:at_once], self._answering)
             del questions[:at_once]

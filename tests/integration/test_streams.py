@@ -8,6 +8,7 @@ import itertools
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from casemate.client import AsyncClient, Client
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.limits import MIB
 from casemate.receipts import StoredReceipt, VerifiedReceipt, verify_receipt
-from casemate.sealed_model import LoopState, ModelLoop
+from casemate.sealed_model import LoopState, ModelLoop, Serving
 from casemate.tensors import TensorSpec, from_response, to_request
 from casemate_devkit.local import MODEL
 from tests.support import cli, onnx_bytes
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-ENDLESS, COUNTING, LARGEST, ZEROS, SHARED, REPEATING = 21, 22, 23, 24, 25, 26
+ENDLESS, COUNTING, LARGEST, ZEROS, SHARED, REPEATING, JOINING = range(21, 28)
 FLOATS = {name: TensorSpec(name, "FP32", (1,)) for name in ("n", "limit", "next", "square")}
 
 
@@ -253,6 +254,36 @@ def test_a_question_that_takes_long_among_quick_ones_holds_up_no_other(
     assert rests(pid)
     with client.stream(MODEL, version=REPEATING) as again:
         assert again.submit(times(1)).result(TIMEOUT_S).outputs["y"].tolist() == [1]
+
+
+def test_rows_that_were_joined_come_back_to_their_own_question(
+    client: Client, deployment: LocalDeployment, enclave: EnclaveSocket, tmp_path: Path
+) -> None:
+    """Of one stream, and of two at a time."""
+    serving = Serving(batch_dimension=0, batch_rows=24)
+    enclave.load(seal(deployment, tmp_path, onnx_bytes.linear(), version=JOINING, serving=serving))
+    weights = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+
+    def asked(first: int) -> list[dict[str, np.ndarray]]:
+        return [
+            {"x": np.arange(3 * rows, dtype=np.float32).reshape(rows, 3) + first + at}
+            for at in range(120)
+            for rows in (1 + at % 3,)
+        ]
+
+    def ask(first: int) -> list[bool]:
+        with client.stream(MODEL, version=JOINING) as stream:
+            answers = stream.map(asked(first))
+            return [
+                np.array_equal(answer.outputs["y"], batch["x"] @ weights)
+                for batch, answer in zip(asked(first), answers, strict=True)
+            ]
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert [*pool.map(ask, (0, 1000))] == [[True] * 120] * 2
+    finally:
+        enclave.unload(MODEL, JOINING)
 
 
 def begins(pid: int) -> bool:
