@@ -171,8 +171,8 @@ ONNX_WEIGHT_APART: Final = 16 * KIB  # smaller ones cost more to refer to than t
 ARENAS_MAX: Final = 4  # more threads than this seldom allocate at the same time
 ARENA_KEPT: Final = 16 * MIB
 ARENA_BLOCK_MAX: Final = 4 * MIB  # what is larger is rare, and given back at once
-# A client's: of freed memory glibc keeps twice as much in each of its heaps. With three times this a
-# stream of 1 GiB leaves 70 MiB behind.
+# A client's: of freed memory glibc keeps twice as much in each of its heaps. With three times as
+# much as this a stream of 1 GiB leaves 70 MiB behind.
 ARENA_EXPECTED: Final = MIB
 
 # Workers: the processes in which models run (SPEC 8.10)
