@@ -18,7 +18,7 @@ _turns = partial(
 _left = partial(
     Mutant,
     file="left_to_models.py",
-    tests=("tests/unit/enclave/test_turns.py", "tests/integration/test_together.py"),
+    tests=("tests/unit/enclave/test_offers.py", "tests/integration/test_together.py"),
     package="enclave/casemate_enclave",
 )
 _polled = partial(
@@ -64,9 +64,9 @@ MUTANTS = (
     _polled("polled: not offered", old="        except (ImportError, AttributeError, KeyError, TypeError) as error:", new="        except ZeroDivisionError as error:"),
     _polled("polled: nothing after the end", old="            if not self._ended and self._call.operate((operation,), None):", new="            if self._call.operate((operation,), None):"),
     _polled("polled: events are counted", old="                self._due += 1\n", new="                pass\n"),
-    _polled("polled: each takes one away", old="            self._due -= 1\n", new=""),
+    _polled("polled: each takes one away", old="            self._due -= 1\n", new="            self._due = max(0, self._due - 2)\n"),
     _polled("polled: the next message", old="            self._receive()\n            return Event(kind, message)\n", new="            return Event(kind, message)\n"),
-    _polled("polled: the host's side ended", old="            if message is None:  # the host has ended its side: ENDED says how\n                return Event(Kind.OTHER)\n", new=""),
+    _polled("polled: the host's side ended", old="                return Event(Kind.OTHER)\n", new="                return Event(kind)\n"),
     _polled("polled: its status", old="_STATUS.get(operation.code(), grpc.StatusCode.UNKNOWN)", new="grpc.StatusCode.OK"),
     _polled("polled: what came with it", old="tuple(operation.trailing_metadata() or ())", new="()"),
     _polled("polled: interrupted", old="                self._due, self._ended = 0, True\n", new="                pass\n"),

@@ -526,6 +526,7 @@ def test_what_goes_wrong_on_anothers_thread_ends_the_connection(at: str) -> None
     assert left.offer(model, [question]) == []  # type: ignore[arg-type]
     waiting = threading.Thread(target=left.wait)
     waiting.start()
+    waiting.join(0.1)
     assert waiting.is_alive()
     model.asker.settle(question, Left.ALONE)
     model.asker.settled()
