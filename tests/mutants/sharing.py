@@ -15,6 +15,7 @@ _shares = partial(
 )
 _queue = partial(Mutant, tests=("tests/unit/enclave/test_scheduling.py",), package=_ENCLAVE)
 _turns = partial(Mutant, tests=("tests/unit/enclave/test_turns.py",), package=_ENCLAVE)
+_groups = partial(Mutant, tests=("tests/unit/enclave/test_stream_groups.py",), package=_ENCLAVE)
 _streams = partial(Mutant, tests=("tests/unit/enclave/test_stream_parts.py",), package=_ENCLAVE)
 
 _QUEUE = "fair_queue.py"
@@ -22,6 +23,7 @@ _CONTEXT = "context.py"
 _CANCELLATION = "cancellation.py"
 _LINK = "stream_link.py"
 _DESK = "stream_desk.py"
+_GROUPS = "stream_groups.py"
 _MEMORY = "stream_memory.py"
 _PLACES = "stream_places.py"
 
@@ -54,6 +56,9 @@ MUTANTS = (
     _streams("stream: what is left has its runs waited for", _DESK, "            if self._left:  # although", "            if self._left and not self._closed:  # although"),
     _streams("stream: what nobody carried on with", _DESK, "            self._left.popleft().close()\n", "            self._left.popleft()\n"),
     _streams("stream: what the reader answers counts", _DESK, "            self._under_way += count\n", "            pass\n"),
+    _groups("stream groups: the rest", _GROUPS, "for at, asked in enumerate(waiting) if at not in taken]", "for at, asked in enumerate(waiting) if False]"),
+    _groups("stream places: what was not taken", _PLACES, "            give_back()\n        return taken", "            pass\n        return taken"),
+    _groups("stream places: what is settled", _PLACES, "        self._give_back()\n        self._asker.settle(", "        self._asker.settle("),
     _streams("stream memory: the capacity", _MEMORY, "if size > self._shares.capacity:", "if False:"),
     _streams("stream memory: short units pass", _MEMORY, "limits.STREAM_SHORT if size <= limits.CHUNK else 0", "0"),
     _streams("stream places: given back", _PLACES, "                self._places.free(self._owner)\n", "                pass\n"),
