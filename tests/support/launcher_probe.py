@@ -84,11 +84,15 @@ def look() -> dict[str, Any]:
         "tcp4": attempt(lambda: connect(socket.AF_INET, ("127.0.0.1", 22))),
         "tcp6": attempt(lambda: connect(socket.AF_INET6, ("::1", 22))),
         "abstract": attempt(lambda: connect(socket.AF_UNIX, "\0casemate-test-outside")),
-        "egress": attempt(lambda: connect(socket.AF_UNIX, address("--egress"))),
+        "egress": egress(),
         "passwd": attempt(lambda: Path("/etc/passwd").read_text()),
         "chroot": attempt(lambda: os.chroot("/app")),
         "become_root": attempt(lambda: os.setuid(0)),
     }
+
+
+def egress() -> str:
+    return attempt(lambda: connect(socket.AF_UNIX, address("--egress")))
 
 
 def look_around() -> dict[str, Any]:
@@ -162,7 +166,8 @@ def main() -> None:
                     sys.stderr.flush()
                     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # as the enclave is: not dumpable
                     ctypes.string_at(8)
-                channel.sendall(json.dumps(facts).encode())
+                # The host may have come only after this began to look around.
+                channel.sendall(json.dumps(facts | {"egress": egress()}).encode())
 
 
 main()
