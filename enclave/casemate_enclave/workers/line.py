@@ -148,7 +148,8 @@ class Line:
                 return
             back: _Back = self._tensors(status, length, size)
         except RunError as error:
-            back = error
+            # With its traceback it would keep this frame and its callers', and these it.
+            back = error.with_traceback(None)
         self._one = None
         self._tidy()
         yield number, back

@@ -233,6 +233,7 @@ def test_an_answer_to_one_may_lie_in_shared_memory() -> None:
     assert back[NUMBER]["y"].tolist() == [0, 0, 0, 0]  # as nobody wrote to it
     (failed,) = told_later(answer(packets.FAILED)).values()
     assert isinstance(failed, RunError)
+    assert failed.__traceback__ is None  # which keeps whoever received it alive
 
 
 @pytest.mark.parametrize("lie", LIES)
