@@ -15,6 +15,7 @@ import pytest
 from casemate.client.transport import HostConnection
 from casemate.errors import CasemateError, Code
 from casemate_devkit.local import MODEL
+from tests.support.attacker import freeze
 from tests.support.deployment import DATA, running
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def test_kms_down_is_a_clear_error_and_the_service_recovers(deployment: LocalDep
         parts = connected._parts.get()
         # It has its key; the enclave has not unwrapped it.
         parts.driver.run(parts.core.live_session(time.monotonic() + 60))
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             wanted = {"features": ROWS}
             code = code_of(lambda: connected.infer(MODEL, wanted, timeout_s=60))

@@ -24,6 +24,7 @@ from tests.support import onnx_bytes
 from tests.support.attacker import (
     ROWS,
     eventually,
+    freeze,
     genuine,
     now_ms,
     refusal,
@@ -146,7 +147,7 @@ def test_h13_an_enclave_killed_within_a_request_is_unavailable_and_no_answer(
     assert world.enclave is not None
     pid = int(world.enclave.ready["pid"])
     outcomes: list[Code] = []
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     threads = [
         threading.Thread(
             target=lambda: outcomes.append(
@@ -193,7 +194,7 @@ def test_h10_a_frozen_enclave_ends_sessions_by_the_devices_time(world: LocalDepl
     session = start_session(world, lifetime_ms=2000)
     held = session.seal()
     outcome: list[Code] = []
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         thread = threading.Thread(target=lambda: outcome.append(deliver(world, held)))
         thread.start()

@@ -29,6 +29,7 @@ from tests.support.attacker import (
     TIMEOUT_S,
     EnclaveSocket,
     eventually,
+    freeze,
     genuine,
     refusal,
     start_session,
@@ -315,7 +316,7 @@ def test_h13_an_enclave_killed_within_a_stream_gives_no_wrong_and_no_second_answ
         stream = client.stream(MODEL, version=1, timeout_s=110)
         before = [stream.submit(WANTED) for _ in range(10)]
         assert all(future.result(60) for future in before)
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         during = [stream.submit(WANTED) for _ in range(10)]
         time.sleep(0.3)
         os.kill(pid, signal.SIGKILL)

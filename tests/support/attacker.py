@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import secrets
+import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +39,6 @@ from tests.support.deployment import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -264,6 +266,20 @@ def resident_kib(pid: int, field: str = "VmRSS") -> int:
     with open(f"/proc/{pid}/status", encoding="ascii") as status:  # noqa: PTH123 - no file of ours
         line = next(line for line in status if line.startswith(f"{field}:"))
     return int(line.split()[1])
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and return when none of its threads runs any more."""
+    os.kill(pid, signal.SIGSTOP)
+    stats = Path(f"/proc/{pid}/task")
+
+    def stopped() -> bool:
+        states = {
+            stat.read_text("utf-8").rpartition(")")[2].split()[0] for stat in stats.glob("*/stat")
+        }
+        return states == {"T"}
+
+    assert eventually(stopped)
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
