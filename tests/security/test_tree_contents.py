@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 TCB = (ROOT / "enclave" / "TCB.md").read_text(encoding="utf-8")
 MB = 1_000_000
-ABOUT = 0.1  # other interpreters and processors: a tenth more or less
+ABOUT = 0.1  # other packages and processors: a tenth more or less
+ABOUT_RUNTIME = ABOUT if sys.version_info[:2] == (3, 11) else 0.25  # other interpreters
 ROUNDED = 0.06
 PT_INTERP = 3
 
@@ -76,7 +78,8 @@ def test_o3_each_part_has_the_size_that_is_stated(tree: Path) -> None:
     parts = {"packages": [tree / "packages"], "application": [tree / "app"]}
     parts["runtime"] = [path for path in tree.iterdir() if path.name not in {"packages", "app"}]
     for part, roots in parts.items():
-        assert megabytes(*roots) == pytest.approx(sizes()[part], rel=ABOUT, abs=ROUNDED), part
+        about = ABOUT_RUNTIME if part == "runtime" else ABOUT
+        assert megabytes(*roots) == pytest.approx(sizes()[part], rel=about, abs=ROUNDED), part
 
 
 def test_o3_nothing_is_staged_that_no_listed_package_brings(tree: Path) -> None:
