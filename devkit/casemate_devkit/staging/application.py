@@ -22,6 +22,7 @@ LEFT_OUT: Final = {
     "casemate/attestation/measured": "judges documents without a bundle",
     "casemate/attestation/tpm_policy": "what is accepted of NitroTPM documents",
     "casemate/client": "what data owners run",
+    "casemate/envelope/message_sealing": "seals a client's message in its place",
     "casemate/envelope/sealing": "the client's side of the envelope",
     "casemate/envelope/streaming": "the client's side of a stream",
     "casemate/kms_policy": "writes key policies, for those who own the keys",
