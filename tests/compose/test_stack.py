@@ -29,6 +29,8 @@ ROWS = DATA.features[:16]
 NOBODY_ANSWERED = {Code.HOST_UNREACHABLE, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
 STALE = {Code.UNKNOWN_INSTANCE, Code.UNKNOWN_KEY, Code.STALE_SESSION, Code.OPEN_FAILED}
 NOT_YET = {Code.UNKNOWN_MODEL, Code.NOT_CONFIGURED, Code.OVERLOADED}
+# Identical bytes were sent again and the first had arrived, with whoever was to answer (SPEC 11.5).
+PERHAPS_RUN = {Code.REPLAYED}
 _BACK_S = 60
 
 
@@ -172,7 +174,7 @@ def test_a_service_that_restarts_under_load_comes_back_and_no_answer_is_wrong(
             f"{dict(load.codes)}, longest wait {load.longest_s:.2f} s"
         )
     assert load.wrong == 0
-    assert set(load.codes) <= {str(c) for c in NOBODY_ANSWERED | STALE | NOT_YET}
+    assert set(load.codes) <= {str(c) for c in NOBODY_ANSWERED | STALE | NOT_YET | PERHAPS_RUN}
     if service in {"nsm", "kms"}:
         assert not load.codes  # neither is in the path of a request
 
