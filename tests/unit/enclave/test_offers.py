@@ -22,7 +22,16 @@ from casemate_enclave.pacing import Pacing
 from casemate_enclave.runs import Left, Run
 from casemate_enclave.scheduling import ScheduledModel
 from tests.support.attacker import eventually
-from tests.support.held_model import AT_FAULT, ENDLESS, POISON, Gate, bounds, rows, scheduled
+from tests.support.held_model import (
+    AT_FAULT,
+    ENDLESS,
+    OTHER_ROWS,
+    POISON,
+    Gate,
+    bounds,
+    rows,
+    scheduled,
+)
 from tests.support.patience import patiently
 
 if TYPE_CHECKING:
@@ -133,15 +142,7 @@ def test_only_requests_alike_are_joined(gate: Gate) -> None:
     assert sorted(gate.runs) == [1, 1, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda outputs: {name: array[:-1] for name, array in outputs.items()},
-        lambda outputs: {name: np.concatenate([array, array]) for name, array in outputs.items()},
-        lambda outputs: {name: array.sum() for name, array in outputs.items()},
-    ],
-    ids=["a row too few", "too many", "none"],
-)
+@pytest.mark.parametrize("spoil", OTHER_ROWS.values(), ids=OTHER_ROWS)
 def test_c2_an_output_of_other_rows_is_split_among_nobody(
     gate: Gate, spoil: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:

@@ -24,7 +24,7 @@ from casemate_enclave.fair_queue import FairQueue
 from casemate_enclave.runs import Run
 from casemate_enclave.scheduling import Bounds
 from tests.support.attacker import eventually
-from tests.support.held_model import AT_FAULT, ENDLESS, POISON, Gate, rows, scheduled
+from tests.support.held_model import AT_FAULT, ENDLESS, OTHER_ROWS, POISON, Gate, rows, scheduled
 from tests.support.patience import patiently
 
 if TYPE_CHECKING:
@@ -179,15 +179,7 @@ def test_c2_a_poisoned_row_fails_alone(gate: Gate, pool: ThreadPoolExecutor) -> 
     assert gate.runs == [1, 4, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda outputs: {name: array[:-1] for name, array in outputs.items()},
-        lambda outputs: {name: np.concatenate([array, array]) for name, array in outputs.items()},
-        lambda outputs: {name: array.sum() for name, array in outputs.items()},
-    ],
-    ids=["a row too few", "too many", "none"],
-)
+@pytest.mark.parametrize("spoil", OTHER_ROWS.values(), ids=OTHER_ROWS)
 def test_c2_an_output_of_other_rows_is_split_among_nobody(
     gate: Gate, pool: ThreadPoolExecutor, spoil: Callable[[Tensors], Tensors]
 ) -> None:
