@@ -59,6 +59,11 @@ class Frame:
     payload: memoryview
 
 
+def encode_frame(kind: int, payload: Buffer, budget: int = 0) -> bytes:
+    """Return one frame as a whole; for short ones."""
+    return _HEAD.pack(COUNTED + len(payload), kind, budget) + payload
+
+
 def send_frame(
     channel: socket.socket, kind: int, payload: Buffer | tuple[Buffer, ...], budget: int = 0
 ) -> None:

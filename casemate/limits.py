@@ -271,6 +271,18 @@ CALL_STREAM_AGAIN_S: Final = 30.0  # before a client asks for a stream again tha
 CALL_STREAM_ABSENT_S: Final = 600.0  # and of a host that does not know of any
 CALL_STREAM_GIVEN_UP_MAX: Final = 1024  # of one stream, without the answer that each of them gets
 
+# Framed connections (SPEC 9.6.3): a stream takes two threads of the host, another connection one.
+FRAMED_MAX: Final = 256
+FRAMED_SHARE: Final = FRAMED_MAX // 4  # of one caller, where callers have shares
+FRAMED_HELLO_MAX: Final = 1 * KIB  # a client's hello: a bearer token
+FRAMED_HELLO_S: Final = 10.0  # for a client's hello; a connection without one holds a thread
+FRAMED_IDLE_S: Final = 60.0  # without a request; clients come again
+FRAMED_READ_S: Final = 30.0  # a client may take this long to take an answer
+# Client: connections of one client for large requests, one each; more are unary calls of gRPC.
+FRAMED_POOL: Final = 32
+FRAMED_POOL_IDLE_S: Final = FRAMED_IDLE_S / 2  # one idle for longer may be ending at the host
+FRAMED_CONNECT_S: Final = 2.0  # to connect and to be greeted: behind a firewall nobody answers
+
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
 RELAY_IDLE_S: Final = 30.0  # one that was not needed for so long is closed: a burst is over

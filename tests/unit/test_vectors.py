@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from casemate import attestation, cbor, frames, wire
+from casemate import attestation, cbor, framed, frames, wire
 from casemate.attestation import structures
 from casemate.attestation.measurement import measure_tree
 from casemate.envelope import opening, units
@@ -38,6 +38,8 @@ from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError
+from casemate.framed import Offer
+from casemate.frames import ANSWER
 from casemate.receipts import Shown, StoredReceipt
 from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
@@ -570,6 +572,20 @@ def test_frames() -> None:
         assert frame is not None
         assert (frame.type, frame.payload.hex()) == (case["type"], case["payload"])
         assert frame.budget == (case["budget"] or 30_000)
+
+
+def test_framed_connections() -> None:
+    case = load("frames")["framed"]
+    offer = Offer.parse(case["offer"])
+    assert offer == Offer(case["port"], bytes.fromhex(case["host_id"]))
+    assert offer.text == case["offer"]
+    assert offer.greeting == bytes.fromhex(case["greeting"])
+    assert len(offer.greeting) == framed.GREETING_BYTES
+    assert framed.hello(case["authorization"]) == bytes.fromhex(case["hello"])
+    assert framed.hello() == bytes.fromhex(case["hello_of_the_unknown"])
+    assert frames.encode_frame(framed.Kind.HELLO | ANSWER, b"") == bytes.fromhex(case["welcome"])
+    for text in case["refused_offers"]:
+        assert Offer.parse(text) is None, text
 
 
 REFUSED_FRAMES = load("frames")["refused"]

@@ -876,6 +876,25 @@ def frames_vectors() -> Json:
         ("length below ten", struct.pack(">IBIIB", 9, 32, 0, 1, 3), "MALFORMED"),
         ("one byte above 65,536", struct.pack(">IBIIB", 65_547, 32, 0, 1, 3), "TOO_LARGE"),
     ]
+    host_id = seeded("host id", 16)
+    bearer = "Bearer " + "t" * 16
+    offer = f"8444 {host_id.hex()}"
+    framed = {
+        "offer": offer,
+        "port": 8444,
+        "host_id": host_id.hex(),
+        "greeting": (struct.pack(">IBI", 22, 33, 0) + b"\x01" + host_id).hex(),
+        "authorization": bearer,
+        "hello": (struct.pack(">IBI", 5 + len(bearer), 33, 0) + bearer.encode()).hex(),
+        "hello_of_the_unknown": struct.pack(">IBI", 5, 33, 0).hex(),
+        "welcome": struct.pack(">IBI", 5, 0xA1, 0).hex(),
+        "refused_offers": [
+            *("", "8444", "8444 ", offer + " ", " " + offer, offer[:-1], offer + "0"),
+            *("0 " + host_id.hex(), "65536 " + host_id.hex(), "08444 " + host_id.hex()),
+            *("-1 " + host_id.hex(), offer.upper(), "8444  " + host_id.hex()),
+            *("example.com:8444 " + host_id.hex(), "8444 " + "g" * 32, offer + "\n"),
+        ],
+    }
     one, two = b"\x0a\x03abc", b"\x12\x02de"
     long_one, long_two = b"\x0a\xac\x02" + bytes(300), b"\x12\x80\x01" + bytes(128)
     broken = {
@@ -900,6 +919,7 @@ def frames_vectors() -> Json:
         "header above its bound": b"\x0a\xff\x32" + bytes(6527) + two,
     }
     return {
+        "framed": framed,
         "frames": [
             {"type": kind, "budget": budget, "payload": payload, "bytes": frame}
             for kind, budget, payload in payloads

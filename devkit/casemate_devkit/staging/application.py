@@ -25,6 +25,7 @@ LEFT_OUT: Final = {
     "casemate/envelope/message_sealing": "seals a client's message in its place",
     "casemate/envelope/sealing": "the client's side of the envelope",
     "casemate/envelope/streaming": "the client's side of a stream",
+    "casemate/framed": "connections between client and host",
     "casemate/kms_policy": "writes key policies, for those who own the keys",
     "casemate/kms_policy_check": "checks them",
     "casemate/kms_policy_lint": "names their weaknesses",
