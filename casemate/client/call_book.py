@@ -29,6 +29,14 @@ class Failure(NamedTuple):
         """Keep what ``error`` says."""
         return cls(error.code, error.detail, error.retry_after_s)
 
+    @classmethod
+    def refused(cls, refusal: Refusal) -> Failure:
+        """Read what a host says in place of an answer; it may say anything."""
+        known = refusal.reason in CLEAR_CODES
+        code = Code(refusal.reason) if known else Code.HOST_UNREACHABLE
+        hint_s = refusal.retry_delay / 1000 if refusal.retry_delay else None
+        return cls(code, printable(refusal.detail), hint_s)
+
     def error(self) -> RequestError:
         """Return it as an exception."""
         return RequestError(self.code, self.detail, self.retry_after_s)
@@ -111,7 +119,7 @@ class CallBook:
             asked = self._asked.pop(entry.number, None)
             if asked is not None:
                 refused = entry.HasField("refusal")
-                asked.settle(_refusal(entry.refusal) if refused else entry.response)
+                asked.settle(Failure.refused(entry.refusal) if refused else entry.response)
             elif entry.number in self._given_up:
                 self._given_up.discard(entry.number)
             else:
@@ -132,10 +140,3 @@ class CallBook:
             self._number = (self._number + 1) % _NUMBERS or 1
             if self._number not in self._asked and self._number not in self._given_up:
                 return self._number
-
-
-def _refusal(refusal: Refusal) -> Failure:
-    known = refusal.reason in CLEAR_CODES
-    code = Code(refusal.reason) if known else Code.HOST_UNREACHABLE
-    hint_s = refusal.retry_delay / 1000 if refusal.retry_delay else None
-    return Failure(code, printable(refusal.detail), hint_s)
