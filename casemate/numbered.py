@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HEAD: Final = struct.Struct(">IBIIB")
 _INNER: Final = struct.Struct(">IB")
+_HEAD_BYTES: Final = _HEAD.size
 _LENGTH: Final = 4  # bytes of the head that the length does not count
 _COUNTED: Final = _HEAD.size - _LENGTH
 QUESTION_MAX: Final = _COUNTED + limits.NUMBERED_MAX  # what a question's length may say
@@ -110,8 +111,10 @@ class FrameBuffer:
         cannot be read.
         """
         data, at = self._data, self._at
-        if len(data) - at < _HEAD.size:
-            self._check_short(data, at)
+        left = len(data) - at
+        if left < _HEAD_BYTES:
+            if left:
+                self._check_short(data, at)
             return None
         length, outer, budget, number, kind = _HEAD.unpack_from(data, at)
         if outer != self._outer or length < _COUNTED:
@@ -123,7 +126,7 @@ class FrameBuffer:
             return None
         self._at = end
         if isinstance(data, bytes):
-            payload = data[at + _HEAD.size : end]
+            payload = data[at + _HEAD_BYTES : end]
         else:
             payload = bytes(memoryview(data)[at + _HEAD.size : end])
             if end == len(data):

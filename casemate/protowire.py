@@ -6,6 +6,7 @@ reader yields views and leaves nothing to interpretation (SPEC 5.6, 9.3).
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
+@functools.lru_cache(maxsize=1024)  # a service's messages have few lengths
 def bytes_head(number: int, length: int) -> bytes:
     """Return what precedes the content of a bytes, text or message field."""
     return encode_varint(number << 3 | BYTES) + encode_varint(length)
@@ -42,6 +44,8 @@ def bytes_head(number: int, length: int) -> bytes:
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     if at < len(data) and (short := data[at]) < _CONTINUES:
         return short, at + 1
+    if at + 1 < len(data) and 0 < (more := data[at + 1]) < _CONTINUES:
+        return short & 0x7F | more << 7, at + 2
     value = 0
     for index, byte in enumerate(data[at : at + _VARINT_BYTES_MAX]):
         value |= (byte & 0x7F) << 7 * index

@@ -19,11 +19,12 @@ Pieces = list[Buffer] | tuple[Buffer, ...]  # what lies one after the other, wit
 HASH_BYTES = 48
 _LENGTH = struct.Struct(">I")
 KEY_BYTES = 32
+_SHA384 = hashes.SHA384()
 
 
 def lp(*parts: Buffer) -> bytes:
     """Return ``LP(part)`` for each part, concatenated (SPEC 1.1)."""
-    return b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)])
+    return b"".join([_LENGTH.pack(len(part)) + part for part in parts])
 
 
 def lp_list(parts: Iterable[bytes]) -> bytes:
@@ -47,10 +48,10 @@ def label(name: str) -> bytes:
 
 def extract(data_key: bytes) -> bytes:
     """Return ``prk(data_key)``, 48 bytes, for a 32-byte data key (SPEC 1.4)."""
-    return HKDF.extract(hashes.SHA384(), b"casemate/v1", data_key)
+    return HKDF.extract(_SHA384, b"casemate/v1", data_key)
 
 
 def expand(prk: bytes, name: str, *context: bytes) -> bytes:
     """Return ``X(prk, name, context...)``, 32 bytes (SPEC 1.4)."""
     info = label(name) + lp(*context)
-    return HKDFExpand(algorithm=hashes.SHA384(), length=KEY_BYTES, info=info).derive(prk)
+    return HKDFExpand(_SHA384, KEY_BYTES, info).derive(prk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from casemate import limits
 from casemate.errors import Code, EnvelopeError, KeyReleaseError
@@ -22,6 +22,10 @@ RESPONSE_HEADER_BYTES: Final = 81
 _FIXED: Final = struct.Struct(">BB16sIQQ32s16s32sI")  # up to the length of wrapped_key, included
 _RESPONSE: Final = struct.Struct(">B32s48s")
 _U32: Final = struct.Struct(">I")
+# Between them lie the request_id and the sequence; all else is the session's.
+_MODE_END: Final = 2
+_SEQUENCE: Final = 18
+_TIMES: Final = 22
 
 
 def _malformed(detail: str) -> EnvelopeError:
@@ -98,10 +102,29 @@ def parse_request_header(data: bytes) -> RequestHeader:
     if fields[-1] != len(data) - _FIXED.size:
         raise _malformed("wrapped key does not end the header")
     header = RequestHeader(*(*fields[1:-1], data[_FIXED.size :]))
-    if header.sequence >= limits.SEQUENCE_MAX:
-        raise _malformed("sequence out of bounds")
+    _check_sequence(header.sequence)
     _check_key_mode(header)
     return header
+
+
+def session_part(data: bytes) -> bytes:
+    """Return what all request headers of a session share, in which nothing was checked.
+
+    Two that are equal are of headers of the same length, good or bad but for their sequences.
+    """
+    return data[:_MODE_END] + data[_TIMES:]
+
+
+def sequence_of(data: bytes) -> int:
+    """Return the sequence of a header whose session part is a good one's; raises MALFORMED."""
+    (sequence,) = _U32.unpack_from(data, _SEQUENCE)
+    _check_sequence(sequence)
+    return int(sequence)
+
+
+def _check_sequence(sequence: int) -> None:
+    if sequence >= limits.SEQUENCE_MAX:
+        raise _malformed("sequence out of bounds")
 
 
 def _check_key_mode(header: RequestHeader) -> None:
@@ -131,8 +154,7 @@ def _check_kms(wrapped_key: bytes) -> None:
         raise _malformed("not the ARN of a single-Region KMS key") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHeader:
+class ResponseHeader(NamedTuple):
     """The header of one sealed response (SPEC 5.7)."""
 
     response_nonce: bytes

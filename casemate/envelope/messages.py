@@ -182,7 +182,7 @@ class Trailer:
             return self._encode()
         _require(0 <= self.unit <= _U32_MAX, "unit out of bounds")
         end = _plain_end(self.model, self.version, self.digest, self.final)
-        return _BEFORE_UNIT + cbor.encode(self.unit) + end
+        return _BEFORE_UNIT + (cbor.encode(self.unit) if self.unit else _UNIT_0) + end
 
     def _encode(self) -> bytes:
         self._check()

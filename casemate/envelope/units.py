@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Part = Buffer | Pieces
 
 _LENGTH: Final = struct.Struct(">I")
+_PREFIX: Final = _LENGTH.size
 _ZEROS: Final = bytes(64 * limits.KIB)  # compared block by block: 60 KiB of padding in 3 us
 
 
@@ -33,11 +34,11 @@ class PaddedUnit:
         """
         self._pieces: list[Buffer] = []
         for part in parts:
-            size = part_length(part)
+            pieces = part if isinstance(part, (list, tuple)) else (part,)
+            size = sum(map(len, pieces))
             if not size:
                 raise ValueError("a part of a unit is empty")
-            self._pieces.append(_LENGTH.pack(size))
-            self._pieces += part if isinstance(part, (list, tuple)) else (part,)
+            self._pieces += (_LENGTH.pack(size), *pieces)
         if length > limits.REQUEST_MAX:
             raise EnvelopeError(
                 Code.TOO_LARGE, f"message of {length} padded bytes, limit {limits.REQUEST_MAX}"
@@ -45,17 +46,14 @@ class PaddedUnit:
         self.length = length
 
     def whole(self) -> bytes:
-        """Return the unit; each part is copied once."""
-        padding = self.length - sum(map(len, self._pieces))
-        return b"".join((*self._pieces, bytes(padding)))
+        """Return the unit; for short ones, of which each part is copied twice."""
+        return b"".join(self._pieces).ljust(self.length, b"\0")
 
     def chunks(self) -> Iterator[Buffer]:
-        """Yield the unit chunk by chunk; what lies within one part is not copied."""
+        """Iterate over the unit's chunks; what lies within one part is not copied."""
         if self.length <= limits.CHUNK:
-            yield self.whole()
-            return
-        for pieces in self.scattered():
-            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return iter((self.whole(),))
+        return (p[0] if len(p) == 1 else b"".join(p) for p in self.scattered())
 
     def scattered(self) -> Iterator[list[memoryview]]:
         """Yield the unit chunk by chunk, each in pieces; nothing is copied."""
@@ -132,13 +130,13 @@ def split_parts(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
     What follows them is zeros. Raises BrokenSealError.
     """
     parts: list[memoryview] = []
-    at = 0
-    while len(unit) - at >= _LENGTH.size:
+    at, size = 0, len(unit)
+    while size - at >= _PREFIX:
         (length,) = _LENGTH.unpack_from(unit, at)
         if length == 0:
             break
-        start = at + _LENGTH.size
-        if length > len(unit) - start or len(parts) == most:
+        start = at + _PREFIX
+        if length > size - start or len(parts) == most:
             raise BrokenSealError
         at = start + length
         parts.append(unit[start:at])

@@ -107,6 +107,10 @@ class Journal:
         """
         return self._steps.timed(step, count)
 
+    def answered(self, opened_ns: int, ran_ns: int, sealed_ns: int) -> None:
+        """Add what a request's ``OPEN``, ``RUN`` and ``SEAL`` took, the last two on this thread."""
+        self._steps.add_answer(opened_ns // 1000, ran_ns // 1000, sealed_ns // 1000)
+
     def waited(self, microseconds: int) -> None:
         """Add to ``QUEUE`` what was not waited on a thread; before the ``RUN`` on this one ends."""
         self._steps.add(Step.QUEUE, microseconds)

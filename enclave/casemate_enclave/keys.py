@@ -28,13 +28,14 @@ _ROTATE_AFTER = limits.KEM_LIFETIME_MAX // 2
 class RingKey(Guarded):
     """One KEM key with the encoded configuration that publishes it."""
 
-    __slots__ = ("_private", "config", "encoded", "identifier")
+    __slots__ = ("_private", "config", "encoded", "identifier", "kept_until")
 
     def __init__(self, private: KemKey, config: KeyConfig) -> None:
         self._private = private
         self.config = config
         self.encoded = config.encode()
         self.identifier = key_id(self.encoded)
+        self.kept_until = config.not_after + limits.KEM_KEEP_AFTER
 
     @classmethod
     def generate(cls, not_before: int) -> Self:
@@ -70,7 +71,7 @@ class KeyRing:
         now = self._clock.now()
         with self._lock:
             for key in self._keys:
-                if key.identifier == identifier and now < _kept_until(key):
+                if key.identifier == identifier and now < key.kept_until:
                     return key
         raise EnvelopeError(Code.UNKNOWN_KEY, "this enclave has no such key")
 
@@ -78,15 +79,11 @@ class KeyRing:
         """Drop keys that are over, and make a new one at half the current one's lifetime."""
         now = self._clock.now()
         with self._lock:
-            self._keys = [key for key in self._keys if now < _kept_until(key)]
+            self._keys = [key for key in self._keys if now < key.kept_until]
             due = not self._keys or now >= self._keys[-1].config.not_before + _ROTATE_AFTER
             if due:
                 self._keys.append(RingKey.generate(self._clock.stated))
             return due
-
-
-def _kept_until(key: RingKey) -> int:
-    return key.config.not_after + limits.KEM_KEEP_AFTER
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from casemate.attestation.structures import LogEntry, callers_digest
+from casemate.envelope.messages import Trailer
 from casemate.errors import CasemateError, Code, ModelError, RequestError
 from casemate.tensors import RequestReader
 from casemate_enclave.independence import check_independent
@@ -36,13 +37,16 @@ class ServedModel:
     loaded: ScheduledModel
     process: LastingModel
     requests: RequestReader = field(repr=False)
+    trailer: Trailer  # of its good answers
 
     @classmethod
     def of(
         cls, header: ModelHeader, digest: bytes, loaded: ScheduledModel, process: LastingModel
     ) -> Self:
-        """Return the model with a reader of its requests."""
-        return cls(header, digest, loaded, process, RequestReader(header.inputs, header.outputs))
+        """Return the model with what its requests and answers have in common."""
+        requests = RequestReader(header.inputs, header.outputs)
+        trailer = Trailer(Code.OK, "", header.name, header.version, digest)
+        return cls(header, digest, loaded, process, requests, trailer)
 
     @property
     def ready(self) -> bool:

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from casemate import wire
-from casemate.attestation.structures import audience_hash
-from casemate.envelope.header import (
-    ANY_INSTANCE,
-    KEY_MODE_HPKE,
-    RequestHeader,
-    parse_request_header,
-)
+from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader
 from casemate.envelope.messages import METADATA, SEALED_STATUSES, Preamble, Trailer
 from casemate.envelope.opening import (
     Asker,
@@ -31,10 +24,11 @@ from casemate.envelope.opening import (
     seal_response,
 )
 from casemate.envelope.stream_opening import OpenedStream
-from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
+from casemate.errors import CasemateError, Code, RequestError
 from casemate.kms_context import data_context
 from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
 from casemate.tensors import request_lead, response_pieces
+from casemate_enclave.admission import Admission, Session
 from casemate_enclave.events import Step
 from casemate_enclave.looping import last_piece
 from casemate_enclave.runs import Run, finish
@@ -44,6 +38,7 @@ from casemate_enclave.workers.shared import lendable_memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casemate import wire
     from casemate.envelope.replay import ReplayTable
     from casemate_enclave.clock import AttestedClock
     from casemate_enclave.context import RequestContext
@@ -66,7 +61,7 @@ class Bounds:
     request_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Outcome:
     status: Code
     detail: str = ""
@@ -78,8 +73,9 @@ class _Outcome:
     def trailer(self) -> Trailer:
         if self.model is None:
             return Trailer(self.status, self.detail)
-        header = self.model.header
-        trailer = Trailer(self.status, self.detail, header.name, header.version, self.model.digest)
+        trailer = self.model.trailer
+        if self.status is not Code.OK:
+            trailer = replace(trailer, status=self.status, detail=self.detail)
         return trailer if self.receipt is None else self.receipt.within(trailer)
 
     @property
@@ -117,7 +113,6 @@ class RequestService:
         lifetime: Lifetime,
     ) -> None:
         self._bounds = bounds
-        self._audience = audience_hash(bounds.audience)
         self._identity = identity
         self._clock = clock
         self._keys = keys
@@ -128,7 +123,15 @@ class RequestService:
         self._objects = objects
         self._journal = journal
         self._receipts = receipts
-        self._lifetime = lifetime
+        self._admission = Admission(
+            bounds.audience,
+            bounds.request_bytes,
+            identity=identity,
+            keys=keys,
+            unwraps=unwraps,
+            replay=replay,
+            lifetime=lifetime,
+        )
 
     def answer(
         self, payload: memoryview, deadline: float, context: RequestContext | None = None
@@ -146,20 +149,24 @@ class RequestService:
     ) -> Steps[tuple[wire.Buffer, ...]]:
         """Do as ``answer`` step by step."""
         raw_header, ciphertext = parse_sealed(payload)
-        header = parse_request_header(raw_header)
-        self._check_header(header, len(ciphertext))
-        wrapped = wire.digest(header.wrapped_key)
-        prk, known = yield from self._session_key(header, wrapped, deadline)
-        with self._journal.timed(Step.OPEN):
-            opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
-            asker = identify(raw_header, header, opened.preamble_bytes, known)
-        listed = self._accept(header, wrapped, prk, asker)
+        now = self._clock.now()
+        session, sequence = self._admission.admit(raw_header, len(ciphertext), now)
+        prk, known = self._cached(session, now)
+        if prk is None:
+            yield None
+            prk = self._unwrap(session, deadline)
+        begun = time.monotonic_ns()
+        opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
+        asker = identify(raw_header, session.header, opened.preamble_bytes, known)
+        owner = self._accept(raw_header, session, sequence, prk, asker)
         if context is not None:
-            context.owner = listed or header.key_commitment
-        with self._journal.timed(Step.RUN):
-            outcome = yield from self._outcome(opened, asker, deadline, context)
-        with self._journal.timed(Step.SEAL):
-            return encode_sealed(*self._seal(opened, outcome))
+            context.owner = owner or session.header.key_commitment
+        accepted = time.monotonic_ns()
+        outcome = yield from self._outcome(opened, asker, deadline, context)
+        ran = time.monotonic_ns()
+        sealed = encode_sealed(*self._seal(opened, outcome))
+        self._journal.answered(accepted - begun, ran - accepted, time.monotonic_ns() - ran)
+        return sealed
 
     def open_stream(
         self,
@@ -169,81 +176,61 @@ class RequestService:
         deadline: float,
     ) -> OpenedHead:
         """Accept a stream by its first chunk, or raise as ``answer`` (SPEC 5.9)."""
-        header = parse_request_header(raw_header)
-        self._check_header(header, len(chunk))
-        wrapped = wire.digest(header.wrapped_key)
-        prk, known = finish(self._session_key(header, wrapped, deadline))
+        now = self._clock.now()
+        session, sequence = self._admission.admit(raw_header, len(chunk), now)
+        prk, known = self._cached(session, now)
+        prk = prk or self._unwrap(session, deadline)
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead, memory=lendable_memory)
-        asker = identify(raw_header, header, stream.open(chunk), known)
-        listed = self._accept(header, wrapped, prk, asker)
-        owner = Owner(listed or header.key_commitment, listed=listed is not None)
+        asker = identify(raw_header, session.header, stream.open(chunk), known)
+        listed = self._accept(raw_header, session, sequence, prk, asker)
+        owner = Owner(listed or session.header.key_commitment, listed=listed is not None)
         return OpenedHead(stream, asker.preamble, asker.caller, owner)
 
-    def _check_header(self, header: RequestHeader, size: int) -> None:
-        """Everything that costs no cryptography, in the order of SPEC 6.4."""
-        if size > self._bounds.request_bytes:
-            raise EnvelopeError(Code.TOO_LARGE, f"{size} bytes, limit {self._bounds.request_bytes}")
-        if not hmac.compare_digest(header.audience, self._audience):
-            raise EnvelopeError(Code.WRONG_AUDIENCE, "the request is for another audience")
-        if header.instance_id not in self._instances(header.key_mode):
-            raise EnvelopeError(Code.UNKNOWN_KEY, "the request is for another instance")
-        if header.key_mode == KEY_MODE_HPKE:
-            self._keys.find(header.key_id)
-        elif not self._unwraps.releases:
-            raise EnvelopeError(Code.UNKNOWN_KEY, "no key release is configured")
-        self._replay.check_times(header.not_before, header.not_after, self._clock.now())
-        if self._lifetime.draining and not self._replay.knows(header.key_commitment):
-            raise EnvelopeError(Code.UNAVAILABLE, "draining: no new sessions")
+    def _cached(self, session: Session, now: int) -> tuple[bytes | None, Asker | None]:
+        """Return prk(data key), whose commitment matched, and who asked before under it."""
+        prk = self._cache.get(session.wrapped, session.header.key_commitment, now)
+        if prk is None:
+            return None, None
+        return prk, session.asker or self._cache.asker(session.wrapped)
 
-    def _instances(self, key_mode: int) -> tuple[bytes, ...]:
-        own = self._identity.instance_id
-        return (own,) if key_mode == KEY_MODE_HPKE else (own, ANY_INSTANCE)
-
-    def _session_key(
-        self, header: RequestHeader, wrapped: bytes, deadline: float
-    ) -> Steps[tuple[bytes, Asker | None]]:
-        """Return prk(data key), whose commitment matched: from the cache, or unwrapped.
-
-        From the cache with who asked before in this session.
-        """
-        cached = self._cache.get(wrapped, header.key_commitment, self._clock.now())
-        if cached is not None:
-            return cached, self._cache.asker(wrapped)
-        yield None
+    def _unwrap(self, session: Session, deadline: float) -> bytes:
+        """Return prk(data key), whose commitment matched."""
+        header = session.header
         with self._journal.timed(Step.UNWRAP):
-            return self._unwrap(header, wrapped, deadline), None
-
-    def _unwrap(self, header: RequestHeader, wrapped: bytes, deadline: float) -> bytes:
-        if header.key_mode == KEY_MODE_HPKE:
-            self._unwraps.local()
-            data_key = self._keys.find(header.key_id).unwrap(header.encapsulation)
+            if header.key_mode == KEY_MODE_HPKE:
+                self._unwraps.local()
+                data_key = self._keys.find(header.key_id).unwrap(header.encapsulation)
+            else:
+                # Whoever copies a wrapped key with another commitment fails alone.
+                data_key = self._unwraps.once(
+                    session.wrapped, lambda: self._release(header, deadline), deadline
+                )
             return check_commitment(header, data_key)
-        released = self._unwraps.once(wrapped, lambda: self._release(header, deadline), deadline)
-        # Each its own: whoever copies a wrapped key with another commitment fails alone.
-        return check_commitment(header, released)
 
     def _release(self, header: RequestHeader, deadline: float) -> bytes:
         context = data_context(self._bounds.audience)
         return self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
 
     def _accept(
-        self, header: RequestHeader, wrapped: bytes, prk: bytes, asker: Asker
+        self, raw_header: bytes, session: Session, sequence: int, prk: bytes, asker: Asker
     ) -> bytes | None:
         """Let an authenticated request run, once, and remember its session (SPEC 6.4, 6.6).
 
         Returns its caller if a loaded model lists it.
         """
-        owner = self._owner(asker.caller)
+        header, owner = session.header, self._owner(asker.caller)
         self._replay.accept(
             header.key_commitment,
             header.not_before,
             header.not_after,
-            header.sequence,
+            sequence,
             # The present time: an unwrap may have taken longer than the session had left.
             self._clock.now(),
             owner=owner,
         )
-        self._cache.put(wrapped, header.key_commitment, prk, header.not_after, asker)
+        if asker is not session.asker:
+            self._cache.put(session.wrapped, header.key_commitment, prk, header.not_after, asker)
+            self._admission.remember(raw_header, session, asker)
         return owner
 
     def _owner(self, caller: bytes | None) -> bytes | None:

@@ -11,7 +11,7 @@ import bisect
 import threading
 import time
 from enum import StrEnum, unique
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 
@@ -28,6 +28,9 @@ class Step(StrEnum):
     QUEUE = "queue"
     RUN = "run"
     SEAL = "seal"
+
+
+_OF_AN_ANSWER: Final = (Step.OPEN, Step.QUEUE, Step.RUN, Step.SEAL)
 
 
 class Timed:
@@ -82,6 +85,7 @@ class Steps:
         self._waited = threading.local()
         self._steps = {step: _Histogram() for step in Step}
         self._unpublished = 0
+        self._answers: list[tuple[int, int, int, int]] = []  # counted when they are published
         self._published = self._answer()
 
     def timed(self, step: Step, count: int = 1) -> Timed:
@@ -103,10 +107,20 @@ class Steps:
                 self._steps[Step.QUEUE].add(waited.pop(Step.QUEUE, 0))
             if step is not Step.SEAL:
                 return
-            self._unpublished += count
-            if self._unpublished >= self._group:
-                self._unpublished = 0
-                self._published = self._answer()
+            self._sealed(count)
+
+    def add_answer(self, opened_us: int, ran_us: int, sealed_us: int) -> None:
+        """Add the steps of a whole answer, with what this thread has waited in ``QUEUE``."""
+        waited: int = self._waited.__dict__.pop(Step.QUEUE, 0)
+        with self._lock:
+            self._answers.append((opened_us, waited, ran_us, sealed_us))
+            self._sealed(1)
+
+    def _sealed(self, count: int) -> None:
+        self._unpublished += count
+        if self._unpublished >= self._group:
+            self._unpublished = 0
+            self._published = self._answer()
 
     def histograms(self) -> dict[str, dict[str, list[int] | int]]:
         """Return what was published last, by step, zeros included."""
@@ -114,6 +128,10 @@ class Steps:
             return self._published
 
     def _answer(self) -> dict[str, dict[str, list[int] | int]]:
+        for answer in self._answers:
+            for step, microseconds in zip(_OF_AN_ANSWER, answer, strict=True):
+                self._steps[step].add(microseconds)
+        self._answers.clear()
         sealed = sum(self._steps[Step.SEAL].counts)
         # A refusal inside the seal may have reached neither: that must not show.
         filled = {Step.QUEUE, Step.RUN}

@@ -234,8 +234,12 @@ def test_every_flipped_bit_is_refused_and_moves_nothing(served: Bench) -> None:
     assert rows_of(served.send(call)) == ANSWER
 
 
-def test_refusals_come_in_the_order_of_the_specification(served: Bench) -> None:
-    good = seal(served.session())
+@pytest.mark.parametrize("known", [False, True])
+def test_refusals_come_in_the_order_of_the_specification(served: Bench, known: bool) -> None:
+    session = served.session()
+    if known:
+        assert rows_of(served.infer(session)) == ANSWER
+    good = seal(session)
     header = parse_request_header(good.header)
     now = header.not_before
     changes: tuple[tuple[dict[str, Any], Code], ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.mutants.mutant import Mutant
 
 VECTORS = ("tests/unit/test_vectors.py",)
@@ -40,7 +42,7 @@ _MODEL = "sealed_model/header.py"
 
 # fmt: off
 WIRE = (
-    Mutant("length prefix", _WIRE, "(_LENGTH.pack(len(part)), part)", "(part,)", VECTORS),
+    Mutant("length prefix", _WIRE, "_LENGTH.pack(len(part)) + part", "bytes(part)", VECTORS),
     Mutant("length prefix of a list", _WIRE, "return lp(lp(*parts))", "return lp(*parts)", VECTORS),
     Mutant("label: version", _WIRE, 'b"casemate/v1 " + name', 'b"casemate/v2 " + name', VECTORS),
     Mutant("label: end", _WIRE, '.encode("ascii") + b"\\x00"', '.encode("ascii")', VECTORS),
@@ -48,7 +50,7 @@ WIRE = (
     Mutant("expand: label", _WIRE, "info = label(name) + lp(*context)", "info = lp(*context)", VECTORS),
     Mutant("expand: context", _WIRE, "info = label(name) + lp(*context)", "info = label(name)", VECTORS),
     Mutant("expand: prefixes", _WIRE, "+ lp(*context)", '+ b"".join(context)', VECTORS),
-    Mutant("expand: hash", _WIRE, "HKDFExpand(algorithm=hashes.SHA384()", "HKDFExpand(algorithm=hashes.SHA256()", VECTORS),
+    Mutant("expand: hash", _WIRE, "HKDFExpand(_SHA384,", "HKDFExpand(hashes.SHA256(),", VECTORS),
 )
 
 CHUNKS = (
@@ -62,7 +64,7 @@ CHUNKS = (
     Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: zeros", _UNITS, "        if block != _ZEROS[: len(block)]:\n", "        if False:\n", VECTORS + SEALING + PROPERTIES),
-    Mutant("unit: parts", _UNITS, "if length > len(unit) - start or len(parts) == most:", "if length > len(unit) - start:", VECTORS + SEALING + PROPERTIES),
+    Mutant("unit: parts", _UNITS, "if length > size - start or len(parts) == most:", "if length > size - start:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's room", _UNITS, "if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):", "if False:", VECTORS + SEALING + PROPERTIES),
@@ -79,7 +81,7 @@ CHUNKS = (
 HEADER = (
     Mutant("header: version", _HEADER, "if data[:1] != bytes([VERSION]):", "if False:", HEADERS),
     Mutant("header: end", _HEADER, "if fields[-1] != len(data) - _FIXED.size:", "if False:", HEADERS),
-    Mutant("header: sequence", _HEADER, "if header.sequence >= limits.SEQUENCE_MAX:", "if False:", HEADERS),
+    Mutant("header: sequence", _HEADER, "if sequence >= limits.SEQUENCE_MAX:", "if False:", HEADERS),
     Mutant("header: wrapped key", _HEADER, "if len(header.wrapped_key) != KEY_ID_BYTES + WRAPPED_BYTES:", "if False:", HEADERS),
     Mutant("header: instance", _HEADER, "if header.instance_id == ANY_INSTANCE:", "if False:", HEADERS),
     Mutant("header: key mode", _HEADER, '        raise _malformed("unknown key mode")\n', "        pass\n", HEADERS),
@@ -255,6 +257,18 @@ SEALED_MODELS = (
     Mutant("model: callers' order", _MODEL, "_require(sorted(set(callers)) == list(callers),", "_require(True,", MODELS),
     Mutant("model: callers' keys", _MODEL, '_require(good, "a caller', '_require(True, "a caller', MODELS),
 )
+_ADMISSION = "tests/unit/enclave/test_admission.py"
+_admitted = partial(
+    Mutant, file="admission.py", tests=(_ADMISSION,), package="enclave/casemate_enclave"
+)
+ADMISSION = (
+    _admitted("admission: key", old="if session is not None and now < session.kept_until:", new="if session is not None:"),
+    _admitted("admission: size", old="if size > self._request_bytes:", new="if False:"),
+    _admitted("admission: times", old="        self._replay.check_times(header.not_before, header.not_after, now)\n", new=""),
+    _admitted("admission: bound", old="if len(self._known) >= limits.SESSIONS_KNOWN:", new="if False:"),
+    Mutant("admission: session", _HEADER, "return data[:_MODE_END] + data[_TIMES:]", "return data[_TIMES:]", (_ADMISSION,)),
+    Mutant("admission: sequence", _HEADER, "    _check_sequence(sequence)\n", "", (_ADMISSION,)),
+)
 # fmt: on
 
-MUTANTS = WIRE + CHUNKS + HEADER + ENVELOPE + PARTS + STREAMS + SEALED_MODELS
+MUTANTS = ADMISSION + WIRE + CHUNKS + HEADER + ENVELOPE + PARTS + STREAMS + SEALED_MODELS
