@@ -83,6 +83,7 @@ def main() -> int:
         streams=limits.INFER_STREAMS_DEFAULT,
         drain_s=1.0,
         receive_s=limits.RECEIVE_TIMEOUT_S,
+        frames="127.0.0.1:0",
     )
     callers = Callers((), CallerLimits())
     front = Front(config, InProcess(models), board, callers=callers, metrics=Metrics())

@@ -212,11 +212,17 @@ class LocalDeployment:
         )
 
     def start_host(
-        self, sealed_models: Sequence[Path], *, tapped: bool = True, more: str = ""
+        self,
+        sealed_models: Sequence[Path],
+        *,
+        tapped: bool = True,
+        more: str = "",
+        framed: bool = True,
     ) -> Service:
         """Start the host; ``more`` tables go into its configuration.
 
-        With ``tapped``, every byte between it and the enclave is recorded.
+        With ``tapped``, every byte between it and the enclave is recorded. With ``framed`` it takes
+        framed connections (SPEC 9.6.3).
         """
         directory = self.operator.directory
         enclave_socket, egress_socket = self.run / "enclave.sock", self.run / "egress.sock"
@@ -230,7 +236,7 @@ class LocalDeployment:
         write_credentials(directory / "credentials.json", self.operator.principals["host"])
         self.write_trust_policy(directory / "trust.toml")
         config = directory / "host.toml"
-        text = self.host_config(enclave_socket, egress_socket, sealed_models)
+        text = self.host_config(enclave_socket, egress_socket, sealed_models, framed=framed)
         config.write_text(text + more)
         self.host = self._exit.enter_context(
             Service("casemate_host", "--config", str(config), log=directory / "host.log")
@@ -238,12 +244,15 @@ class LocalDeployment:
         self.target = self.host.ready["address"]
         return self.host
 
-    def host_config(self, enclave: Path, egress: Path, models: Sequence[Path]) -> str:
+    def host_config(
+        self, enclave: Path, egress: Path, models: Sequence[Path], *, framed: bool = True
+    ) -> str:
         """Return the host's configuration file; its other files lie beside it."""
         return f"""version = 1
 
 [front]
 listen = "127.0.0.1:0"
+{'frames = "127.0.0.1:0"' if framed else ""}
 
 [enclave]
 address = "unix:{enclave}"

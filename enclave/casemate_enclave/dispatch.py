@@ -15,11 +15,11 @@ from casemate_enclave.stream_link import HungUpError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casemate.hangups import Watched
     from casemate.wire import Buffer
     from casemate_enclave.context import RequestContext
     from casemate_enclave.enclave import Enclave
     from casemate_enclave.events import Journal
-    from casemate_enclave.hangups import Watched
     from casemate_enclave.runs import Steps
     from casemate_enclave.stream_link import StreamLink
 

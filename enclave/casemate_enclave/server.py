@@ -22,10 +22,10 @@ from casemate.frames import (
     send_error,
     send_frame,
 )
+from casemate.hangups import HangUps, Watched
 from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
-from casemate_enclave.hangups import HangUps, Watched
 from casemate_enclave.memory import fresh_memory
 from casemate_enclave.stream_link import StreamLink
 from casemate_enclave.turns import Crew, TurnConnection
@@ -114,6 +114,7 @@ class Server:
         self._journal = journal
         self._crew = Crew()
         self._hang_ups = HangUps()
+        self._hang_ups.start()
         self._unsent = Unsent()
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Prints one JSON line on standard output once it listens:
     ``{"event": "ready", "address": "host:port", "tls": bool}``, with ``metrics`` as well where that
-    page is configured. Whether it serves is for
+    page is configured, and ``frames`` where framed connections are. Whether it serves is for
     ``grpc.health.v1`` to say. Everything else is on standard error.
     """
     parser = argparse.ArgumentParser(prog="casemate-host", description="Relay to one enclave.")
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ready = {"event": "ready", "address": address, "tls": config.front.tls is not None}
     if host.metrics_address is not None:
         ready["metrics"] = host.metrics_address
+    if host.frames_address is not None:
+        ready["frames"] = host.frames_address
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     stop.wait()

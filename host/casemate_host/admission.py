@@ -13,8 +13,7 @@ from casemate.errors import CasemateError, Code
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import grpc
-
+    from casemate.hangups import Cancellable
     from casemate_host.unread import Unread
     from casemate_host.workers import Workers
 
@@ -107,7 +106,7 @@ class Patience:
         self.timeout_s = timeout_s
         self._unread = tuple(unread)
         self._lock = threading.Lock()
-        self._waiting: dict[Workers | None, dict[int, tuple[float, grpc.ServicerContext]]] = {}
+        self._waiting: dict[Workers | None, dict[int, tuple[float, Cancellable]]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
 
@@ -116,10 +115,8 @@ class Patience:
         self._thread.start()
 
     @contextlib.contextmanager
-    def waiting(
-        self, context: grpc.ServicerContext, workers: Workers | None = None
-    ) -> Iterator[None]:
-        """Cancel the call of ``context`` if the block takes longer than the time allowed.
+    def waiting(self, context: Cancellable, workers: Workers | None = None) -> Iterator[None]:
+        """Cancel ``context``, a call's, if the block takes longer than the time allowed.
 
         ``workers``: whose worker it holds meanwhile, if it is to give way.
         """
@@ -154,7 +151,7 @@ class Patience:
         while not self._stopped.wait(min(1.0, self.timeout_s / 4)):
             now = time.monotonic()
             with self._lock:
-                late = [
+                late: list[Cancellable] = [
                     context
                     for waiting in self._waiting.values()
                     for since, context in waiting.values()

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from casemate.v1.confidential_inference_pb2 import NumberedRequest
     from casemate_host.call import Call
-    from casemate_host.call_streams import Admission
     from casemate_host.callers import Caller
+    from casemate_host.infer_admission import InferAdmission
     from casemate_host.posting import PostingConnection
     from casemate_host.relay import Relay
     from casemate_host.tracing import Metadata, Trace
@@ -62,7 +62,12 @@ class CallStream:
     """One client's stream; ``take`` and ``answers`` have a thread each."""
 
     def __init__(
-        self, relay: Relay, admission: Admission, caller: Caller, call: Call, metadata: Metadata
+        self,
+        relay: Relay,
+        admission: InferAdmission,
+        caller: Caller,
+        call: Call,
+        metadata: Metadata,
     ) -> None:
         """``metadata``: the stream's, where a parent of its questions' spans may be named."""
         self._metadata = metadata
@@ -123,7 +128,9 @@ class CallStream:
                 raise _malformed("a request without a number, or with that of one under way")
             if len(self._under_way) >= limits.CALL_STREAM_UNDER_WAY:
                 raise ShedError("too many requests on one stream", limits.RETRY_S)
-            question.trace = self._admission.enter(self._caller, question.length, self._metadata)
+            question.trace = self._admission.enter(
+                self._caller, question.length, limits.CALL_STREAM_REQUEST_MAX, self._metadata
+            )
         except CasemateError as error:
             if error.code is Code.MALFORMED:
                 raise
@@ -301,6 +308,11 @@ class CallStream:
         return max(_LOOK_S, min(idle, self._begun + limits.CALL_STREAM_AGE_S) - now)
 
     # Ends of the stream
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question is under way, or answered and not taken."""
+        return bool(self._under_way) or bool(self._ready)
 
     def retire(self) -> None:
         """Ask the client to end its side."""

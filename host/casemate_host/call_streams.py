@@ -11,9 +11,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Final
 
-from casemate import limits
 from casemate.errors import CasemateError, Code
-from casemate_host.admission import ShedError
 from casemate_host.call_stream import CallStream
 
 if TYPE_CHECKING:
@@ -25,86 +23,56 @@ if TYPE_CHECKING:
     from casemate_host.call import Call
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
-    from casemate_host.gate import Pace
-    from casemate_host.metrics import Metrics
+    from casemate_host.infer_admission import InferAdmission
     from casemate_host.relay import Relay
-    from casemate_host.standing import Board
-    from casemate_host.tracing import Metadata, Trace, Tracer
-    from casemate_host.workers import Workers
+    from casemate_host.tracing import Metadata
 
 METHOD: Final = "InferMany"
 
 
-class Admission:
-    """Lets questions in as the gate lets in calls, and counts them as `Infer`."""
+class OpenStreams:
+    """The streams of calls that are open, whatever carries them; thread-safe."""
 
-    def __init__(
-        self,
-        desk: Desk,
-        board: Board,
-        metrics: Metrics,
-        workers: Workers,
-        pace: Pace,
-        *,
-        patience: Patience,
-        tracer: Tracer,
-    ) -> None:
-        """``workers``: those of `Infer`, whose number bounds both kinds together."""
-        self._patience = patience
-        self._tracer = tracer
-        self._desk = desk
-        self._board = board
-        self._metrics = metrics
-        self._workers = workers
-        self._pace = pace
-
-    def enter(self, caller: Caller, size: int, metadata: Metadata) -> Trace:
-        """Begin a question of ``size`` bytes, to be ended with ``leave``; return its trace.
-
-        Raises CasemateError.
-        """
-        if self._workers.full:
-            self._patience.press(self._workers)
-            raise ShedError("too many calls at a time", self._pace.wait_s())
-        self._board.require()
-        if size > limits.CALL_STREAM_REQUEST_MAX:
-            raise CasemateError(
-                Code.TOO_LARGE, f"{size} bytes, limit {limits.CALL_STREAM_REQUEST_MAX}"
-            )
-        caller.enter()
-        caller.spend(size)
-        self._workers.hold()
-        trace = self._tracer.begin("Infer", metadata)
-        trace.caller(caller.name)
-        return trace
-
-    def leave(self, caller: Caller) -> None:
-        """End a question that was let in."""
-        self._workers.let_go()
-        caller.leave()
-
-    def answered(self, caller: Caller, size: int, took_s: float) -> None:
-        """Count an answered question; ``size`` is the question's."""
-        self._pace.ended()
-        self._metrics.answered(caller.name, took_s)
-        self._desk.traffic.answered("Infer", size)
-
-    def refused(self, caller: Caller, code: Code) -> None:
-        """Count a question that ended with ``code``, let in or not."""
-        self._desk.refused("Infer", code, caller.name)
-
-
-class CallStreamService:
-    """``InferMany``: serves the streams, each in a worker of its own."""
-
-    def __init__(self, desk: Desk, relay: Relay, admission: Admission, patience: Patience) -> None:
-        self._desk = desk
+    def __init__(self, relay: Relay, admission: InferAdmission) -> None:
         self._relay = relay
         self._admission = admission
-        self._patience = patience
         self._lock = threading.Lock()
         self._streams: set[CallStream] = set()
         self._draining = False
+
+    @contextlib.contextmanager
+    def open(self, caller: Caller, call: Call, metadata: Metadata) -> Iterator[CallStream]:
+        """Hold a stream within the block; raises CasemateError(UNAVAILABLE) while draining."""
+        stream = CallStream(self._relay, self._admission, caller, call, metadata)
+        with self._lock:
+            if self._draining:
+                raise CasemateError(Code.UNAVAILABLE, "the host is stopping")
+            self._streams.add(stream)
+        try:
+            call.attach(stream)
+            yield stream
+        finally:
+            call.detach()
+            with self._lock:
+                self._streams.discard(stream)
+            stream.end()
+
+    def drain(self) -> None:
+        """Ask every client to end its stream, and refuse new ones."""
+        with self._lock:
+            self._draining = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.retire()
+
+
+class CallStreamService:
+    """``InferMany`` over gRPC: serves the streams, each in a worker of its own."""
+
+    def __init__(self, desk: Desk, streams: OpenStreams, patience: Patience) -> None:
+        self._desk = desk
+        self._streams = streams
+        self._patience = patience
 
     def serve(
         self, caller: Caller | None, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -114,7 +82,8 @@ class CallStreamService:
         def answer(call: Call) -> Iterator[bytes]:
             who = self._desk.known(caller, context)
             call.of(who.name)
-            with who.call_stream(), self._streaming(who, call, context) as stream:
+            metadata = tuple(context.invocation_metadata() or ())
+            with who.call_stream(), self._streams.open(who, call, metadata) as stream:
                 thread = threading.Thread(
                     target=stream.take, args=(messages,), name="call-stream-in", daemon=True
                 )
@@ -124,30 +93,3 @@ class CallStreamService:
                         yield message
 
         return self._desk.serve_stream(METHOD, context, answer)
-
-    def drain(self) -> None:
-        """Ask every client to end its stream, and new ones at once."""
-        with self._lock:
-            self._draining = True
-            streams = list(self._streams)
-        for stream in streams:
-            stream.retire()
-
-    @contextlib.contextmanager
-    def _streaming(
-        self, caller: Caller, call: Call, context: grpc.ServicerContext
-    ) -> Iterator[CallStream]:
-        metadata = tuple(context.invocation_metadata() or ())
-        stream = CallStream(self._relay, self._admission, caller, call, metadata)
-        with self._lock:
-            if self._draining:
-                raise CasemateError(Code.UNAVAILABLE, "the host is stopping")
-            self._streams.add(stream)
-        call.attach(stream)
-        try:
-            yield stream
-        finally:
-            call.detach()
-            with self._lock:
-                self._streams.discard(stream)
-            stream.end()

@@ -126,6 +126,7 @@ class Caller:
         self._call_streams = None
         if bounds.concurrent is not None:
             self._call_streams = Slots(limits.CALL_STREAMS_SHARE)
+        self._framed = Slots(limits.FRAMED_SHARE) if bounds.concurrent is not None else None
         self._bucket = None
         if bounds.rate is not None:
             burst = bounds.burst if bounds.burst is not None else max(1, int(bounds.rate))
@@ -169,6 +170,10 @@ class Caller:
     def call_stream(self) -> AbstractContextManager[None]:
         """Hold one of its streams of calls within the block; raises ShedError."""
         return contextlib.nullcontext() if self._call_streams is None else self._call_streams.slot()
+
+    def framed(self) -> AbstractContextManager[None]:
+        """Hold one of its framed connections within the block; raises ShedError."""
+        return contextlib.nullcontext() if self._framed is None else self._framed.slot()
 
     def asking(self) -> AbstractContextManager[None]:
         """Hold one of its calls for evidence within the block; raises ShedError."""

@@ -43,7 +43,7 @@ class CallersConfig:
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
-    """The gRPC front: ``listen`` is ``host:port``."""
+    """The gRPC front: ``listen`` is ``host:port``; ``frames`` likewise, for framed connections."""
 
     listen: str
     tls: TlsConfig | None
@@ -51,6 +51,7 @@ class FrontConfig:
     streams: int
     drain_s: float
     receive_s: float
+    frames: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class HostConfig:
 def _front(table: Table) -> FrontConfig:
     listen = table.text("listen", "127.0.0.1:0")
     parse_endpoint(listen, "front.listen")
+    frames = table.text("frames") if table.has("frames") else None
     result = FrontConfig(
         listen=listen,
         tls=_tls(table),
@@ -155,8 +157,14 @@ def _front(table: Table) -> FrontConfig:
         streams=table.integer("streams", 1, limits.INFER_STREAMS_MAX, limits.INFER_STREAMS_DEFAULT),
         drain_s=table.seconds("drain_seconds", 600, limits.DRAIN_DEFAULT_S, low=0),
         receive_s=table.seconds("receive_seconds", 600, limits.RECEIVE_TIMEOUT_S),
+        frames=frames,
     )
     table.end()
+    if frames is not None:
+        parse_endpoint(frames, "front.frames")
+        if result.tls is not None:
+            # Sizes and tokens would cross in the clear beside a service that hides them.
+            raise refused("front: frames and tls_certificate: framed connections have no TLS")
     return result
 
 
@@ -174,12 +182,16 @@ def _tls(table: Table) -> TlsConfig | None:
 
 def _callers(top: Table, front: FrontConfig) -> CallersConfig:
     known, anonymous = callers_from(top, front.unary, front.streams)
-    local = parse_endpoint(front.listen, "front.listen")[0] in _LOOPBACK
-    if front.tls is None and not local and any(caller.tokens for caller in known):
+    if front.tls is None and not _is_local(front) and any(caller.tokens for caller in known):
         raise refused("tokens would cross the network in the clear: front needs tls_certificate")
     if any(caller.certificates for caller in known) and not (front.tls and front.tls.client_ca):
         raise refused("callers with certificates need front.tls_client_ca")
     return CallersConfig(known, anonymous)
+
+
+def _is_local(front: FrontConfig) -> bool:
+    listens = [front.listen, *([front.frames] if front.frames else [])]
+    return all(parse_endpoint(listen, "front")[0] in _LOOPBACK for listen in listens)
 
 
 def _enclave(table: Table) -> EnclaveConfig:

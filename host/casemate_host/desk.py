@@ -89,6 +89,11 @@ class Desk:
         self.traffic.refused(method, code)
         self._metrics.ended(method, code, caller)
 
+    def answered(self, method: str, size: int, caller: str | None = None) -> None:
+        """Count a call that was answered; ``size`` in bytes."""
+        self.traffic.answered(method, size)
+        self._metrics.ended(method, Code.OK, caller)
+
     def serve(self, method: str, context: grpc.ServicerContext, answer: Answer) -> bytes:
         """Return what ``answer`` makes of the call, or end the call with its error."""
         trace = self._tracer.begin(method, context.invocation_metadata() or ())
@@ -128,8 +133,7 @@ class Desk:
         if refusal is not None:
             self.refused(method, refusal.code, call.caller)
             abort(context, refusal)
-        self._metrics.ended(method, Code.OK, call.caller)
-        self.traffic.answered(method, size)
+        self.answered(method, size, call.caller)
 
     def _outcome(
         self, method: str, context: grpc.ServicerContext, answer: Answer, call: Call

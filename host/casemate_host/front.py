@@ -17,10 +17,12 @@ from casemate.frames import FrameType
 from casemate.v1 import confidential_inference_pb2 as pb
 from casemate_host import call_streams, health
 from casemate_host.admission import Patience, Slots
-from casemate_host.call_streams import Admission, CallStreamService
+from casemate_host.call_streams import CallStreamService, OpenStreams
 from casemate_host.desk import Desk
 from casemate_host.evidence import EvidenceService
+from casemate_host.framed import FramedServer
 from casemate_host.gate import Gate, Route
+from casemate_host.infer_admission import InferAdmission
 from casemate_host.metrics import ADMISSION, RELAY
 from casemate_host.reflection import reflection_handler
 from casemate_host.streams import StreamService
@@ -31,6 +33,7 @@ from casemate_host.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casemate.framed import Offer
     from casemate_host.call import Call
     from casemate_host.callers import Caller, Callers
     from casemate_host.config import FrontConfig
@@ -70,9 +73,10 @@ class Front:
         self.unary = Workers(config.unary, "call")
         self._evidence = Workers(limits.EVIDENCE_CALLS_MAX + limits.SPARE_WORKERS, "call-evidence")
         self._others = Workers(limits.STREAMS_MAX + limits.SPARE_WORKERS, "call-other")
+        self.frames_address: str | None = None
         self._gate = Gate(callers, self._others, self._desk.refused, self._patience)
         self._pace = self._gate.add(f"/{SERVICE}/Infer", Route("Infer", self.unary, self._infer))
-        evidence = EvidenceService(self._desk, relay, board, self._evidence).serve
+        evidence = EvidenceService(self._desk, relay, board, self._evidence, self._offer).serve
         self._gate.add(
             f"/{SERVICE}/GetEvidence",
             Route("GetEvidence", self._evidence, evidence, metered=False),
@@ -84,7 +88,7 @@ class Front:
             Route("InferStream", self.streams, streaming, response_streaming=True),
         )
         self._carriers = Workers(limits.CALL_STREAMS_MAX, "call-stream")
-        admission = Admission(
+        admission = InferAdmission(
             self._desk,
             board,
             metrics,
@@ -93,17 +97,25 @@ class Front:
             patience=self._patience,
             tracer=tracer,
         )
-        self._call_streams = CallStreamService(self._desk, relay, admission, self._patience)
+        self._open_streams = OpenStreams(relay, admission)
+        call_stream = CallStreamService(self._desk, self._open_streams, self._patience).serve
         self._gate.add(
             f"/{SERVICE}/{call_streams.METHOD}",
             Route(
                 call_streams.METHOD,
                 self._carriers,
-                self._call_streams.serve,
+                call_stream,
                 response_streaming=True,
                 metered=False,
             ),
         )
+        self._framed = FramedServer(
+            *(config.frames, callers, self._desk, relay),
+            admission=admission,
+            streams=self._open_streams,
+            within_s=config.receive_s,
+        )
+        metrics.gauge("framed_connections", "Framed connections", lambda: self._framed.connections)
         self._server = _server(self._others, self._gate)
         self._server.add_generic_rpc_handlers((self.health.handler(),))
         names = (SERVICE, health.SERVICE)
@@ -132,18 +144,26 @@ class Front:
         except (RuntimeError, OSError) as error:
             kind = type(error).__name__
             raise CasemateError(Code.UNAVAILABLE, f"cannot listen on {listen}: {kind}") from None
+        try:
+            self.frames_address = self._framed.bind()
+        except CasemateError:
+            self._server.stop(None)
+            raise
         self._patience.start()
+        self._framed.start()
         self._server.start()
         return f"{listen.rsplit(':', 1)[0]}:{port}"
 
     def stop(self, drain_s: float) -> None:
         """Refuse new calls, let those under way end within ``drain_s`` seconds, cut the rest."""
         self.health.end()
-        self._call_streams.drain()
+        self._framed.drain()
+        self._open_streams.drain()
         done = self._server.stop(drain_s)
         until = time.monotonic() + drain_s
         for workers in (self.unary, self.streams, self._carriers):
             workers.wait_empty(max(0.0, until - time.monotonic()))
+        self._framed.stop(max(0.0, until - time.monotonic()))
         self._server.stop(min(0.5, drain_s))
         done.wait()
         self._patience.stop()
@@ -154,6 +174,9 @@ class Front:
     def report(self) -> None:
         """Log what happened since the last report."""
         self._desk.traffic.report()
+
+    def _offer(self) -> Offer | None:
+        return self._framed.offer
 
     def _infer(
         self, caller: Caller | None, messages: Iterator[bytes], context: grpc.ServicerContext

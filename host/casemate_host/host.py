@@ -68,6 +68,11 @@ class Host:
         """Where the metrics page is, ``host:port``, if there is one."""
         return self._page.address if self._page else None
 
+    @property
+    def frames_address(self) -> str | None:
+        """Where framed connections are taken, ``host:port``, if anywhere."""
+        return self._front.frames_address
+
     def start(self) -> str:
         """Open the way out, listen, look for the enclave; return the bound ``host:port``."""
         if self._egress is not None:
@@ -90,7 +95,8 @@ class Host:
         self._reporter.start()
         if self._usage is not None:
             self._usage.start()
-        log.info("listening", address=address, tls=self._config.front.tls is not None)
+        tls = self._config.front.tls is not None
+        log.info("listening", address=address, tls=tls, frames=self.frames_address)
         return address
 
     def stop(self) -> None:

@@ -55,10 +55,15 @@ class Metrics:
             if caller is not None:
                 self._callers[caller, str(code)] += 1
 
-    def answered(self, caller: str, took_s: float) -> None:
-        """Count an `Infer` that came on a stream and was answered in ``took_s`` seconds."""
+    def answered(self, caller: str, took_s: float, received_s: float | None = None) -> None:
+        """Count an `Infer` answered in ``took_s`` seconds that came otherwise than by gRPC.
+
+        ``received_s``: how much of that its arrival took; None on a stream.
+        """
         self.ended("Infer", Code.OK, caller)
-        self.steps[RELAY].add(took_s)
+        if received_s is not None:
+            self.steps[ADMISSION].add(received_s)
+        self.steps[RELAY].add(took_s - (received_s or 0.0))
         self.calls.add(took_s)
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:

@@ -102,7 +102,7 @@ def _write_files(world: LocalDeployment, files: Path, sealed: Path, image: bytes
     text = world.host_config(
         Path("/run/vsock/relay.sock"), Path("/run/vsock/egress.sock"), [Path(sealed.name)]
     )
-    text = text.replace('"127.0.0.1:0"', f'"127.0.0.1:{port}"')
+    text = text.replace('"127.0.0.1:0"', f'"127.0.0.1:{port}"', 1)
     text = text.replace('"credentials.json"', '"/var/lib/casemate/credentials.json"')
     (files / "host.toml").write_text(text)
     world.target = f"127.0.0.1:{port}"

@@ -67,6 +67,7 @@ def test_the_least_that_is_needed() -> None:
     config = parse(MINIMAL)
     assert config.front.listen == "127.0.0.1:0"
     assert config.front.tls is None
+    assert config.front.frames is None
     assert config.enclave.address == UnixAddress("/run/casemate/enclave.sock")
     assert config.enclave.configuration == FOLDER / "configuration.cbor"
     assert config.enclave.trust_policy == Path("/policies/policy.toml")
@@ -97,6 +98,12 @@ def test_everything() -> None:
         ("[front]", "[front]\nlisten = ':0'", "front.listen"),
         ("[front]", "[front]\nlisten = 'unix:/x'", "front.listen"),
         ("[front]", "[front]\nlisten = '127.0.0.1:65536'", "front.listen"),
+        ("[front]", "[front]\nframes = 'here'", "front.frames"),
+        (
+            "[front]",
+            "[front]\nframes = '127.0.0.1:0'\ntls_certificate = 'c'\ntls_key = 'k'",
+            "framed connections have no TLS",
+        ),
         ("[front]", "[front]\nunary = 0", "front.unary"),
         ("[front]", "[front]\nunary = 257", "front.unary"),
         ("[front]", "[front]\nunary = 1.0", "front.unary"),
@@ -159,6 +166,7 @@ def test_with_callers_the_unknown_are_refused_unless_the_file_says_otherwise() -
         (f'["{DIGEST}"]', "[]", "neither"),
         ('name = "clinic"', 'name = "clinic"\ncertificates = ["a"]', "tls_client_ca"),
         ("[front]", "[front]\nlisten = '0.0.0.0:1'", "in the clear"),
+        ("[front]", "[front]\nframes = '0.0.0.0:1'", "in the clear"),
         ("[front]", "[front]\ntls_client_ca = 'ca.pem'", "tls_client_ca needs"),
         ("[[caller]]", "[caller]", "array"),
     ],

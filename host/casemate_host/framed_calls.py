@@ -1,0 +1,126 @@
+"""Framed connections that carry one exchange at a time: requests of any size (SPEC 9.6.3)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from casemate import limits
+from casemate.errors import CasemateError, Code
+from casemate.framed import Kind
+from casemate.frames import ANSWER, COUNTED, FrameType
+from casemate_host.call import Call
+from casemate_host.events import describe, log
+from casemate_host.framed_channel import GoneError
+from casemate_host.metrics import ADMISSION, RELAY
+
+if TYPE_CHECKING:
+    from casemate.hangups import HangUps
+    from casemate_host.callers import Caller
+    from casemate_host.framed_connection import FramedConnection
+    from casemate_host.infer_admission import InferAdmission
+    from casemate_host.relay import Relay
+
+MESSAGE_MAX: Final = limits.FRAME_MAX - COUNTED
+
+
+class FramedCalls:
+    """Answers what such a connection asks; thread-safe."""
+
+    def __init__(self, relay: Relay, admission: InferAdmission, hang_ups: HangUps) -> None:
+        self._relay = relay
+        self._admission = admission
+        self._hang_ups = hang_ups
+
+    def serve(
+        self, connection: FramedConnection, caller: Caller, head: tuple[int, int, int]
+    ) -> None:
+        """Answer one request after the other, from the one that ``head`` begins.
+
+        Raises CasemateError for a frame that is not allowed here, GoneError, OSError.
+        """
+        frame: tuple[int, int, int] | None = head
+        while frame is not None:
+            size, kind, budget_ms = frame
+            if kind != Kind.REQUEST:
+                raise CasemateError(Code.MALFORMED, f"a frame of type {kind} among requests")
+            self._serve(connection, caller, size, budget_ms)
+            frame = connection.next_frame()
+
+    def _serve(
+        self, connection: FramedConnection, caller: Caller, size: int, budget_ms: int
+    ) -> None:
+        channel = connection.channel
+        try:
+            trace = self._admission.enter(caller, size, MESSAGE_MAX, ())
+        except CasemateError as error:
+            self._admission.refused(caller, error.code)
+            channel.discard(size)
+            channel.refuse(error)
+            return
+        call = Call(budget_ms / 1000, trace=trace)
+        code = Code.DEADLINE_EXCEEDED  # unless it comes to an end here, its client went away
+        try:
+            outcome = self._outcome(connection, caller, size, call)
+            code = outcome.code if isinstance(outcome, CasemateError) else Code.OK
+        finally:
+            call.finish()
+            self._admission.leave(caller)  # before the answer: the client may ask at once
+            trace.end(code)
+            if code is not Code.OK:
+                self._admission.refused(caller, code)
+        if isinstance(outcome, CasemateError):
+            channel.refuse(outcome)
+        else:
+            self._answer(connection, caller, outcome)
+
+    def _outcome(
+        self, connection: FramedConnection, caller: Caller, size: int, call: Call
+    ) -> bytes | CasemateError:
+        """Return the answer, which is counted, or why there is none; raises GoneError, OSError."""
+        begun = time.monotonic()
+        request = self._receive(connection, size, call)
+        received = time.monotonic()
+        try:
+            answer = self._relayed(connection, request, call)
+        except CasemateError as error:
+            return error
+        self._admission.answered(caller, size, time.monotonic() - begun, received - begun)
+        return answer
+
+    def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes:
+        """Return the request; raises GoneError, OSError if it does not come: all is over then."""
+        channel, patience = connection.channel, self._admission.patience
+        try:
+            with call.trace.step(ADMISSION), patience.waiting(connection, self._admission.workers):
+                return channel.payload(size)
+        except CasemateError as error:
+            channel.farewell(error)
+            raise GoneError from None
+
+    def _relayed(self, connection: FramedConnection, request: bytes, call: Call) -> bytes:
+        """Return the enclave's answer; raises CasemateError."""
+        connection.run(call)
+        try:
+            with (
+                call.trace.step(RELAY),
+                self._hang_ups.watching(connection.channel.socket, connection),
+            ):
+                return self._relay.exchange(FrameType.REQUEST, request, call)
+        except CasemateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
+            log.error("internal_error", method="Infer", **describe(error))
+            raise CasemateError(Code.INTERNAL, "internal error") from None
+
+    def _answer(self, connection: FramedConnection, caller: Caller, answer: bytes) -> None:
+        """Give the answer to the client; what it does not take counts against its caller."""
+        channel = connection.channel
+        rest = channel.begin(Kind.REQUEST | ANSWER, answer)
+        if rest is None:
+            return
+        caller.unread.on_stream(1, len(answer))
+        try:
+            channel.finish(rest)
+        finally:
+            caller.unread.on_stream(-1, -len(answer))

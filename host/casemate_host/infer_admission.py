@@ -1,0 +1,86 @@
+"""How a call of `Infer` is let in that gRPC's gate does not see, and how it is counted.
+
+Those on streams of calls (SPEC 9.6.2) and on framed connections (9.6.3): each is let in, shed,
+refused and counted as if it came as a call of gRPC.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from casemate.errors import CasemateError, Code
+from casemate_host.admission import ShedError
+
+if TYPE_CHECKING:
+    from casemate_host.admission import Patience
+    from casemate_host.callers import Caller
+    from casemate_host.desk import Desk
+    from casemate_host.gate import Pace
+    from casemate_host.metrics import Metrics
+    from casemate_host.standing import Board
+    from casemate_host.tracing import Metadata, Trace, Tracer
+    from casemate_host.workers import Workers
+
+METHOD: Final = "Infer"
+
+
+class InferAdmission:
+    """Lets questions in as the gate lets in calls, and counts them as `Infer`."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        board: Board,
+        metrics: Metrics,
+        workers: Workers,
+        pace: Pace,
+        *,
+        patience: Patience,
+        tracer: Tracer,
+    ) -> None:
+        """``workers``: those of `Infer`, whose number bounds all kinds together."""
+        self.patience = patience
+        self.workers = workers
+        self._tracer = tracer
+        self._desk = desk
+        self._board = board
+        self._metrics = metrics
+        self._pace = pace
+
+    def enter(self, caller: Caller, size: int, most: int, metadata: Metadata) -> Trace:
+        """Begin a question of ``size`` bytes, to be ended with ``leave``; return its trace.
+
+        Raises CasemateError: ShedError, TOO_LARGE above ``most``.
+        """
+        if self.workers.full:
+            self.patience.press(self.workers)
+            raise ShedError("too many calls at a time", self._pace.wait_s())
+        self._board.require()
+        if size > most:
+            raise CasemateError(Code.TOO_LARGE, f"{size} bytes, limit {most}")
+        caller.enter()
+        caller.spend(size)
+        self.workers.hold()
+        trace = self._tracer.begin(METHOD, metadata)
+        trace.caller(caller.name)
+        return trace
+
+    def leave(self, caller: Caller) -> None:
+        """End a question that was let in."""
+        self.workers.let_go()
+        caller.leave()
+
+    def answered(
+        self, caller: Caller, size: int, took_s: float, received_s: float | None = None
+    ) -> None:
+        """Count an answered question of ``size`` bytes; ``received_s``: how long it was in coming.
+
+        The latter is part of ``took_s``, and None where it did not come by itself.
+        """
+        self._pace.ended()
+        self._metrics.answered(caller.name, took_s, received_s)
+        self._desk.traffic.answered(METHOD, size)
+
+    def refused(self, caller: Caller, code: Code) -> None:
+        """Count a question that ended with ``code``, let in or not."""
+        self._desk.refused(METHOD, code, caller.name)
