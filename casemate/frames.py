@@ -59,9 +59,14 @@ class Frame:
     payload: memoryview
 
 
+def encode_head(kind: int, size: int, budget: int = 0) -> bytes:
+    """Return what comes before a payload of ``size`` bytes."""
+    return _HEAD.pack(COUNTED + size, kind, budget)
+
+
 def encode_frame(kind: int, payload: Buffer, budget: int = 0) -> bytes:
     """Return one frame as a whole; for short ones."""
-    return _HEAD.pack(COUNTED + len(payload), kind, budget) + payload
+    return encode_head(kind, len(payload), budget) + payload
 
 
 def send_frame(

@@ -8,6 +8,7 @@ the host or this gRPC has no such stream, are for the caller to make by themselv
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,14 +17,16 @@ import grpc
 
 from casemate import limits
 from casemate.client.call_book import BrokenError, CallBook, Failure
-from casemate.client.host_words import translated
-from casemate.client.polled_call import Event, Kind, NotOfferedError, PolledCall
+from casemate.client.carrier import Kind
+from casemate.client.polled_call import NotOfferedError, PolledCall
 from casemate.errors import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casemate.client.polled_call import EndedError
+    from casemate.client.carrier import Carrier, Event
+    from casemate.client.framed import FramedHost
+    from casemate.client.framed_way import FramedWay
 
 METHOD: Final = "/casemate.v1.ConfidentialInference/InferMany"
 _LOOK_S: Final = 1.0  # how often the watch looks, and after how long without calls it reads itself
@@ -57,9 +60,14 @@ class CallStreams:
     """The stream of one channel, made anew when it has ended; thread-safe."""
 
     def __init__(
-        self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]], target: str
+        self,
+        channel: grpc.Channel,
+        metadata: Sequence[tuple[str, str]],
+        target: str,
+        framed: FramedWay,
     ) -> None:
         self._begin: Callable[[], PolledCall] = lambda: PolledCall(channel, METHOD, metadata)
+        self._framed = framed
         self._target = target
         self._lock = threading.Lock()
         self._opening = Opening()
@@ -87,14 +95,34 @@ class CallStreams:
         if stream is not None:
             stream.close()
 
+    def renew(self) -> None:
+        """Begin another stream for the calls to come; those under way have their answers."""
+        with self._lock:
+            stream = self._stream
+        if stream is not None:
+            stream.retire()
+
     def _open(self) -> None:
         with self._lock:
             if self._closed or self._stream is not None or not self._opening.wanted():
                 return
+            framed = self._framed.begin()
             try:
-                self._stream = _CallStream(self._begin(), self._target, self._ended)
+                if framed is not None:
+                    ended = functools.partial(self._framed_ended, framed.host)
+                    self._stream = _CallStream(framed, self._target, ended)
+                else:
+                    self._stream = _CallStream(self._begin(), self._target, self._ended)
             except NotOfferedError:
                 self._opening.over(grpc.StatusCode.UNIMPLEMENTED)
+
+    def _framed_ended(self, host: FramedHost, refusal: grpc.StatusCode | None) -> None:
+        if refusal is None:
+            self._ended(None)
+            return
+        self._framed.led_nowhere(host)
+        with self._lock:
+            self._stream = None  # the next call begins one of gRPC
 
     def _ended(self, refusal: grpc.StatusCode | None) -> None:
         with self._lock:
@@ -131,7 +159,7 @@ class _CallStream:
     """One stream: begun by a thread of its own, which later watches over it."""
 
     def __init__(
-        self, call: PolledCall, target: str, ended: Callable[[grpc.StatusCode | None], None]
+        self, call: Carrier, target: str, ended: Callable[[grpc.StatusCode | None], None]
     ) -> None:
         self._call = call
         self._target = target
@@ -143,6 +171,7 @@ class _CallStream:
         self._reader: _Question | None = None
         self._sending = False
         self._taking = False  # questions
+        self._retired = False  # nothing more is to be asked
         self._closing = False  # this side was ended
         self._over = False
         self._next_look = 0.0
@@ -159,8 +188,8 @@ class _CallStream:
                 return None
             self._used = now
             number = self._book.ask(question, request, timeout_s)
-            self._send()
         try:
+            self._send()
             self._await(question)
         finally:
             self._leave(question, number)
@@ -174,6 +203,13 @@ class _CallStream:
             self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the client was closed"))
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_S)
+
+    def retire(self) -> None:
+        """Take no further question; the stream ends when those under way have their answers."""
+        with self._lock:
+            self._retired, self._taking = True, False
+            self._changed.notify()
+        self._send()
 
     # A call
 
@@ -200,11 +236,11 @@ class _CallStream:
     def _leave(self, question: _Question, number: int) -> None:
         with self._lock:
             self._used = time.monotonic()
-            if question.outcome is None:
-                self._book.give_up(number)
-                self._send()
+            sends = question.outcome is None and (self._book.give_up(number) or self._retired)
             if not self._reading.locked():
                 self._have_one_read()
+        if sends:
+            self._send()
 
     def _have_one_read(self) -> None:
         asked = self._book.anyone()
@@ -214,19 +250,30 @@ class _CallStream:
     def _late(self) -> Failure:
         return Failure(Code.DEADLINE_EXCEEDED, f"{self._target}: no answer before the deadline")
 
-    # Sending, with the lock held
+    # Sending, without the lock: meanwhile others add to what goes next
 
     def _send(self) -> None:
-        """Send what waits, unless a message is on its way: then whoever reads that it was sent."""
-        if self._sending or self._over:
-            return
-        message = self._book.next_message()
-        if message is not None:
-            self._sending = True
-            self._call.send(message)
-        elif not self._taking and not self._closing:
-            self._closing = True
-            self._call.end_sending()
+        """Send what waits, unless a message is on its way: then whoever sees that it was sent."""
+        try:
+            while (message := self._next_message()) is not None:
+                if self._call.send(message):
+                    return  # its SENT follows
+                self._sending = False
+        except BaseException:
+            with self._lock:
+                self._break(Failure(Code.UNAVAILABLE, f"{self._target}: sending was interrupted"))
+            raise
+
+    def _next_message(self) -> bytes | None:
+        with self._lock:
+            if self._sending or self._over:
+                return None
+            message = self._book.next_message()
+            self._sending = message is not None
+            if message is None and self._retired and self._book.empty and not self._closing:
+                self._closing = True
+                self._call.end_sending()
+            return message
 
     # Reading, by one thread at a time
 
@@ -241,32 +288,28 @@ class _CallStream:
                 self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the wait was interrupted"))
             raise
         with self._lock:
-            self._happened(event)
+            sends = self._happened(event)
+        if sends:
+            self._send()
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, event: Event) -> bool:
+        """Note an event; return whether there may be something to send."""
         if event.kind is Kind.SENT:
             self._sending = False
-            self._send()
-        elif event.kind is Kind.MESSAGE:
+            return True
+        if event.kind is Kind.MESSAGE:
             try:
                 last = self._book.answered(event.message)
             except BrokenError as error:
                 detail = f"{self._target}: the host broke the rules of a stream: {error}"
                 self._break(Failure(Code.UNAVAILABLE, detail))
-                return
-            if last and self._taking:
-                self._taking = False
+                return False
+            if last and not self._retired:
+                self._retired, self._taking = True, False
                 self._changed.notify()
-                self._send()
         elif event.end is not None:
-            self._finish(event.end)
-
-    def _finish(self, end: EndedError) -> None:
-        if end.code() is grpc.StatusCode.OK:
-            detail = f"{self._target}: the stream ended before the answer"
-            self._break(Failure(Code.UNAVAILABLE, detail))
-        else:
-            self._break(Failure.of(translated(end, self._target)))
+            self._break(event.end.failure(self._target))
+        return self._retired
 
     def _break(self, failure: Failure) -> None:
         """End what is under way; the thread takes the call's last events."""
@@ -295,13 +338,13 @@ class _CallStream:
             event = self._call.poll()
             if event.end is not None:
                 with self._lock:
-                    self._finish(event.end)
-                return event.end.code()
+                    self._break(event.end.failure(self._target))
+                return None if self._retired else event.end.code()
             if event.kind is Kind.MESSAGE:
                 break
         with self._lock:
             self._happened(event)
-            self._taking = not self._over and not self._closing
+            self._taking = not (self._over or self._retired)
         return None
 
     def _look(self) -> None:
@@ -327,9 +370,7 @@ class _CallStream:
                     self._have_one_read()
 
     def _wake(self, late_s: float) -> None:
-        """Have something happen to the call: a message of no requests is sent."""
         if not self._sending:
-            self._sending = True
-            self._call.send(b"")
+            self._sending = self._call.rouse()
         elif late_s > _STUCK_S:
             self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the host takes nothing"))

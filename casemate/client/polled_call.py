@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import importlib
 import threading
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+
+from casemate.client.call_book import Failure
+from casemate.client.carrier import Event, Kind
+from casemate.client.host_words import translated
+from casemate.errors import Code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,16 +27,6 @@ _NO_FLAGS: Final = 0
 
 class NotOfferedError(Exception):
     """This gRPC does not have what is needed here."""
-
-
-class Kind(Enum):
-    """What has happened to a call."""
-
-    BEGAN = auto()
-    SENT = auto()
-    MESSAGE = auto()
-    ENDED = auto()
-    OTHER = auto()
 
 
 class EndedError(grpc.RpcError):
@@ -55,22 +48,15 @@ class EndedError(grpc.RpcError):
         """Return what came with the status."""
         return self._of[2]
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """``message`` with MESSAGE, ``end`` with ENDED."""
-
-    kind: Kind
-    message: bytes = b""
-    end: EndedError | None = None
+    def failure(self, target: str) -> Failure:
+        """Return what becomes of a question that has no answer."""
+        if self.code() is grpc.StatusCode.OK:
+            return Failure(Code.UNAVAILABLE, f"{target}: the stream ended before the answer")
+        return Failure.of(translated(self, target))
 
 
 class PolledCall:
-    """One call under way.
-
-    `send` and `end_sending` wait for nothing; one message may be on its way at a time, until its
-    SENT. `poll` is for one thread at a time, until `over`.
-    """
+    """One call under way, a `Carrier`."""
 
     def __init__(
         self, channel: grpc.Channel, method: str, metadata: Sequence[tuple[str, str]]
@@ -114,9 +100,10 @@ class PolledCall:
         """Whether there will be no further event."""
         return not self._due
 
-    def send(self, message: bytes) -> None:
-        """Send a message; nothing happens if the call has ended."""
+    def send(self, message: bytes) -> bool:
+        """Send a message; its SENT comes unless the call has ended."""
         self._operate(self._grpc.SendMessageOperation(message, _NO_FLAGS))
+        return True
 
     def end_sending(self) -> None:
         """Say that no message follows."""
@@ -126,11 +113,12 @@ class PolledCall:
         """End the call; its last events still come."""
         self._call.cancel(self._grpc.StatusCode.cancelled, "cancelled by this client")
 
-    def poll(self) -> Event:
-        """Wait for the next event.
+    def rouse(self) -> bool:
+        """Have something happen: a message of no requests is sent."""
+        return self.send(b"")
 
-        An exception, such as one of a signal's handler, ends the call without further events.
-        """
+    def poll(self) -> Event:
+        """Wait for the next event; an exception ends the call without further ones."""
         try:
             event = self._call.next_event()
         except BaseException:

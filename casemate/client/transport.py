@@ -17,6 +17,7 @@ from casemate.attestation import EvidenceBundle
 from casemate.client.access import HostAccess
 from casemate.client.aio_call_stream import AsyncCallStreams
 from casemate.client.call_stream import METHOD, CallStreams
+from casemate.client.framed_way import FramedWay
 from casemate.client.host_words import translated
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.errors import Code, RequestError
@@ -42,7 +43,10 @@ _OPTIONS: Final = [
 
 
 class HostConnection:
-    """One gRPC channel for blocking calls; thread-safe."""
+    """One gRPC channel for blocking calls, and framed connections where they are offered.
+
+    Thread-safe.
+    """
 
     def __init__(self, target: str, access: HostAccess | None = None) -> None:
         """Connect lazily to ``host:port``; raises RequestError(INVALID_ARGUMENT)."""
@@ -54,21 +58,28 @@ class HostConnection:
             name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS
         }
         self._stream: _StreamMethod = self._channel.stream_stream(_SERVICE + "InferStream")
-        self._shared = CallStreams(self._channel, self._metadata, target)
+        self._framed = FramedWay(target, access)
+        self._shared = CallStreams(self._channel, self._metadata, target, self._framed)
 
     def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
-        """Make one unary call, with others on one stream where that is less work.
+        """Make one unary call, or what is less work: with others on one stream, or in frames.
 
         Raises RequestError.
         """
         if method == "Infer":
-            answer = self._shared.call(request, timeout_s)
+            small = len(request) <= limits.CALL_STREAM_REQUEST_MAX
+            answer = (self._shared if small else self._framed).call(request, timeout_s)
             if answer is not None:
                 return answer
         try:
-            return self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
+            answer, call = self._methods[method].with_call(
+                request, timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise translated(error, self.target) from None
+        if method == "GetEvidence" and self._framed.heard(call.trailing_metadata()):
+            self._shared.renew()
+        return answer
 
     def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostCall:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
@@ -95,8 +106,9 @@ class HostConnection:
         return parse_sealed(memoryview(self.call("Infer", request, timeout_s)))
 
     def close(self) -> None:
-        """Close the channel; calls under way fail."""
+        """Close the channel and the framed connections; calls under way fail."""
         self._shared.close()
+        self._framed.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

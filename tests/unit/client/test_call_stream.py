@@ -20,6 +20,8 @@ import pytest
 from casemate import limits
 from casemate.client.transport import AsyncHostConnection, HostConnection
 from casemate.errors import Code, RequestError
+from casemate.framed import Kind as Type
+from casemate.frames import ANSWER, Frame
 from casemate.v1.confidential_inference_pb2 import (
     NumberedRequest,
     NumberedResponse,
@@ -28,6 +30,7 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedResponses,
 )
 from tests.support.attacker import eventually
+from tests.support.framed_host import FramedDouble, Peer, listening
 
 Script = Callable[["Host", Iterator[SealedRequests]], Iterator[SealedResponses | bytes]]
 
@@ -44,6 +47,23 @@ class Host:
     unary: int = 0
     context: Any = None
     go: threading.Event = field(default_factory=threading.Event)
+
+    def framed(self, _: FramedDouble, peer: Peer) -> None:
+        """Play the script on a framed connection."""
+        peer.begin()
+        first = peer.take()
+        if first is None:
+            return
+        if first.type == Type.REQUEST:
+            peer.send(Type.REQUEST | ANSWER, b"unary:" + first.payload)
+            return
+        self.streams += 1
+        self.context = _Context()
+        with contextlib.suppress(_Context.AbortedError):
+            for message in self.script(self, self._requests(_payloads(first, peer))):
+                body = message if isinstance(message, bytes) else message.SerializeToString()
+                if body:
+                    peer.send(Type.MANY | ANSWER, body)
 
     def _infer(self, request: bytes, _: grpc.ServicerContext) -> bytes:
         self.unary += 1
@@ -65,24 +85,43 @@ class Host:
             yield requests
 
 
+class _Context:
+    """What a script uses of gRPC's context, on a framed connection: it ends there."""
+
+    class AbortedError(Exception): ...
+
+    def abort(self, _code: grpc.StatusCode, _detail: str) -> None:
+        raise self.AbortedError
+
+
+def _payloads(first: Frame, peer: Peer) -> Iterator[bytes]:
+    frame: Frame | None = first
+    while frame is not None:
+        yield bytes(frame.payload)
+        frame = peer.take()
+
+
 @contextlib.contextmanager
 def playing(script: Script, *, streams: bool = True) -> Iterator[Host]:
     host = Host(script)
-    server = grpc.server(ThreadPoolExecutor(16))
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Infer": grpc.unary_unary_rpc_method_handler(host._infer)
     }
     if streams:
         handlers["InferMany"] = grpc.stream_stream_rpc_method_handler(host._infer_many)
+    double = FramedDouble(host.framed)
+    handlers["GetEvidence"] = double.handlers()["GetEvidence"]
     service = "casemate.v1.ConfidentialInference"
+    server = grpc.server(ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
     host.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    try:
-        yield host
-    finally:
-        host.go.set()
-        server.stop(None).wait()
+    with listening(double):
+        server.start()
+        try:
+            yield host
+        finally:
+            host.go.set()
+            server.stop(None).wait()
 
 
 class Blocking:
@@ -109,6 +148,14 @@ class Blocking:
 
     def close(self) -> None:
         self.hang_up()
+
+
+class Framed(Blocking):
+    """A `HostConnection` that was offered framed connections."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self._connection.call("GetEvidence", b"", 60)
 
 
 class OnLoop:
@@ -161,15 +208,27 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CALL_STREAM_AGAIN_S", 600.0)
 
 
-@pytest.fixture(params=[Blocking, OnLoop], ids=["threads", "loop"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+@contextlib.contextmanager
+def _connecting(kind: type[Connection]) -> Iterator[Connect]:
     with contextlib.ExitStack() as stack:
 
         def made(target: str) -> Connection:
-            connection: Connection = request.param(target)
+            connection = kind(target)
             stack.callback(connection.close)
             return connection
 
+        yield made
+
+
+@pytest.fixture(params=[Blocking, Framed, OnLoop], ids=["threads", "frames", "loop"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    with _connecting(request.param) as made:
+        yield made
+
+
+@pytest.fixture(params=[Blocking, OnLoop], ids=["threads", "loop"])
+def connect_by_grpc(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    with _connecting(request.param) as made:
         yield made
 
 
@@ -317,34 +376,36 @@ def test_whoever_reads_and_leaves_hands_the_reading_on(connect: Connect) -> None
             assert patient.result() == b"joined:patient"
 
 
-def test_a_host_without_such_streams_gets_calls(connect: Connect) -> None:
+def test_a_host_without_such_streams_gets_calls(connect_by_grpc: Connect) -> None:
     with playing(echo, streams=False) as host:
-        connection = connect(host.target)
+        connection = connect_by_grpc(host.target)
         for number in range(20):
             assert connection.call(b"%d" % number) == b"unary:%d" % number
             time.sleep(0.01)
 
 
-def test_a_host_that_refuses_the_stream_is_not_asked_again_at_once(connect: Connect) -> None:
+def test_a_host_that_refuses_the_stream_is_not_asked_again_at_once(
+    connect_by_grpc: Connect,
+) -> None:
     def refuse(host: Host, _: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
         host.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
         yield b""
 
     with playing(refuse) as host:
-        connection = connect(host.target)
+        connection = connect_by_grpc(host.target)
         for number in range(40):
             assert connection.call(b"%d" % number) == b"unary:%d" % number
             time.sleep(0.005)
         assert host.streams == 1
 
 
-def test_a_host_that_never_begins_is_no_obstacle(connect: Connect) -> None:
+def test_a_host_that_never_begins_is_no_obstacle(connect_by_grpc: Connect) -> None:
     def mute(host: Host, _: Iterator[SealedRequests]) -> Iterator[SealedResponses | bytes]:
         host.go.wait(110)
         yield b""
 
     with playing(mute) as host:
-        connection = connect(host.target)
+        connection = connect_by_grpc(host.target)
         for number in range(20):
             assert connection.call(b"%d" % number) == b"unary:%d" % number
         assert host.asked == []
@@ -399,7 +460,9 @@ def test_when_the_stream_breaks_every_call_under_way_fails_and_later_ones_find_a
 
     with playing(die) as host:
         connection = ready(connect, host)
-        assert connection.together([b"0", b"1", b"2", b"3"]) == [Code.HOST_UNREACHABLE] * 4
+        framed = isinstance(connection, Framed)
+        gone = Code.UNAVAILABLE if framed else Code.HOST_UNREACHABLE
+        assert connection.together([b"0", b"1", b"2", b"3"]) == [gone] * 4
         assert eventually(lambda: connection.call(b"x") == b"joined:x")
         assert host.streams == 2
 

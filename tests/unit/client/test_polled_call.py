@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from casemate.client.polled_call import Event, Kind, NotOfferedError, PolledCall
+from casemate.client.carrier import Event, Kind
+from casemate.client.polled_call import EndedError, NotOfferedError, PolledCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def test_messages_are_answered_and_each_event_comes_once(
 
 def test_the_end_says_what_the_host_said(begin: Callable[[Answer], PolledCall]) -> None:
     end = polled(begin(refuse), Kind.ENDED).end
-    assert end is not None
+    assert isinstance(end, EndedError)
     assert (end.code(), end.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
     assert [tuple(entry)[:2] for entry in end.trailing_metadata()] == [("reason", "full")]
 

@@ -1,0 +1,75 @@
+"""Frames of one framed connection as their bytes arrive (SPEC 9.2, 9.6.3), without input."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from casemate import limits
+from casemate.client.call_book import BrokenError
+from casemate.frames import COUNTED, ERROR, HEAD_BYTES
+
+_HEAD: Final = struct.Struct(">IB")
+_LENGTH: Final = 4  # bytes of the head that the length does not count
+
+
+def checked(length: int, kind: int, expected: int) -> bool:
+    """Tell whether a frame is a refusal, not an answer; raises BrokenError if it is neither."""
+    if kind not in {expected, ERROR}:
+        raise BrokenError(f"a frame of type {kind}")
+    if not COUNTED <= length <= limits.FRAME_MAX:
+        raise BrokenError(f"a frame of {length} bytes")
+    return kind == ERROR
+
+
+class FrameBuffer:
+    """Takes bytes as they arrive, gives whole frames of one type, or refusals."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        # bytes as they came while frames arrive whole; a bytearray, which grows in place, for one
+        # that arrives in pieces, however many these are.
+        self._data: bytes | bytearray = b""
+        self._at = 0
+
+    def add(self, data: bytes) -> None:
+        """Take what has arrived."""
+        if self._at == len(self._data):
+            self._data, self._at = data, 0
+            return
+        if not isinstance(self._data, bytearray):
+            self._data = bytearray(memoryview(self._data)[self._at :])
+        elif self._at:
+            del self._data[: self._at]
+        self._at = 0
+        self._data += data
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the frame in hand still lacks; 0 while its head does."""
+        data, at = self._data, self._at
+        if len(data) - at < HEAD_BYTES:
+            return 0
+        length, _ = _HEAD.unpack_from(data, at)
+        return max(0, at + _LENGTH + int(length) - len(data))
+
+    def take(self) -> tuple[bool, bytes] | None:
+        """Return whether the next frame is a refusal, and its payload; None until all is there.
+
+        Raises BrokenError, as soon as the head is there.
+        """
+        data, at = self._data, self._at
+        if len(data) - at < HEAD_BYTES:
+            return None
+        length, kind = _HEAD.unpack_from(data, at)
+        refused = checked(length, kind, self._expected)
+        end = at + _LENGTH + length
+        if end > len(data):
+            return None
+        self._at = end
+        if isinstance(data, bytes):
+            return refused, data[at + HEAD_BYTES : end]
+        payload = bytes(memoryview(data)[at + HEAD_BYTES : end])
+        if end == len(data):
+            self._data, self._at = b"", 0  # an idle connection keeps no large frame
+        return refused, payload

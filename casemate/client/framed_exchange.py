@@ -1,0 +1,150 @@
+"""A framed connection for one large request at a time (SPEC 9.6.3), in few calls into the kernel.
+
+The time-outs are the kernel's, so that a request leaves by one call, and its answer comes by two.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Final
+
+from casemate import frames, limits
+from casemate.client.call_book import BrokenError, Failure
+from casemate.client.framed import refusal_in
+from casemate.client.framed_buffer import checked
+from casemate.client.framed_dial import NO_SIGNAL, Dial
+from casemate.errors import Code
+from casemate.framed import Kind
+from casemate.frames import ANSWER, COUNTED, HEAD_BYTES
+
+if TYPE_CHECKING:
+    from casemate.client.framed import FramedHost
+    from casemate.errors import RequestError
+    from casemate.wire import Buffer
+
+_HEAD: Final = struct.Struct(">IB")
+_TIMEVAL: Final = struct.Struct("@ll")
+_SMALL: Final = 8 * limits.KIB  # the smallest buckets of sealed answers
+
+
+class UnsentError(Exception):
+    """The connection was dead before a byte left."""
+
+
+class Exchanges:
+    """One connection; ``connect`` and ``exchange`` are for one thread at a time, `cut` for any."""
+
+    def __init__(self, host: FramedHost, hello: bytes, target: str) -> None:
+        """``hello``: the client's, a whole frame. Nothing is sent yet."""
+        self.host = host
+        self.usable = False
+        self.used = 0.0  # time.monotonic
+        self._target = target
+        self._dial = Dial(host, hello)
+        self._poll = select.poll()
+        self._large = False
+
+    def connect(self, within_s: float) -> str:
+        """Reach the host; return its address. Raises NowhereError."""
+        self._channel = self._dial.connect(within_s)
+        self._poll.register(self._channel, select.POLLIN)
+        self.usable = True
+        self.used = time.monotonic()
+        return str(self._channel.getpeername()[0])
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the connection is open and, as it must be between exchanges, silent."""
+        return not self._poll.poll(0)
+
+    def cut(self) -> None:
+        """End the connection: whoever uses it hears so."""
+        self._dial.cut()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._dial.close()
+
+    def exchange(self, request: bytes, until: float) -> bytes:
+        """Ask, and return the answer; ``until`` in seconds of time.monotonic.
+
+        Raises UnsentError; RequestError: what the host says, DEADLINE_EXCEEDED, or UNAVAILABLE if
+        it went away or broke a rule. Only after an answer or a refusal is the connection `usable`.
+        """
+        self.usable = False
+        try:
+            self._send(request, until)
+            refused, payload = self._receive(until)
+            failure = refusal_in(payload) if refused else None
+        except BlockingIOError:
+            raise self._error(Code.DEADLINE_EXCEEDED, "no answer before the deadline") from None
+        except OSError:
+            raise self._error(Code.UNAVAILABLE, "the host went away") from None
+        except BrokenError as error:
+            detail = f"the host broke the rules of framed connections: {error}"
+            raise self._error(Code.UNAVAILABLE, detail) from None
+        self.usable = True
+        self.used = time.monotonic()
+        if failure is not None:
+            raise failure.error()
+        return payload
+
+    def _error(self, code: Code, detail: str) -> RequestError:
+        return Failure(code, f"{self._target}: {detail}").error()
+
+    def _send(self, request: bytes, until: float) -> None:
+        left = self._bound(until, socket.SO_SNDTIMEO)
+        budget = min(int(left * 1000) or 1, limits.FRAME_BUDGET_MAX)
+        head = frames.encode_head(Kind.REQUEST, len(request), budget)
+        buffers: list[Buffer] = [head, request]
+        try:
+            sent = self._channel.sendmsg(buffers, (), NO_SIGNAL)
+        except BlockingIOError:
+            raise
+        except OSError:
+            raise UnsentError from None
+        while buffers := frames.unsent(buffers, sent):
+            self._bound(until, socket.SO_SNDTIMEO)
+            sent = self._channel.sendmsg(buffers, (), NO_SIGNAL)
+
+    def _receive(self, until: float) -> tuple[bool, bytes]:
+        """Return whether the answer is a refusal, and its payload."""
+        self._bound(until, socket.SO_RCVTIMEO)
+        data = self._channel.recv(HEAD_BYTES if self._large else _SMALL)
+        if len(data) < HEAD_BYTES:
+            data = self._more(data, HEAD_BYTES, until)
+        length, kind = _HEAD.unpack_from(data)
+        refused = checked(length, kind, Kind.REQUEST | ANSWER)
+        size = length - COUNTED
+        payload = data[HEAD_BYTES:]
+        if len(payload) > size:
+            raise BrokenError("more than one answer")
+        if len(payload) < size:
+            payload = self._more(payload, size, until)
+        self._large = size > _SMALL - HEAD_BYTES
+        return refused, payload
+
+    def _more(self, data: bytes, size: int, until: float) -> bytes:
+        """Return ``data`` and what follows, ``size`` bytes together."""
+        pieces, left = [data] if data else [], size - len(data)
+        while left:
+            self._bound(until, socket.SO_RCVTIMEO)
+            piece = self._channel.recv(left, socket.MSG_WAITALL)
+            if not piece:
+                raise ConnectionError
+            pieces.append(piece)
+            left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _bound(self, until: float, option: int) -> float:
+        """Bound the next call by the time that is left; return it in seconds."""
+        left = until - time.monotonic()
+        microseconds = int(left * 1_000_000)
+        if microseconds <= 0:
+            raise BlockingIOError
+        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+        self._channel.setsockopt(socket.SOL_SOCKET, option, value)
+        return left

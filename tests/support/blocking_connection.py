@@ -1,0 +1,56 @@
+"""A `HostConnection` as tests use one: answers or codes, from many threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+from casemate import limits
+from casemate.client.transport import HostConnection
+from casemate.errors import RequestError
+from tests.support.attacker import eventually
+
+if TYPE_CHECKING:
+    from casemate.client.access import HostAccess
+    from casemate.errors import Code
+
+SMALL = b"small"
+LARGE = b"large".ljust(limits.CALL_STREAM_REQUEST_MAX + 1, b".")
+
+
+class BlockingConnection:
+    """One connection that has fetched evidence, and so knows of an offer."""
+
+    def __init__(self, target: str, access: HostAccess | None = None) -> None:
+        self.connection = HostConnection(target, access)
+        self.fetch_evidence()
+
+    def fetch_evidence(self) -> None:
+        """Have the host make its offer."""
+        self.connection.call("GetEvidence", b"", 60)
+
+    def call(self, request: bytes, timeout_s: float = 60) -> bytes:
+        return self.connection.call("Infer", request, timeout_s)
+
+    def outcome(self, request: bytes, timeout_s: float = 60) -> bytes | Code:
+        try:
+            return self.call(request, timeout_s)
+        except RequestError as error:
+            return error.code
+
+    def together(self, requests: list[bytes], timeout_s: float = 60) -> list[bytes | Code]:
+        with ThreadPoolExecutor(len(requests)) as pool:
+            return list(pool.map(lambda each: self.outcome(each, timeout_s), requests))
+
+    def warm(self, request: bytes) -> None:
+        """Call until requests of this size travel in frames."""
+        assert eventually(lambda: self.call(request) == b"framed:" + request)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
