@@ -97,6 +97,8 @@ def _print(found: dict[str, object], samples: list[Sample]) -> None:
         bound = f"at {'least' if target.at_least else 'most'} {target.bound:g}"
         verdict = "met" if target.met else "MISSED"
         print(f"{target.name:55}{target.value:7.2f}   {bound}: {verdict}")
+    for name, value in findings.beside(samples):
+        print(f"{name:55}{value:7.2f}   no target")
     print("\nUS dollars per million answers, 32 in flight, servers' processor time only;")
     print("prices are unconfirmed: see bench/peers/prices.toml")
     for cost in findings.costs(rows):

@@ -100,6 +100,7 @@ def plain(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable
 def plain_front(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable[[], object]]:
     """One connection of the client's own, used by all threads, without the seal."""
     with HostConnection(options.target) as connection:
+        connection.call("GetEvidence", b"", 30)  # empty here; with it comes the offer of frames
 
         def call() -> object:
             request = asking(options.model, tensors.to_request(row))

@@ -6,6 +6,7 @@ import math
 import statistics
 import tomllib
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -114,16 +115,17 @@ def targets(measured: Sequence[Sample]) -> list[Target]:
     """Judge what was measured; a case that was not is left out."""
     samples = best_clients(measured)
     found: list[Target | None] = []
+    plain, plain_front = _named("plain"), _named("plain-front")
     for model, least in (("small", 0.90), ("mlp", 0.97), ("image", 0.97), ("slow", 0.97)):
         name = f"{model}, 32 in flight: throughput sealed / plain"
-        found.append(_ratio(samples, name, (model, 32), _plain, "throughput", least, at_least=True))
+        found.append(_ratio(samples, name, (model, 32), plain, "throughput", least, at_least=True))
         name = f"{model}, 32 in flight: throughput sealed / plain-front"
         found.append(
-            _ratio(samples, name, (model, 32), _plain_front, "throughput", least, at_least=True)
+            _ratio(samples, name, (model, 32), plain_front, "throughput", least, at_least=True)
         )
     for model, most in (("small", 1.3), ("image", 1.25)):
         name = f"{model}, 1 in flight: p50 sealed / plain"
-        found.append(_ratio(samples, name, (model, 1), _plain, "p50", most, at_least=False))
+        found.append(_ratio(samples, name, (model, 1), plain, "p50", most, at_least=False))
     for model, least in (("small", 1.5), ("mlp", 1.2), ("image", 1.0), ("slow", 1.0)):
         name = f"{model}, 32 in flight: throughput sealed / best peer"
         found.append(
@@ -133,6 +135,21 @@ def targets(measured: Sequence[Sample]) -> list[Target]:
         found.append(_ratio(samples, name, (model, 1), _quickest_peer, "p50", 1.0, at_least=False))
     found.append(_stream_ratio(samples))
     return [target for target in found if target is not None]
+
+
+def beside(measured: Sequence[Sample]) -> list[tuple[str, float]]:
+    """Ratios without a target: what the seal and the hop cost on either way to the host."""
+    samples = best_clients(measured)
+    found = []
+    for ours, other in (("sealed", "plain-framed"), ("sealed-grpc", "plain")):
+        for model, in_flight, figure in product(
+            ("small", "mlp", "image", "slow"), (1, 32), ("throughput", "p50")
+        ):
+            if (figure == "p50") is (in_flight == 1):
+                name = f"{model}, {in_flight} in flight: {figure} {ours} / {other}"
+                ratios = _ratios(samples, (model, in_flight), ours, _named(other), figure)
+                found += [(name, statistics.median(ratios))] if ratios else []
+    return found
 
 
 def best_clients(samples: Sequence[Sample]) -> list[Sample]:
@@ -147,12 +164,8 @@ def best_clients(samples: Sequence[Sample]) -> list[Sample]:
     return list(best.values())
 
 
-def _plain(others: Sequence[Sample]) -> Sample | None:
-    return next((each for each in others if each.server == "plain"), None)
-
-
-def _plain_front(others: Sequence[Sample]) -> Sample | None:
-    return next((each for each in others if each.server == "plain-front"), None)
+def _named(server: str) -> Callable[[Sequence[Sample]], Sample | None]:
+    return lambda others: next((each for each in others if each.server == server), None)
 
 
 def _best_peer(others: Sequence[Sample]) -> Sample | None:
@@ -175,16 +188,28 @@ def _ratio(
     *,
     at_least: bool,
 ) -> Target | None:
+    ratios = _ratios(samples, where, "sealed", choose, figure)
+    return Target(name, statistics.median(ratios), bound, at_least) if ratios else None
+
+
+def _ratios(
+    samples: Sequence[Sample],
+    where: tuple[str, int],
+    server: str,
+    choose: Callable[[Sequence[Sample]], Sample | None],
+    figure: str,
+) -> list[float]:
+    """Ratios of ``server`` to what ``choose`` finds beside it, one for each round."""
     model, in_flight = where
     ratios = []
     for ours in samples:
-        if (ours.server, *ours.case) != ("sealed", model, "unary", in_flight):
+        if (ours.server, *ours.case) != (server, model, "unary", in_flight):
             continue
-        beside = [each for each in samples if (each.round, each.case) == (ours.round, ours.case)]
-        other = choose(beside)
+        others = [each for each in samples if (each.round, each.case) == (ours.round, ours.case)]
+        other = choose(others)
         if other is not None:
             ratios.append(getattr(ours.figures, figure) / getattr(other.figures, figure))
-    return Target(name, statistics.median(ratios), bound, at_least) if ratios else None
+    return ratios
 
 
 def _stream_ratio(samples: Sequence[Sample]) -> Target | None:

@@ -69,6 +69,7 @@ async def plain(options: argparse.Namespace, row: Row) -> AsyncIterator[Call]:
 async def plain_front(options: argparse.Namespace, row: Row) -> AsyncIterator[Call]:
     """One connection of the client's own, used by all tasks, without the seal."""
     connection = AsyncHostConnection(options.target)
+    await connection.call("GetEvidence", b"", 30)  # as in `drive`
 
     async def call() -> object:
         request = asking(options.model, tensors.to_request(row))

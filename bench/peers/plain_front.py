@@ -2,8 +2,8 @@
 
 `plain_server.py` has bare gRPC handlers; here the host's gRPC server admits, counts and carries
 requests (SPEC 9.6.2) as it does for an enclave, and the relay runs the model in this process. What
-is missing is the seal and the enclave's hop. ``python -m bench.peers.plain_front FOLDER`` prints
-one JSON line.
+is missing is the seal and the enclave's hop. ``python -m bench.peers.plain_front FOLDER [frames]``
+prints one JSON line; with ``frames`` it takes framed connections, too (SPEC 9.6.3).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> int:
         streams=limits.INFER_STREAMS_DEFAULT,
         drain_s=1.0,
         receive_s=limits.RECEIVE_TIMEOUT_S,
-        frames="127.0.0.1:0",
+        frames="127.0.0.1:0" if "frames" in sys.argv[2:] else None,
     )
     callers = Callers((), CallerLimits())
     front = Front(config, InProcess(models), board, callers=callers, metrics=Metrics())

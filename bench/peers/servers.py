@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,8 @@ from casemate_devkit.enclave_process import measure
 from casemate_devkit.local import LocalDeployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TREE: Final = ROOT / ".stage/tree"
@@ -110,23 +112,23 @@ class World(LocalDeployment):
 
 
 @contextlib.contextmanager
-def sealed_world(folder: Path) -> Iterator[World]:
-    """A deployment that serves the bench's models."""
+def sealed_world(folder: Path, *, framed: bool = True) -> Iterator[World]:
+    """A deployment that serves the bench's models; ``framed``: over framed connections, too."""
     with tempfile.TemporaryDirectory(prefix="cm-") as base, World(Path(base), TREE) as world:
         world.start_kms()
         world.agree(measure(TREE, "process"))
         models = [world.seal(name, folder) for name in MODELS]
         world.start_enclave()
-        world.start_host(models, tapped=False)
+        world.start_host(models, tapped=False, framed=framed)
         with world.client() as client:
             _until(lambda: len(client.verify(timeout_s=5).log) == len(MODELS))
         yield world
 
 
 @contextlib.contextmanager
-def sealed(folder: Path) -> Iterator[Running]:
+def sealed(folder: Path, *, framed: bool = True) -> Iterator[Running]:
     """(a) Casemate: enclave in its walls, host, sealed models, verified and sealed requests."""
-    with sealed_world(folder) as world:
+    with sealed_world(folder, framed=framed) as world:
         policy = world.write_trust_policy(world.base / "client.toml")
         more = ("--policy", str(policy), "--caller-key", str(world.clinic.directory / "key.pem"))
         roots = [service.pid for service in (world.enclave, world.host) if service is not None]
@@ -148,9 +150,9 @@ def plain(folder: Path) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def plain_front(folder: Path) -> Iterator[Running]:
+def plain_front(folder: Path, *words: str) -> Iterator[Running]:
     """(b) The same with the host's own front in place of bare handlers, and its client."""
-    command = [sys.executable, "-m", "bench.peers.plain_front", str(folder)]
+    command = [sys.executable, "-m", "bench.peers.plain_front", str(folder), *words]
     with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         target = json.loads(_line(process))["target"]
         modes = {"unary": "plain-front", "looped": "plain-front-looped"}
@@ -212,10 +214,12 @@ def mlserver(folder: Path) -> Iterator[Running]:
             yield Running(f"127.0.0.1:{port}", [process.pid], _oip(folder))
 
 
-SERVERS: Final = {
+SERVERS: Final[dict[str, Callable[[Path], AbstractContextManager[Running]]]] = {
     "sealed": sealed,
+    "sealed-grpc": partial(sealed, framed=False),
     "plain": plain,
     "plain-front": plain_front,
+    "plain-framed": lambda folder: plain_front(folder, "frames"),
     "triton": triton,
     "kserve": kserve,
     "mlserver": mlserver,

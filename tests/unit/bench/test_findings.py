@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.peers import processor
-from bench.peers.findings import Figures, Sample, as_json, costs, medians, targets
+from bench.peers.findings import Figures, Sample, as_json, beside, costs, medians, targets
 from bench.peers.models import MODELS, header_of, write_models
 from casemate.client.plot import bar_plot
 
@@ -48,6 +48,19 @@ def test_the_best_peer_is_chosen_in_each_round() -> None:
     assert target.met
     slower = [sample(0, "sealed", 2900), *samples[1:]]
     assert not next(each for each in targets(slower) if each.name == name).met
+
+
+def test_what_has_no_target_is_told_beside_them() -> None:
+    samples = [
+        sample(0, "sealed", 900),
+        sample(0, "plain-framed", 1000),
+        sample(0, "sealed-grpc", 600, in_flight=1),
+        sample(0, "plain", 1200, in_flight=1),
+    ]
+    assert dict(beside(samples)) == {
+        "small, 32 in flight: throughput sealed / plain-framed": pytest.approx(0.9),
+        "small, 1 in flight: p50 sealed-grpc / plain": pytest.approx(2.0),
+    }
 
 
 def test_latency_is_compared_with_the_quickest_peer() -> None:
