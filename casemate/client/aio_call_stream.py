@@ -62,6 +62,26 @@ class _Question:
             self.outcome.set_result(outcome)
 
 
+async def ask(
+    book: CallBook, request: bytes, timeout_s: float, target: str, wake: Callable[[], None]
+) -> bytes:
+    """Ask by ``book`` and return the answer; ``wake`` whoever sends. Raises RequestError."""
+    question = _Question()
+    number = book.ask(question, request, timeout_s)
+    wake()
+    late = Failure(Code.DEADLINE_EXCEEDED, f"{target}: no answer before the deadline")
+    timer = asyncio.get_running_loop().call_later(timeout_s, question.settle, late)
+    try:
+        outcome = await question.outcome
+    finally:
+        timer.cancel()
+        if book.give_up(number):
+            wake()
+    if isinstance(outcome, bytes):
+        return outcome
+    raise outcome.error()
+
+
 class _CallStream:
     """One stream: a task reads, another sends what waits."""
 
@@ -86,20 +106,7 @@ class _CallStream:
         """As `AsyncCallStreams.call`."""
         if not self._taking:
             return None
-        question = _Question()
-        number = self._book.ask(question, request, timeout_s)
-        self._waiting.set()
-        late = Failure(Code.DEADLINE_EXCEEDED, f"{self._target}: no answer before the deadline")
-        timer = asyncio.get_running_loop().call_later(timeout_s, question.settle, late)
-        try:
-            outcome = await question.outcome
-        finally:
-            timer.cancel()
-            if self._book.give_up(number):
-                self._waiting.set()
-        if isinstance(outcome, bytes):
-            return outcome
-        raise outcome.error()
+        return await ask(self._book, request, timeout_s, self._target, self._waiting.set)
 
     async def close(self) -> None:
         """End the call and its tasks; questions under way fail."""

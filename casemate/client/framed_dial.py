@@ -22,6 +22,14 @@ class NowhereError(Exception):
     """The offer leads nowhere, or the host refuses. It was asked nothing."""
 
 
+def prepare(channel: socket.socket) -> None:
+    """Have what is written leave at once, and a host that is silent for long be given up."""
+    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if _USER_TIMEOUT is not None:
+        silence = int(limits.FRAMED_READ_S * 1000)
+        channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, silence)
+
+
 class Dial:
     """One connection: made by one thread, ended by any."""
 
@@ -90,10 +98,7 @@ class Dial:
         return channel
 
     def _reach(self, channel: socket.socket, address: Any, until: float) -> None:  # noqa: ANN401 - each family has its own
-        channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if _USER_TIMEOUT is not None:
-            silence = int(limits.FRAMED_READ_S * 1000)
-            channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, silence)
+        prepare(channel)
         channel.settimeout(_left(until))
         channel.connect(address)
         _expect(channel, self._host.offer.greeting, until)

@@ -16,6 +16,7 @@ from casemate import limits
 from casemate.attestation import EvidenceBundle
 from casemate.client.access import HostAccess
 from casemate.client.aio_call_stream import AsyncCallStreams
+from casemate.client.aio_framed import AsyncFramed
 from casemate.client.call_stream import METHOD, CallStreams
 from casemate.client.framed_way import FramedWay
 from casemate.client.host_words import translated
@@ -216,6 +217,7 @@ class AsyncHostConnection:
         self._metadata = access.metadata
         self.target = target
         self._channel: grpc.aio.Channel | None = None
+        self._framed = AsyncFramed(target, access)
         self._shared = AsyncCallStreams(self._begin, target)
         self._methods: dict[str, Any] = {}
 
@@ -235,16 +237,19 @@ class AsyncHostConnection:
         """As `HostConnection.call`."""
         self._opened()
         if method == "Infer":
-            joined = await self._shared.call(request, timeout_s)
-            if joined is not None:
-                return joined
+            answer = await self._framed.call(request, timeout_s)
+            if answer is None and not self._framed.promising:
+                answer = await self._shared.call(request, timeout_s)
+            if answer is not None:
+                return answer
+        call = self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
         try:
-            answer: bytes = await self._methods[method](
-                request, timeout=timeout_s, metadata=self._metadata
-            )
+            by_itself: bytes = await call
+            if method == "GetEvidence":
+                self._framed.evidence_came(await call.trailing_metadata())
         except grpc.RpcError as error:
             raise translated(error, self.target) from None
-        return answer
+        return by_itself
 
     def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
@@ -258,6 +263,7 @@ class AsyncHostConnection:
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
+        await self._framed.close()
         await self._shared.close()
         if self._channel is not None:
             await self._channel.close()

@@ -41,7 +41,8 @@ class Peer:
         """Greet as the host that made the offer, welcome the client and return its hello."""
         self.sock.sendall(self.offer.greeting)
         hello = self.take()
-        assert hello is not None
+        if hello is None:
+            raise ConnectionError
         assert hello.type == Kind.HELLO
         self.send(Kind.HELLO | ANSWER)
         return bytes(hello.payload)
