@@ -57,15 +57,17 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def bytes_field(data: memoryview, at: int, number: int) -> tuple[memoryview, int]:
-    """Return the content of the bytes field ``number`` that begins ``at``, and where it ends.
+    """Return the content of the bytes field ``number`` < 16 that begins ``at``, and where it ends.
 
     Raises WireError if another field begins there, or none, or it passes the end.
     """
-    tag, at = _varint(data, at)
-    length, at = _varint(data, at)
-    end = at + length
-    if tag != number << 3 | BYTES or end > len(data):
+    size = len(data)
+    if at >= size or data[at] != number << 3 | BYTES:
         raise WireError("another field than the one that is due")
+    length, at = _varint(data, at + 1)
+    end = at + length
+    if end > size:
+        raise WireError("field passes the end")
     return data[at:end], end
 
 

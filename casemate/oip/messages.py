@@ -69,6 +69,7 @@ class MessageReader(Generic[T]):
         self._raw_number = raw_number
         self._make = make
         self._known: dict[bytes, T] = {}
+        self._last: tuple[bytes, T] | None = None
 
     def read(self, message: memoryview) -> tuple[T, list[memoryview]]:
         """Return what was made of the description, and the raw contents as views.
@@ -76,19 +77,41 @@ class MessageReader(Generic[T]):
         Raises RequestError (INVALID_REQUEST), and as ``make``.
         """
         message = message.toreadonly()
+        return self._by_sight(message) or self._read(message)
+
+    def _read(self, message: memoryview) -> tuple[T, list[memoryview]]:
         try:
             split = protowire.split_trailing(message, self._raw_number, _FIELDS_KNOWN)
             if split is None or len(split[0]) > limits.DESCRIPTION_KEPT_MAX:
                 described, raws = _read(message, self._raw_number)
                 return self._make(described), raws
-            prefix, raws = bytes(split[0]), split[1]
-            made = self._known.get(prefix)
-            return self._made(prefix) if made is None else made, raws
+            return self._made(bytes(split[0])), split[1]
         except (protowire.WireError, DecodeError):
             detail = "not a protobuf message of the Open Inference Protocol"
             raise invalid_request(detail) from None
 
+    def _by_sight(self, message: memoryview) -> tuple[T, list[memoryview]] | None:
+        """Read a message that begins as the last one, if nothing but raw contents follows."""
+        if self._last is None:
+            return None
+        prefix, made = self._last
+        at, size = len(prefix), len(message)
+        if message[:at] != prefix:
+            return None
+        raws: list[memoryview] = []
+        try:
+            while at < size and len(raws) < limits.TENSORS_MAX:
+                raw, at = protowire.bytes_field(message, at, self._raw_number)
+                raws.append(raw)
+        except protowire.WireError:
+            return None
+        return (made, raws) if at == size else None
+
     def _made(self, prefix: bytes) -> T:
+        made = self._known.get(prefix)
+        if made is not None:
+            self._last = prefix, made
+            return made
         described, _ = _read(memoryview(prefix), self._raw_number)
         made = self._make(described)
         if not described.id:

@@ -53,14 +53,9 @@ class RequestContext(Cancellation):
     __slots__ = ("_held", "_unsent")
 
     def __init__(self, unsent: Unsent) -> None:
-        super().__init__()
+        Cancellation.__init__(self)
         self._unsent = unsent
         self._held = 0
-
-    @property
-    def held(self) -> int:
-        """Bytes of the answer that count as unsent."""
-        return self._held
 
     def await_room(self, deadline: float) -> bool:
         """Wait while too much is unsent; False if that ends with the deadline, or nobody waits."""

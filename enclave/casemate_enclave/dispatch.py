@@ -122,16 +122,16 @@ class Dispatcher:
     def numbered(
         self, kind: int, payload: memoryview, deadline: float, context: RequestContext
     ) -> Steps[tuple[Buffer, ...]]:
-        """Answer a question of a numbered frame, step by step (SPEC 9.2.1).
+        """Return the steps that answer a question of a numbered frame (SPEC 9.2.1).
 
-        Raises CasemateError.
+        Raises CasemateError, as they do.
         """
         if kind != FrameType.REQUEST:
             raise CasemateError(Code.MALFORMED, "no type that is numbered")
         state = self._enclave.state
         if FrameType.REQUEST not in self._table[state]:
             raise _refusal(state, FrameType.REQUEST)
-        return (yield from self._sealed(payload, deadline, context))
+        return self._sealed(payload, deadline, context)
 
     def _configure(self, exchange: Exchange) -> Answer:
         try:

@@ -46,7 +46,8 @@ class NumberedLink:
         """
         until = 0.0
         while (frame := self._frames.take()) is None:
-            self.flush()
+            if self._ready:
+                self.flush()
             if self._frames.begun:
                 until = until or time.monotonic() + limits.FRAME_HEAD_TIMEOUT_S
                 self._wait(select.POLLIN, until)
@@ -61,7 +62,7 @@ class NumberedLink:
 
         ``context`` is released when that is done.
         """
-        self._ready.append((answer, context if context is not None and context.held else None))
+        self._ready.append((answer, context))
         if self._dropping:
             self.drop()
 
@@ -70,7 +71,9 @@ class NumberedLink:
         self._dropping = True
         with contextlib.suppress(IndexError):
             while True:
-                _release([self._ready.popleft()[1]])
+                _, context = self._ready.popleft()
+                if context is not None:
+                    context.release()
 
     def hang_up(self) -> None:
         """End the connection: whoever receives or sends stops."""
@@ -88,23 +91,27 @@ class NumberedLink:
                     try:
                         self._send(buffers)
                     finally:
-                        _release(contexts)
+                        for context in contexts:
+                            context.release()
             except OSError:  # a frame was cut: nothing may follow it, nobody need wait again
                 self.drop()
                 self.hang_up()
                 raise
 
-    def _gather(self) -> tuple[list[Buffer], list[RequestContext | None]]:
+    def _gather(self) -> tuple[list[Buffer], list[RequestContext]]:
         """Take what is ready, as much as goes into one call."""
         small: list[Buffer] = []
-        contexts: list[RequestContext | None] = []
+        contexts: list[RequestContext] = []
         size = 0
-        with contextlib.suppress(IndexError):  # what another thread dropped meanwhile
+        try:
             while size < _JOINED:
                 pieces, context = self._ready.popleft()
                 size += sum(map(len, pieces))
                 small += pieces
-                contexts.append(context)
+                if context is not None:
+                    contexts.append(context)
+        except IndexError:  # nothing more, or another thread dropped it meanwhile
+            pass
         return [b"".join(small)] if size < 2 * _JOINED else small, contexts
 
     def _send(self, buffers: list[Buffer]) -> None:
@@ -122,9 +129,3 @@ class NumberedLink:
         poll.register(self._channel, event)
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
             raise TimeoutError
-
-
-def _release(contexts: list[RequestContext | None]) -> None:
-    for context in contexts:
-        if context is not None:
-            context.release()

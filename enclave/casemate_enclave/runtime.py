@@ -28,7 +28,7 @@ import onnxruntime
 from casemate_enclave.bfloat16 import run_carried
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from casemate.sealed_model import ModelContents, ModelHeader
     from casemate.wire import Buffer
@@ -110,10 +110,17 @@ class LastingModel(LoadedModel, Protocol):
         """Whether its runs are so short that others may wait for one."""
         ...
 
-    def begin(self, runs: Sequence[Run], *, patient: bool = False) -> Pipelined | None:
+    def begin(
+        self,
+        runs: Sequence[Run],
+        *,
+        patient: bool = False,
+        ended: Callable[[], None] | None = None,
+    ) -> Pipelined | None:
         """Begin of ``runs`` those that its process takes at once, if any, or one of any size.
 
-        Does not wait for its process, unless ``patient``. Never raises.
+        Does not wait for its process, unless ``patient``. ``ended`` is called once all that began
+        have come back. Never raises.
         """
         ...
 
@@ -275,7 +282,13 @@ class OnnxModel:
                 cancellation.end(options)
         return dict(zip(outputs, values, strict=True))
 
-    def begin(self, _runs: Sequence[Run], *, patient: bool = False) -> None:
+    def begin(
+        self,
+        _runs: Sequence[Run],
+        *,
+        patient: bool = False,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
         """Nothing: it runs on the thread of whoever asks."""
 
     def repeat(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casemate.sealed_model import Serving
     from casemate_enclave.batching import Tensors
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runs import Asker, Pipelined, Run
+    from casemate_enclave.runs import Asker, Pipelined, Run, Together
     from casemate_enclave.runtime import LastingModel
 
 
@@ -154,20 +154,34 @@ class ScheduledModel:
 
     # Runs that begin together
 
-    def begin(self, runs: Sequence[Run]) -> InPlace | None:
+    def begin(self, runs: Sequence[Run]) -> Together | None:
         """Begin those of ``runs`` that go together, if runs are quick and a place is free.
 
         Those that do not have to be waited for one by one, with ``run``. Never waits nor raises.
         """
         if not self._model.quick or not self._places.enter():
             return None
-        fit = [place for place, run in enumerate(runs) if self._fits(run)]
-        under_way = None
+        under_way: Together | None = None
         try:
-            under_way = self._begin([runs[place] for place in fit]) if fit else None
+            under_way = self._begin_one(runs) if len(runs) == 1 else self._begin_several(runs)
         finally:
             if under_way is None:
                 self._places.leave()
+        return under_way
+
+    def _begin_one(self, runs: Sequence[Run]) -> Pipelined | None:
+        """Begin a lone run, which needs one place, and gives it up when it has come back."""
+        (run,) = runs
+        if not self._fits(run):
+            return None
+        until = time.monotonic() + self._bounds.run_s
+        if run.deadline > until:
+            runs = [run._replace(deadline=until)]
+        return self._model.begin(runs, ended=self._places.leave)
+
+    def _begin_several(self, runs: Sequence[Run]) -> InPlace | None:
+        fit = [place for place, run in enumerate(runs) if self._fits(run)]
+        under_way = self._begin([runs[place] for place in fit]) if fit else None
         if under_way is None:
             return None
         return InPlace(under_way, fit, self._places.enter, self._places.leave)

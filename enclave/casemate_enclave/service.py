@@ -251,9 +251,18 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             check_asker(model, preamble, caller)
-            message = yield from self._answer(
-                *(opened, preamble, caller, model), deadline=deadline, context=context
-            )
+            message: wire.Pieces
+            if preamble.operation == METADATA:
+                message = [self._metadata(model)]
+            elif preamble.sealed_data is None:
+                message = yield from _run(model, opened.message, deadline, context)
+            else:
+                yield None
+                name = preamble.sealed_data
+                tensors = self._objects.open(
+                    opened.message, name, caller=caller, model=model.digest, deadline=deadline
+                )
+                message = yield from _run_sealed(model, tensors, deadline, context)
             receipt = None
             if preamble.receipt:
                 receipt = self._receipts.issue(model, opened.th, opened.message, message)
@@ -263,30 +272,6 @@ class RequestService:
             return _Outcome(refusal.code if sealed else Code.MODEL_FAILED, refusal.detail, model)
         except Exception:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
             return _Outcome(Code.MODEL_FAILED, "the request failed inside the enclave", model)
-
-    def _answer(
-        self,
-        opened: OpenedRequest,
-        preamble: Preamble,
-        caller: bytes | None,
-        model: ServedModel,
-        *,
-        deadline: float,
-        context: RequestContext | None,
-    ) -> Steps[wire.Pieces]:
-        if preamble.operation == METADATA:
-            return [self._metadata(model)]
-        if preamble.sealed_data is None:
-            return (yield from _run(model, opened.message, deadline, context))
-        yield None
-        tensors = self._objects.open(
-            opened.message,
-            preamble.sealed_data,
-            caller=caller,
-            model=model.digest,
-            deadline=deadline,
-        )
-        return (yield from _run_sealed(model, tensors, deadline, context))
 
     def _metadata(self, model: ServedModel) -> bytes:
         if not model.ready:

@@ -63,7 +63,7 @@ CHUNKS = (
     Mutant("chunk: aad of one opened", _CHUNKS, "decrypt(_ALONE, sealed, aad)", "decrypt(_ALONE, sealed, None)", VECTORS),
     Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
-    Mutant("unit: zeros", _UNITS, "        if block != _ZEROS[: len(block)]:\n", "        if False:\n", VECTORS + SEALING + PROPERTIES),
+    Mutant("unit: zeros", _UNITS, "        if not _ZEROS.startswith(block):\n", "        if False:\n", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: parts", _UNITS, "if length > size - start or len(parts) == most:", "if length > size - start:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING + PROPERTIES),
@@ -92,7 +92,7 @@ HEADER = (
     Mutant("hpke: key_config", _HPKE, 'wire.label("data-key") + key_config', 'wire.label("data-key")', HPKE + VECTORS),
     Mutant("guard: repr", "envelope/guard.py", 'return f"<{type(self).__name__}: redacted>"', "return object.__repr__(self)", GUARD),
     Mutant("sealed message: end", _SEALED, "if end != len(view):", "if False:", SEALED_MESSAGES),
-    Mutant("sealed message: order", _PROTOWIRE, "if tag != number << 3 | BYTES or end > len(data):", "if end > len(data):", SEALED_MESSAGES),
+    Mutant("sealed message: order", _PROTOWIRE, "if at >= size or data[at] != number << 3 | BYTES:", "if at >= size:", SEALED_MESSAGES),
     Mutant("sealed message: sizes", _SEALED, "if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:", "if False:", SEALED_MESSAGES),
 )
 

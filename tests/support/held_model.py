@@ -87,8 +87,15 @@ class Gate:
             with self.lock:
                 self.active -= 1
 
-    def begin(self, runs: Sequence[Run], *, patient: bool = False) -> UnderWay | None:
+    def begin(
+        self,
+        runs: Sequence[Run],
+        *,
+        patient: bool = False,
+        ended: Callable[[], None] | None = None,
+    ) -> UnderWay | None:
         """Begin the first; not for who would not wait, since it is not quick."""
+        assert ended is None
         return UnderWay(self, runs[0]) if patient and not self.lost else None
 
     def repeat(

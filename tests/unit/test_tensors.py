@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import struct
 import tracemalloc
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from casemate.tensors import (
     DATATYPES,
     NUMERIC,
     InferRequest,
+    RequestReader,
     TensorSpec,
     from_response,
     read_request,
@@ -38,7 +40,20 @@ Pb = pb.ModelInferRequest
 
 
 def read(message: bytes) -> InferRequest:
-    return read_request(memoryview(message), SPECS, OUTPUTS)
+    """Read it; who has read another one with the same description before does alike."""
+    knowing = RequestReader(SPECS, OUTPUTS)
+    for _ in range(2):
+        knowing.read(memoryview(to_request({"x": X, "n": N})))
+    try:
+        asked = read_request(memoryview(message), SPECS, OUTPUTS)
+    except CasemateError as error:
+        with pytest.raises(CasemateError, match=f"^{re.escape(str(error))}$"):
+            knowing.read(memoryview(message))
+        raise
+    again = knowing.read(memoryview(message))
+    assert again[1:] == asked[1:]
+    np.testing.assert_equal(again.inputs, asked.inputs)
+    return asked
 
 
 def refused(message: bytes, code: Code) -> str:

@@ -23,7 +23,7 @@ from casemate_enclave.workers.tensors import (
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casemate.wire import Buffer
     from casemate_enclave.workers.pace import Pace
@@ -99,22 +99,28 @@ class Line:
         except OSError as error:
             raise WorkerLostError from error
 
-    def receive(self, patience_s: float) -> Iterator[tuple[int, _Back]]:
-        """Yield what has come back of runs that were begun, by number; None is to run alone.
+    def receive(self, patience_s: float) -> Iterable[tuple[int, _Back]]:
+        """Iterate over what has come back of runs that were begun, by number.
 
-        Nothing if nothing does within ``patience_s`` seconds. Raises WorkerLostError.
+        None is to run alone. Nothing if nothing comes back within ``patience_s`` seconds. Raises
+        WorkerLostError, also while it is iterated over.
         """
         try:
             if not self._poll.poll(patience_s * 1000):
-                return
+                return ()
             size = self._channel.recv_into(self._memory)
             if not size:
                 raise WorkerLostError
             if self._one is None:
-                yield from self._read(self._memory[:size])
-            else:
-                yield from self._read_one(self._one, size)
+                return self._read_several(self._memory[:size])
+            return self._read_one(self._one, size)
         except (OSError, PacketError) as error:
+            raise WorkerLostError from error
+
+    def _read_several(self, memory: memoryview) -> Iterator[tuple[int, _Back]]:
+        try:
+            yield from self._read(memory)
+        except PacketError as error:
             raise WorkerLostError from error
 
     def _read(self, memory: memoryview) -> Iterator[tuple[int, _Back]]:
@@ -139,20 +145,20 @@ class Line:
             else:
                 raise PacketError("not an answer")
 
-    def _read_one(self, number: int, size: int) -> Iterator[tuple[int, _Back]]:
+    def _read_one(self, number: int, size: int) -> tuple[tuple[int, _Back], ...]:
         try:
             status, length, total = self._head(size, number)
             if status == packets.NEEDS_ROOM and self._may_need_room:
                 self._may_need_room = False
                 self._make_room(total)
-                return
+                return ()
             back: _Back = self._tensors(status, length, size)
         except RunError as error:
             # With its traceback it would keep this frame and its callers', and these it.
             back = error.with_traceback(None)
         self._one = None
         self._tidy()
-        yield number, back
+        return ((number, back),)
 
     def _ask(self, number: int, packed: Packed, deadline: float) -> None:
         description, total = packed.description, packed.layout.total

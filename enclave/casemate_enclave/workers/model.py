@@ -128,7 +128,13 @@ class WorkedModel:
             self._leave()
         return self.repeat(inputs, outputs, deadline, cancellation)
 
-    def begin(self, runs: Sequence[Run], *, patient: bool = False) -> Pipeline | None:
+    def begin(
+        self,
+        runs: Sequence[Run],
+        *,
+        patient: bool = False,
+        ended: Callable[[], None] | None = None,
+    ) -> Pipeline | None:
         """As ``LastingModel``; None while there is no worker, or runs are repeated alone."""
         with self._changed:
             if self._suspects or not self._current:
@@ -137,7 +143,8 @@ class WorkedModel:
             worker = self._current[0]
         pipeline = None
         try:
-            pipeline = worker.begin(runs, functools.partial(self._back, worker), patient=patient)
+            back = functools.partial(self._back, worker, ended)
+            pipeline = worker.begin(runs, back, patient=patient)
         except WorkerLostError:
             self.lost(worker)
         finally:
@@ -145,10 +152,12 @@ class WorkedModel:
                 self._leave()
         return pipeline
 
-    def _back(self, worker: Worker, lost: bool) -> None:  # noqa: FBT001 - of a callback
+    def _back(self, worker: Worker, ended: Callable[[], None] | None, lost: bool) -> None:  # noqa: FBT001 - of a callback
         if lost:
             self.lost(worker)
         self._leave()
+        if ended is not None:
+            ended()
 
     def repeat(
         self,

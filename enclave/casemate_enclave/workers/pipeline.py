@@ -43,7 +43,7 @@ class Pipeline:
 
         ``ended`` is called once when all have come back, with True if the worker ended before.
         """
-        self.members = tuple(numbers.values())
+        self.members: Sequence[int] = tuple(numbers.values())
         self._worker = worker
         self._line = line
         self._runs = runs
@@ -85,7 +85,8 @@ class Pipeline:
         if isinstance(outcome, dict) and outcome.keys() != set(self._runs[place].outputs):
             raise WorkerLostError
         del self._under_way[number]
-        self._unwatch(number)
+        if self._watched:
+            self._unwatch(number)
         if place not in self._given_up:
             back.append((place, Left.ALONE if outcome is None else outcome))
 

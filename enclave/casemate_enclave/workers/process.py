@@ -136,13 +136,15 @@ class Worker:
                 packed = pack(run.inputs, run.outputs)
             except (PacketError, TypeError):
                 continue
-            record = record_size(packed)
-            inline = packed.layout.total <= limits.WORKER_INLINE_MAX
-            if len(runs) == 1 or (inline and size + record <= limits.WORKER_MESSAGE_MAX):
-                number = next(self._runs)
-                numbers[number] = place
-                sent.append((number, packed, run.deadline))
+            if len(runs) > 1:
+                record = record_size(packed)
+                fits = size + record <= limits.WORKER_MESSAGE_MAX
+                if packed.layout.total > limits.WORKER_INLINE_MAX or not fits:
+                    continue
                 size += record
+            number = next(self._runs)
+            numbers[number] = place
+            sent.append((number, packed, run.deadline))
         line = self._idle_line() if sent else None
         if line is None and patient and sent:
             line = self._open()
