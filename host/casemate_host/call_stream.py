@@ -6,6 +6,7 @@ client that takes no answers is bounded, because then nothing more is read.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,8 @@ from casemate_host.status import to_refusal
 from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from casemate.v1.confidential_inference_pb2 import NumberedRequest
     from casemate_host.call import Call
@@ -68,8 +70,14 @@ class CallStream:
         caller: Caller,
         call: Call,
         metadata: Metadata,
+        *,
+        deaf: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
-        """``metadata``: the stream's, where a parent of its questions' spans may be named."""
+        """``metadata``: the stream's, where a parent of its questions' spans may be named.
+
+        ``deaf``: entered while nothing is read, for who hears of the client's end by reading.
+        """
+        self._deaf = deaf
         self._metadata = metadata
         self._relay = relay
         self._admission = admission
@@ -163,7 +171,9 @@ class CallStream:
 
     def _await_room(self) -> None:
         """Read no further while the client takes no answers."""
-        with self._room:
+        if self._over or self._has_room():
+            return
+        with self._deaf(), self._room:
             self._room.wait_for(lambda: self._over or self._has_room())
 
     def _has_room(self) -> bool:

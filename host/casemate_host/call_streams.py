@@ -15,7 +15,8 @@ from casemate.errors import CasemateError, Code
 from casemate_host.call_stream import CallStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import grpc
 
@@ -41,9 +42,18 @@ class OpenStreams:
         self._draining = False
 
     @contextlib.contextmanager
-    def open(self, caller: Caller, call: Call, metadata: Metadata) -> Iterator[CallStream]:
-        """Hold a stream within the block; raises CasemateError(UNAVAILABLE) while draining."""
-        stream = CallStream(self._relay, self._admission, caller, call, metadata)
+    def open(
+        self,
+        caller: Caller,
+        call: Call,
+        metadata: Metadata,
+        deaf: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> Iterator[CallStream]:
+        """Hold a stream (see there) within the block.
+
+        Raises CasemateError(UNAVAILABLE) while draining.
+        """
+        stream = CallStream(self._relay, self._admission, caller, call, metadata, deaf=deaf)
         with self._lock:
             if self._draining:
                 raise CasemateError(Code.UNAVAILABLE, "the host is stopping")

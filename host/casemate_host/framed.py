@@ -52,7 +52,7 @@ class FramedServer:
         streams: OpenStreams,
         within_s: float,
     ) -> None:
-        """``within_s``: how long a client may take to send one frame."""
+        """``within_s``: how long a client may take to send one frame, and to take one."""
         self._listen = listen
         self._callers = callers
         self._desk = desk
@@ -61,7 +61,7 @@ class FramedServer:
         self._within_s = within_s
         self._hang_ups = HangUps()
         self._calls = FramedCalls(relay, admission, self._hang_ups)
-        self._streams = FramedStreams(desk, streams)
+        self._streams = FramedStreams(desk, streams, self._hang_ups)
         self._workers = Workers(limits.FRAMED_MAX, "framed")
         self._lock = threading.Lock()
         self._open: set[FramedConnection] = set()

@@ -40,7 +40,7 @@ class FramedChannel:
     """Frames in and out over a connected socket; one thread reads, one sends."""
 
     def __init__(self, channel: socket.socket, within_s: float) -> None:
-        """``within_s``: how long a client may take to send one frame."""
+        """``within_s``: how long a client may take to send one frame, and to take one."""
         channel.settimeout(None)
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -48,7 +48,8 @@ class FramedChannel:
         self._channel = channel
         self._within_s = within_s
         self._waits_s = 0.0
-        self._set_timeout(socket.SO_SNDTIMEO, limits.FRAMED_READ_S)
+        self._taken_s = min(limits.FRAMED_READ_S, within_s)
+        self._set_timeout(socket.SO_SNDTIMEO, self._taken_s)
 
     @property
     def socket(self) -> socket.socket:
@@ -171,7 +172,7 @@ class FramedChannel:
         """Send what ``begin`` left; raises as ``send``."""
         if rest is None:
             return
-        until = time.monotonic() + limits.FRAMED_READ_S
+        until = time.monotonic() + self._taken_s
         while rest:
             try:
                 rest = rest[self._channel.send(rest) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from casemate import limits
@@ -15,6 +16,7 @@ from casemate_host.call_streams import METHOD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casemate.hangups import HangUps
     from casemate_host.call_stream import CallStream
     from casemate_host.call_streams import OpenStreams
     from casemate_host.callers import Caller
@@ -27,9 +29,10 @@ _LAST_S: Final = 1.0  # for a client to end its side, after the host has
 class FramedStreams:
     """Carries streams; thread-safe."""
 
-    def __init__(self, desk: Desk, streams: OpenStreams) -> None:
+    def __init__(self, desk: Desk, streams: OpenStreams, hang_ups: HangUps) -> None:
         self._desk = desk
         self._streams = streams
+        self._hang_ups = hang_ups
 
     def serve(self, connection: FramedConnection, caller: Caller, size: int) -> None:
         """Carry one stream, whose first message of ``size`` bytes is there to be read.
@@ -40,7 +43,8 @@ class FramedStreams:
         call.of(caller.name)
         connection.run(call)
         try:
-            with self._streams.open(caller, call, ()) as stream:
+            deaf = partial(self._hang_ups.watching, connection.channel.socket, connection)
+            with self._streams.open(caller, call, (), deaf) as stream:
                 sent = _carry(connection, stream, size)
         except CasemateError as error:
             connection.channel.farewell(error)

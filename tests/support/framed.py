@@ -7,6 +7,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from prometheus_client import generate_latest
+
 from casemate import framed, frames
 from casemate.framed import Kind, Offer
 from casemate.frames import ANSWER, ERROR, HEAD_BYTES
@@ -17,10 +19,14 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedRequests,
     SealedResponses,
 )
-from tests.support.host_bench import SERVICE
+from tests.support.host_bench import SERVICE, serving
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from tests.support.host_bench import Bench
+    from tests.support.nitro_pki import Chain
 
 _HEAD = struct.Struct(">IBI")
 REQUEST_ANSWER = Kind.REQUEST | ANSWER
@@ -82,21 +88,27 @@ class RawFramed:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.refusals: dict[int, Refusal] = {}
         self.asked_to_end = False
-        self.greeting = self.receive_exactly(framed.GREETING_BYTES)
-        assert greeting is None or self.greeting == greeting
-        if authorization is not None:
-            self.socket.sendall(framed.hello(authorization))
-            answer = self.take()
-            if answer.kind == ERROR:
-                self.close()
-                raise EndedError(answer.refusal)
-            assert answer == (HELLO_ANSWER, b"")
+        try:
+            self.greeting = self.receive_exactly(framed.GREETING_BYTES)
+            assert greeting is None or self.greeting == greeting
+            if authorization is not None:
+                self._say(authorization)
+        except BaseException:
+            self.close()
+            raise
+
+    def _say(self, authorization: str) -> None:
+        self.socket.sendall(framed.hello(authorization))
+        answer = self.take()
+        if answer.kind == ERROR:
+            raise EndedError(answer.refusal)
+        assert answer == (HELLO_ANSWER, b"")
 
     def send(self, kind: int, payload: bytes, budget: int = 100_000) -> None:
         self.socket.sendall(frames.encode_frame(kind, payload, budget))
 
     def receive_exactly(self, size: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < size:
             try:
                 piece = self.socket.recv(size - len(data))
@@ -105,7 +117,7 @@ class RawFramed:
             if not piece:
                 raise EndedError
             data += piece
-        return data
+        return bytes(data)
 
     def take(self) -> Answer:
         """The host's next frame; raises EndedError."""
@@ -176,3 +188,24 @@ class RawFramed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def framed_bench(
+    folder: Path, chain: Chain, *, front: str = "", enclave: str = "", frames: str = "127.0.0.1:0"
+) -> Iterator[Bench]:
+    """A host that takes framed connections; see ``host_bench.serving``."""
+    with serving(folder, chain, f'frames = "{frames}"\n{front}', enclave) as bench:
+        yield bench
+
+
+def connect(bench: Bench, authorization: str | None = "") -> RawFramed:
+    """Connect to the host's port for frames."""
+    address = bench.host.frames_address
+    assert address is not None
+    return RawFramed(address, authorization)
+
+
+def page(bench: Bench) -> bytes:
+    """The metrics page."""
+    return generate_latest(bench.host.metrics.registry)
