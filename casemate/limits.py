@@ -277,6 +277,9 @@ FRAMED_MAX: Final = 256
 FRAMED_SHARE: Final = FRAMED_MAX // 4  # of one caller, where callers have shares
 FRAMED_HELLO_MAX: Final = 1 * KIB  # a client's hello: a bearer token
 FRAMED_HELLO_S: Final = 10.0  # for a client's hello; a connection without one holds a thread
+# A pipe through which a request passes uncopied: an image fits. As much as Linux gives a process
+# without privileges (fs.pipe-max-size).
+PIPE_BYTES: Final = MIB
 FRAMED_IDLE_S: Final = 60.0  # without a request; clients come again
 FRAMED_READ_S: Final = 30.0  # a client may take this long to take an answer
 # Client: connections of one client for large requests, one each; more are unary calls of gRPC.
@@ -286,6 +289,7 @@ FRAMED_CONNECT_S: Final = 2.0  # to connect and to be greeted: behind a firewall
 
 # Host (SPEC 9.1, 9.4, 9.6): what one host takes on, whoever sends it
 RELAY_CONNECTIONS: Final = 32  # one exchange each: this caps what the enclave can batch
+RELAY_SEND_BUFFER: Final = MIB  # of each: an image leaves in one call, whatever the enclave does
 RELAY_IDLE_S: Final = 30.0  # one that was not needed for so long is closed: a burst is over
 UNARY_DEFAULT: Final = 64  # as many executing as waiting for a relay connection
 UNARY_MAX: Final = 256  # a thread each; beyond it switching costs more than it gains

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from casemate_host.callers import Caller
     from casemate_host.framed_connection import FramedConnection
     from casemate_host.infer_admission import InferAdmission
+    from casemate_host.pipe import Pipe
     from casemate_host.relay import Relay
 
 MESSAGE_MAX: Final = limits.FRAME_MAX - COUNTED
@@ -88,17 +89,17 @@ class FramedCalls:
         self._admission.answered(caller, size, time.monotonic() - begun, received - begun)
         return answer
 
-    def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes:
+    def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes | Pipe:
         """Return the request; raises GoneError, OSError if it does not come: all is over then."""
         channel, patience = connection.channel, self._admission.patience
         try:
             with call.trace.step(ADMISSION), patience.waiting(connection, self._admission.workers):
-                return channel.payload(size)
+                return channel.message(size)
         except CasemateError as error:
             channel.farewell(error)
             raise GoneError from None
 
-    def _relayed(self, connection: FramedConnection, request: bytes, call: Call) -> bytes:
+    def _relayed(self, connection: FramedConnection, request: bytes | Pipe, call: Call) -> bytes:
         """Return the enclave's answer; raises CasemateError."""
         connection.run(call)
         try:

@@ -16,6 +16,7 @@ from casemate import frames, limits
 from casemate.errors import CasemateError, Code, FrameError
 from casemate.framed import Kind
 from casemate.frames import ANSWER, ERROR, HEAD_BYTES
+from casemate_host.pipe import Pipe
 from casemate_host.status import to_refusal
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class FramedChannel:
         channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(limits.KEEPALIVE_S))
         self._channel = channel
         self._within_s = within_s
+        self._pipe: Pipe | None = None
+        self._piped_most = limits.PIPE_BYTES  # the largest payload that may fit into it
         self._waits_s = 0.0
         self._taken_s = min(limits.FRAMED_READ_S, within_s)
         self._set_timeout(socket.SO_SNDTIMEO, self._taken_s)
@@ -94,7 +97,16 @@ class FramedChannel:
 
     def payload(self, size: int) -> bytes:
         """Return a frame's payload; raises FrameError(DEADLINE_EXCEEDED), GoneError, OSError."""
-        data = self._receive(size)
+        return self._completed(self._receive(size), size)
+
+    def message(self, size: int) -> bytes | Pipe:
+        """Return ``payload``, in a pipe if it is large and fits: until the next is asked for."""
+        if not limits.NUMBERED_MAX < size <= self._piped_most:
+            return self.payload(size)
+        data = self._piped(size)
+        return data if isinstance(data, Pipe) else self._completed(data, size)
+
+    def _completed(self, data: bytes, size: int) -> bytes:
         if len(data) == size:
             return data
         rest = self._exactly(size - len(data), time.monotonic() + self._within_s)
@@ -217,6 +229,7 @@ class FramedChannel:
     def close(self) -> None:
         """Close the socket."""
         self._channel.close()
+        self._close_pipe()
 
     def _begun(self, size: int) -> bytes | None:
         """Return what is there, b"" at the client's end; None if nothing came for a while."""
@@ -226,6 +239,25 @@ class FramedChannel:
             return None
         except ConnectionError:
             return b""
+
+    def _piped(self, size: int) -> Pipe | bytes:
+        """Return the next ``size`` bytes in a pipe, or those that came if it has not got them."""
+        if self._pipe is None or len(self._pipe):  # with a request that nobody took
+            self._close_pipe()
+            try:
+                self._pipe = Pipe.open()
+            except OSError:
+                self._piped_most = 0
+                return b""
+        if self._pipe.fill(self._channel, size, time.monotonic() + self._within_s):
+            return self._pipe
+        self._piped_most = len(self._pipe)
+        return self._pipe.drain()
+
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
 
     def _receive(self, size: int) -> bytes:
         """Return the next ``size`` bytes; fewer if they do not come within the time allowed."""

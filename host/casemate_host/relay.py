@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from casemate import frames, limits
 from casemate.channel import connect
 from casemate.errors import CasemateError, Code, FrameError
+from casemate_host.pipe import Pipe
 from casemate_host.places import Places
 from casemate_host.posting import PostingConnection
 from casemate_host.shared import UnsentError
@@ -61,9 +62,10 @@ class Relay:
         """Calls that wait for a connection."""
         return self._places.waiting
 
-    def exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
+    def exchange(self, kind: frames.FrameType, payload: Buffer | Pipe, call: Call) -> bytes:
         """Send one frame and return its answer's payload.
 
+        What a pipe still holds afterwards was not sent.
         Raises FrameError: the enclave's own error, DEADLINE_EXCEEDED, or UNAVAILABLE; after
         UNAVAILABLE the request may have been executed.
         """
@@ -132,11 +134,12 @@ class Relay:
         self._places.close()
         self.drop_idle()
 
-    def _exchange(self, kind: frames.FrameType, payload: Buffer, call: Call) -> bytes:
+    def _exchange(self, kind: frames.FrameType, payload: Buffer | Pipe, call: Call) -> bytes:
         self._places.claim(call)
         kept: Connection | None = None
         try:
-            if kind is frames.FrameType.REQUEST and len(payload) <= limits.NUMBERED_MAX:
+            small = kind is frames.FrameType.REQUEST and len(payload) <= limits.NUMBERED_MAX
+            if small and not isinstance(payload, Pipe):
                 return self._exchange_shared(kind, payload, call)
             connection = self._pooled()
             if connection is not None:
@@ -210,7 +213,9 @@ class Relay:
             connection.close()
 
 
-def _attempt(connection: Connection, kind: frames.FrameType, payload: Buffer, call: Call) -> Answer:
+def _attempt(
+    connection: Connection, kind: frames.FrameType, payload: Buffer | Pipe, call: Call
+) -> Answer:
     """Exchange one frame over ``connection``, which is closed unless an answer comes of it."""
     try:
         call.attach(connection.channel)
@@ -229,19 +234,22 @@ def _attempt(connection: Connection, kind: frames.FrameType, payload: Buffer, ca
 
 
 def _send(
-    connection: Connection, kind: frames.FrameType, payload: Buffer, budget_ms: int
+    connection: Connection, kind: frames.FrameType, payload: Buffer | Pipe, budget_ms: int
 ) -> Answer | None:
     """Send the frame; the answer, if the enclave refused the frame before it was complete."""
+    size = len(payload)
     try:
-        frames.send_frame(connection.channel, kind, payload, budget_ms)
+        connection.send(kind, payload, budget_ms)
     except BlockingIOError:
         raise
     except OSError:
         # An error of sendmsg means that bytes of this frame were never accepted.
         early = _early_answer(connection)
-        if early is None:
-            raise _NotSentError from None
-        return early
+        if early is not None:
+            return early
+        if len(payload) < size:  # what a pipe has given away cannot be sent again
+            raise FrameError(Code.UNAVAILABLE, "the enclave closed the connection") from None
+        raise _NotSentError from None
     return None
 
 

@@ -13,10 +13,14 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casemate import frames, limits
 from casemate.errors import Code, FrameError
+from casemate_host.pipe import Pipe
+
+if TYPE_CHECKING:
+    from casemate.wire import Buffer
 
 _TIMEVAL: Final = struct.Struct("@ll")
 _SMALL: Final = 8192  # the smallest buckets of sealed answers
@@ -36,6 +40,7 @@ class Connection:
 
     def __init__(self, channel: socket.socket) -> None:
         channel.settimeout(None)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.RELAY_SEND_BUFFER)
         self.channel = channel
         self._large = False
         self._used = time.monotonic()
@@ -67,6 +72,14 @@ class Connection:
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         return not poll.poll(0)
+
+    def send(self, kind: int, payload: Buffer | Pipe, budget_ms: int) -> None:
+        """Send one frame; what a pipe holds is moved. Raises OSError, BlockingIOError."""
+        if not isinstance(payload, Pipe):
+            frames.send_frame(self.channel, kind, payload, budget_ms)
+            return
+        self.channel.sendall(frames.encode_head(kind, len(payload), budget_ms))
+        payload.pour(self.channel)
 
     def receive(self) -> Answer | None:
         """Receive one frame; None when the peer closed before it.
