@@ -25,6 +25,7 @@ from casemate_host.callers import CallerLimits, Callers
 from casemate_host.config import FrontConfig
 from casemate_host.front import Front
 from casemate_host.metrics import Metrics
+from casemate_host.pipe import Pipe
 from casemate_host.relay import Relay
 from casemate_host.standing import Board, HeldEvidence, Standing
 
@@ -48,9 +49,10 @@ class InProcess(Relay):
         self._models = models
         self._pool = ThreadPoolExecutor(limits.UNARY_DEFAULT)
 
-    def exchange(self, kind: FrameType, payload: Buffer, call: Call) -> bytes:  # noqa: ARG002 - the relay's
+    def exchange(self, kind: FrameType, payload: Buffer | Pipe, call: Call) -> bytes:  # noqa: ARG002 - the relay's
         """Run the model."""
-        return self._answer(bytes(payload), call.remaining_s())
+        request = payload.drain() if isinstance(payload, Pipe) else bytes(payload)
+        return self._answer(request, call.remaining_s())
 
     def post(self, posts: Sequence[Posted], call: Call) -> None:  # noqa: ARG002 - the relay's
         """Run the models of all, in threads of their own where they take long."""
