@@ -42,10 +42,13 @@ def bytes_head(number: int, length: int) -> bytes:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    if at < len(data) and (short := data[at]) < _CONTINUES:
-        return short, at + 1
-    if at + 1 < len(data) and 0 < (more := data[at + 1]) < _CONTINUES:
-        return short & 0x7F | more << 7, at + 2
+    try:  # nearly all have one or two bytes
+        if (low := data[at]) < _CONTINUES:
+            return low, at + 1
+        if 0 < (high := data[at + 1]) < _CONTINUES:
+            return low & 0x7F | high << 7, at + 2
+    except IndexError:
+        raise WireError("varint is cut") from None
     value = 0
     for index, byte in enumerate(data[at : at + _VARINT_BYTES_MAX]):
         value |= (byte & 0x7F) << 7 * index

@@ -28,18 +28,12 @@ class PaddedUnit:
 
     __slots__ = ("_pieces", "length")
 
-    def __init__(self, parts: Sequence[Part], length: int) -> None:
-        """``length``: in bytes, padding included.
+    def __init__(self, pieces: list[Buffer], length: int) -> None:
+        """``pieces`` of framed parts; ``length`` in bytes, padding included.
 
         Raises EnvelopeError: TOO_LARGE when it passes the limit of one message.
         """
-        self._pieces: list[Buffer] = []
-        for part in parts:
-            pieces = part if isinstance(part, (list, tuple)) else (part,)
-            size = sum(map(len, pieces))
-            if not size:
-                raise ValueError("a part of a unit is empty")
-            self._pieces += (_LENGTH.pack(size), *pieces)
+        self._pieces = pieces
         if length > limits.REQUEST_MAX:
             raise EnvelopeError(
                 Code.TOO_LARGE, f"message of {length} padded bytes, limit {limits.REQUEST_MAX}"
@@ -89,7 +83,8 @@ def part_length(part: Part) -> int:
 
 def request_unit(parts: Sequence[Part]) -> PaddedUnit:
     """Return the unit of non-empty ``parts``; raises EnvelopeError (TOO_LARGE)."""
-    return PaddedUnit(parts, padded_length(_framed(parts)))
+    pieces, length = _framed(parts)
+    return PaddedUnit(pieces, padded_length(length))
 
 
 def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUnit:
@@ -97,10 +92,11 @@ def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUn
 
     Raises EnvelopeError (TOO_LARGE).
     """
-    messages = () if message is None else (message,)
     if len(trailer) > limits.TRAILER_MAX:
         raise ValueError("the trailer is larger than its room")
-    return PaddedUnit((*messages, trailer), padded_answer(_framed(messages), floor))
+    pieces, length = _framed(() if message is None else (message,))
+    pieces += (_LENGTH.pack(len(trailer)), trailer)
+    return PaddedUnit(pieces, padded_answer(length, floor))
 
 
 def pack_unit(parts: Sequence[Part]) -> bytes:
@@ -113,8 +109,18 @@ def pack_response(message: Part | None, trailer: Buffer, floor: int) -> bytes:
     return response_unit(message, trailer, floor).whole()
 
 
-def _framed(parts: Sequence[Part]) -> int:
-    return sum([_LENGTH.size + part_length(part) for part in parts])
+def _framed(parts: Sequence[Part]) -> tuple[list[Buffer], int]:
+    """Return the parts, each with its length before it, in pieces, and the bytes of all."""
+    framed: list[Buffer] = []
+    total = 0
+    for part in parts:
+        pieces = part if isinstance(part, (list, tuple)) else (part,)
+        size = sum(map(len, pieces))
+        if not size:
+            raise ValueError("a part of a unit is empty")
+        framed += (_LENGTH.pack(size), *pieces)
+        total += _PREFIX + size
+    return framed, total
 
 
 def require_zeros(view: memoryview) -> None:

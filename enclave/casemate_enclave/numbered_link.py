@@ -87,9 +87,9 @@ class NumberedLink:
         with self._sending:
             try:
                 while self._ready:
-                    buffers, contexts = self._gather()
+                    buffers, size, contexts = self._gather()
                     try:
-                        self._send(buffers)
+                        self._send(buffers, size)
                     finally:
                         for context in contexts:
                             context.release()
@@ -98,8 +98,8 @@ class NumberedLink:
                 self.hang_up()
                 raise
 
-    def _gather(self) -> tuple[list[Buffer], list[RequestContext]]:
-        """Take what is ready, as much as goes into one call."""
+    def _gather(self) -> tuple[list[Buffer], int, list[RequestContext]]:
+        """Take what is ready, as much as goes into one call, and its bytes."""
         small: list[Buffer] = []
         contexts: list[RequestContext] = []
         size = 0
@@ -112,16 +112,18 @@ class NumberedLink:
                     contexts.append(context)
         except IndexError:  # nothing more, or another thread dropped it meanwhile
             pass
-        return [b"".join(small)] if size < 2 * _JOINED else small, contexts
+        return [b"".join(small)] if size < 2 * _JOINED else small, size, contexts
 
-    def _send(self, buffers: list[Buffer]) -> None:
+    def _send(self, buffers: list[Buffer], size: int) -> None:
         while buffers and not self._dropping:
             try:
                 sent = self._channel.sendmsg(buffers, (), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait(select.POLLOUT, time.monotonic() + limits.FRAME_HEAD_TIMEOUT_S)
                 continue
-            buffers = frames.unsent(buffers, sent)
+            if sent == size:
+                return
+            buffers, size = frames.unsent(buffers, sent), size - sent
 
     def _wait(self, event: int, until: float) -> None:
         """Wait until the host sends or takes more; raises TimeoutError if it does not."""

@@ -306,15 +306,16 @@ class OnnxModel:
     ) -> Sequence[np.ndarray[Any, Any]]:
         if self._carried:
             return run_carried(self._session, inputs, outputs, options)
-        values: Sequence[np.ndarray[Any, Any]] = self._session.run(
-            list(outputs), dict(inputs), options
+        # Below what checks the inputs' names once more: they are the declared ones.
+        values: Sequence[np.ndarray[Any, Any]] = self._session._sess.run(  # noqa: SLF001
+            outputs, inputs, options
         )
         return values
 
 
 def _aligned(inputs: Tensors) -> Tensors:
     """Copy what is not aligned, as the runtime takes it that everything is; in workers it is."""
-    if all(array.flags.aligned for array in inputs.values()):
+    if not [array for array in inputs.values() if not array.flags.aligned]:
         return inputs
     return {name: np.require(array, requirements="A") for name, array in inputs.items()}
 

@@ -155,10 +155,11 @@ class RequestService:
         if prk is None:
             yield None
             prk = self._unwrap(session, deadline)
+            now = self._clock.now()  # that may have taken longer than the session had left
         begun = time.monotonic_ns()
         opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
         asker = identify(raw_header, session.header, opened.preamble_bytes, known)
-        owner = self._accept(raw_header, session, sequence, prk, asker)
+        owner = self._accept(raw_header, session, sequence, prk, asker, now)
         if context is not None:
             context.owner = owner or session.header.key_commitment
         accepted = time.monotonic_ns()
@@ -180,9 +181,10 @@ class RequestService:
         session, sequence = self._admission.admit(raw_header, len(chunk), now)
         prk, known = self._cached(session, now)
         prk = prk or self._unwrap(session, deadline)
+        now = self._clock.now()  # as above
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead, memory=lendable_memory)
         asker = identify(raw_header, session.header, stream.open(chunk), known)
-        listed = self._accept(raw_header, session, sequence, prk, asker)
+        listed = self._accept(raw_header, session, sequence, prk, asker, now)
         owner = Owner(listed or session.header.key_commitment, listed=listed is not None)
         return OpenedHead(stream, asker.preamble, asker.caller, owner)
 
@@ -211,8 +213,14 @@ class RequestService:
         context = data_context(self._bounds.audience)
         return self._unwraps.release(header.key_arn, header.ciphertext_blob, context, deadline)
 
-    def _accept(
-        self, raw_header: bytes, session: Session, sequence: int, prk: bytes, asker: Asker
+    def _accept(  # noqa: PLR0917 - what was found out of a request so far
+        self,
+        raw_header: bytes,
+        session: Session,
+        sequence: int,
+        prk: bytes,
+        asker: Asker,
+        now: int,
     ) -> bytes | None:
         """Let an authenticated request run, once, and remember its session (SPEC 6.4, 6.6).
 
@@ -224,8 +232,7 @@ class RequestService:
             header.not_before,
             header.not_after,
             sequence,
-            # The present time: an unwrap may have taken longer than the session had left.
-            self._clock.now(),
+            now,
             owner=owner,
         )
         if asker is not session.asker:

@@ -109,9 +109,9 @@ class TurnConnection:
         self._crew = crew
         self._finishing = finishing
         self._unsent = unsent
-        lock = threading.Lock()
-        self._posted = threading.Condition(lock)
-        self._left = threading.Condition(lock)
+        self._lock = threading.Lock()
+        self._posted = threading.Condition(self._lock)
+        self._left = threading.Condition(self._lock)
         self._tasks: deque[_Question | _UnderWay] = deque()
         self._idle = 0  # threads that stand by, or are about to
         self._spare_since = 0.0  # since when more than one of them does
@@ -211,6 +211,8 @@ class TurnConnection:
             if not (together := model.begin([q.need for q in questions if q.need])):
                 break
             begun.append(_UnderWay(together, questions))
+            if len(together.members) == len(questions):
+                return begun
             members = set(together.members)
             questions = [q for place, q in enumerate(questions) if place not in members]
         for question in self._with_models.offer(model, questions):
@@ -246,7 +248,7 @@ class TurnConnection:
 
     def _is_waited_with(self, question: _Question) -> bool:
         """Have a question wait if nobody stands by; False if somebody does."""
-        with self._posted:
+        with self._lock:
             if self._idle > len(self._tasks) or self._hire():
                 return False
             if len(self._tasks) < limits.NUMBERED_WAITING:

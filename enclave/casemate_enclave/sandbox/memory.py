@@ -54,7 +54,8 @@ class LockedSlots(Guarded):
 
     def get(self, slot: int) -> bytes:
         """Return a copy: the slot may be erased while the caller still uses the secret."""
-        return self._memory[self._place(slot)]
+        at = slot * self._size
+        return self._memory[at : at + self._size]
 
     def erase(self, slot: int) -> None:
         """Overwrite the secret and give the slot up."""

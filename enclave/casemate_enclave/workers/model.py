@@ -80,7 +80,8 @@ class WorkedModel:
         """``begin`` starts a worker that has the model; raises RefusedError as it does."""
         self._begin = begin
         self._journal = journal
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._starting = False
         self._running = 0
         self._suspects = 0  # runs that are repeated, or wait for it
@@ -106,7 +107,9 @@ class WorkedModel:
     @property
     def quick(self) -> bool:
         """By its present worker's last runs."""
-        return any(worker.pace.quick for worker in self._current)
+        for worker in self._current:
+            return worker.pace.quick
+        return False
 
     def run(
         self,
@@ -136,7 +139,7 @@ class WorkedModel:
         ended: Callable[[], None] | None = None,
     ) -> Pipeline | None:
         """As ``LastingModel``; None while there is no worker, or runs are repeated alone."""
-        with self._changed:
+        with self._lock:
             if self._suspects or not self._current:
                 return None
             self._running += 1
@@ -203,7 +206,7 @@ class WorkedModel:
             return self._current[0]
 
     def _leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._running -= 1
             if self._suspects:
                 self._changed.notify_all()

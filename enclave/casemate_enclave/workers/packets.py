@@ -60,11 +60,12 @@ def send(
 
     Without ``wait`` that of a full connection: one that reads what it is sent has room.
     """
-    ancillary = []
-    if descriptor is not None:
-        rights = array.array("i", [descriptor])
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-    channel.sendmsg(pieces, ancillary, 0 if wait else socket.MSG_DONTWAIT)
+    flags = 0 if wait else socket.MSG_DONTWAIT
+    if descriptor is None:
+        channel.sendmsg(pieces, (), flags)
+        return
+    rights = array.array("i", [descriptor])
+    channel.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
 
 
 def await_room(channel: socket.socket, patience_s: float) -> None:
@@ -81,10 +82,12 @@ def await_room(channel: socket.socket, patience_s: float) -> None:
 def receive(channel: socket.socket, memory: Buffer) -> tuple[int, int | None]:
     """Receive one packet: its length, 0 at the end, and the descriptor that came along."""
     size, ancillary, _, _ = channel.recvmsg_into([memory], _ROOM)
+    if not ancillary:
+        return size, None
     descriptors = [_only(data) for _, _, data in ancillary]
     for extra in descriptors[1:]:
         os.close(extra)
-    return size, descriptors[0] if descriptors else None
+    return size, descriptors[0]
 
 
 def _only(data: bytes) -> int:
