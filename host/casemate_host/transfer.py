@@ -42,7 +42,10 @@ class Connection:
         channel.settimeout(None)
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.RELAY_SEND_BUFFER)
         self.channel = channel
+        self._readable = select.poll()
+        self._readable.register(channel, select.POLLIN)
         self._large = False
+        self._patience_s = 0.0
         self._used = time.monotonic()
 
     @property
@@ -56,6 +59,7 @@ class Connection:
 
     def set_timeout(self, timeout_s: float) -> None:
         """Bound each send and receive; what exceeds it is a BlockingIOError."""
+        self._patience_s = timeout_s
         microseconds = max(1, int(timeout_s * 1_000_000))
         value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
@@ -69,17 +73,22 @@ class Connection:
         """
         if self.idle_s < _FRESH_S:
             return True
-        poll = select.poll()
-        poll.register(self.channel, select.POLLIN)
-        return not poll.poll(0)
+        return not self._readable.poll(0)
 
     def send(self, kind: int, payload: Buffer | Pipe, budget_ms: int) -> None:
-        """Send one frame; what a pipe holds is moved. Raises OSError, BlockingIOError."""
-        if not isinstance(payload, Pipe):
+        """Send one frame, and await the answer to a large one; what a pipe holds is moved.
+
+        Raises OSError, BlockingIOError.
+        """
+        size = len(payload)
+        if isinstance(payload, Pipe):
+            self.channel.sendall(frames.encode_head(kind, size, budget_ms))
+            payload.pour(self.channel)
+        else:
             frames.send_frame(self.channel, kind, payload, budget_ms)
-            return
-        self.channel.sendall(frames.encode_head(kind, len(payload), budget_ms))
-        payload.pour(self.channel)
+        # Whoever waits in ``recv`` is woken for each piece that the enclave has read of it.
+        if size > limits.NUMBERED_MAX and not self._readable.poll(self._patience_s * 1000):
+            raise BlockingIOError
 
     def receive(self) -> Answer | None:
         """Receive one frame; None when the peer closed before it.
