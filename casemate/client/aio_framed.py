@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from casemate.client.access import HostAccess
+    from casemate.wire import Buffer
 _REQUEST_MAX: Final = limits.FRAME_MAX - COUNTED  # a larger one fits no frame
 
 
@@ -56,7 +57,7 @@ class AsyncFramed:
         host = FramedHost(self._name, offer) if offer is not None else None
         self._way = _Way(host, self._hello, self._target) if host is not None else None
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Return the answer; None if the call is to be made otherwise. Raises RequestError."""
         if self._way is None:
             return None
@@ -96,7 +97,7 @@ class _Way:
         """Whether nothing is open any more."""
         return not (self._tasks or self._pool or self._many or self._still_leaving())
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """As `AsyncFramed.call`."""
         if len(request) > limits.CALL_STREAM_REQUEST_MAX:
             if len(request) > _REQUEST_MAX:
@@ -106,7 +107,7 @@ class _Way:
                 self._grow()
             return answer
         if self._many is not None:
-            return await self._many.call(request, timeout_s)
+            return await self._many.call(bytes(request), timeout_s)
         if not self._tasks and self.promising and self._opening.wanted():
             self._open(self._begin)
         return None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from casemate.wire import Buffer
+
 
 class Exchange:
     """A connection of type ``REQUEST``, used by one call at a time."""
@@ -28,7 +30,7 @@ class Exchange:
         self._answer: asyncio.Future[bytes | Failure] | None = None
         self._wire = Wire(sock, Kind.REQUEST, self)
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Return the answer; None if it was not asked. Raises RequestError.
 
         The connection lasts only if the host answered: its end has the enclave end the call.

@@ -11,6 +11,8 @@ from casemate.client.aio_framed_exchange import Exchange
 if TYPE_CHECKING:
     import socket
 
+    from casemate.wire import Buffer
+
 
 class Pool:
     """Connections to one host, of which each carries one call at a time; for one loop."""
@@ -32,7 +34,7 @@ class Pool:
         self._all.add(exchange)
         self._put_back(exchange)
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Return the answer; None if there is no idle connection. Raises RequestError."""
         while self._idle:
             exchange, since = self._idle.pop()

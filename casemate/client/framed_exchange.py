@@ -68,7 +68,7 @@ class Exchanges:
         """Close the socket."""
         self._dial.close()
 
-    def exchange(self, request: bytes, until: float) -> bytes:
+    def exchange(self, request: Buffer, until: float) -> bytes:
         """Ask, and return the answer; ``until`` in seconds of time.monotonic.
 
         Raises UnsentError; RequestError: what the host says, DEADLINE_EXCEEDED, or UNAVAILABLE if
@@ -95,7 +95,7 @@ class Exchanges:
     def _error(self, code: Code, detail: str) -> RequestError:
         return Failure(code, f"{self._target}: {detail}").error()
 
-    def _send(self, request: bytes, until: float) -> None:
+    def _send(self, request: Buffer, until: float) -> None:
         left = self._bound(until, socket.SO_SNDTIMEO)
         budget = min(int(left * 1000) or 1, limits.FRAME_BUDGET_MAX)
         head = frames.encode_head(Kind.REQUEST, len(request), budget)

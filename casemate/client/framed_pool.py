@@ -13,6 +13,7 @@ from casemate.frames import COUNTED
 
 if TYPE_CHECKING:
     from casemate.client.framed import FramedHost
+    from casemate.wire import Buffer
 
 
 class FramedPool:
@@ -34,7 +35,7 @@ class FramedPool:
         self._first: threading.Thread | None = None
         self._not_before = 0.0
 
-    def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Return the answer; None if nothing was asked. Raises RequestError."""
         if len(request) + COUNTED > limits.FRAME_MAX:
             return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casemate.client.access import HostAccess
+    from casemate.wire import Buffer
 
 
 class FramedWay:
@@ -58,7 +59,7 @@ class FramedWay:
             if host == self._host:
                 self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
 
-    def call(self, request: bytes, timeout_s: float) -> bytes | None:
+    def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Ask on a connection of its own; None if nothing was asked. Raises RequestError."""
         return self._pool.call(request, timeout_s)
 

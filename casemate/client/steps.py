@@ -22,6 +22,7 @@ from casemate.errors import Code, RequestError
 if TYPE_CHECKING:
     from casemate.client.core import Inference
     from casemate.errors import CasemateError
+    from casemate.wire import Buffer
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Connection(Protocol):
         """The host's address, for error texts."""
         ...
 
-    def call(self, method: str, request: bytes, timeout_s: float) -> Any:  # noqa: ANN401 - see above
+    def call(self, method: str, request: Buffer, timeout_s: float) -> Any:  # noqa: ANN401 - see above
         """Make one unary call; raises RequestError."""
         ...
 
@@ -87,7 +88,7 @@ class Ask:
 
     connection: Connection
     method: str
-    request: bytes
+    request: Buffer
     timeout_s: float
 
 

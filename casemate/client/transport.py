@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
     from types import TracebackType
 
+    from casemate.wire import Buffer
+
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
     _StreamMethod = grpc.StreamStreamMultiCallable[bytes, bytes]
 
@@ -62,19 +64,21 @@ class HostConnection:
         self._framed = FramedWay(target, access)
         self._shared = CallStreams(self._channel, self._metadata, target, self._framed)
 
-    def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+    def call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
         """Make one unary call, or what is less work: with others on one stream, or in frames.
 
         Raises RequestError.
         """
         if method == "Infer":
-            small = len(request) <= limits.CALL_STREAM_REQUEST_MAX
-            answer = (self._shared if small else self._framed).call(request, timeout_s)
+            if len(request) > limits.CALL_STREAM_REQUEST_MAX:
+                answer = self._framed.call(request, timeout_s)
+            else:
+                answer = self._shared.call(bytes(request), timeout_s)
             if answer is not None:
                 return answer
         try:
             answer, call = self._methods[method].with_call(
-                request, timeout=timeout_s, metadata=self._metadata
+                bytes(request), timeout=timeout_s, metadata=self._metadata
             )
         except grpc.RpcError as error:
             raise translated(error, self.target) from None
@@ -233,16 +237,16 @@ class AsyncHostConnection:
         self._methods = {name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS}
         return self._channel
 
-    async def call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+    async def call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
         """As `HostConnection.call`."""
         self._opened()
         if method == "Infer":
             answer = await self._framed.call(request, timeout_s)
             if answer is None and not self._framed.promising:
-                answer = await self._shared.call(request, timeout_s)
+                answer = await self._shared.call(bytes(request), timeout_s)
             if answer is not None:
                 return answer
-        call = self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
+        call = self._methods[method](bytes(request), timeout=timeout_s, metadata=self._metadata)
         try:
             by_itself: bytes = await call
             if method == "GetEvidence":

@@ -60,7 +60,7 @@ class SealedCall(Guarded):
     def __init__(
         self,
         header: bytes,
-        request: bytes,
+        request: wire.Buffer,
         prk: bytes,
         instance_digest: bytes | None,
         *,
