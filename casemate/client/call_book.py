@@ -64,6 +64,11 @@ class CallBook:
         self._number = 0
 
     @property
+    def waiting(self) -> bool:
+        """Whether something is to be sent."""
+        return bool(self._outbox)
+
+    @property
     def empty(self) -> bool:
         """Whether no question is under way."""
         return not self._asked
@@ -96,15 +101,18 @@ class CallBook:
         """Return what is to be sent now; None if nothing is."""
         if not self._outbox:
             return None
-        size, count = 0, 0
-        for entry in self._outbox[: limits.CALL_STREAM_ENTRIES_MAX]:
+        count = 1 if len(self._outbox) == 1 else self._fitting()
+        entries, self._outbox = self._outbox[:count], self._outbox[count:]
+        return SealedRequests(requests=entries).SerializeToString()
+
+    def _fitting(self) -> int:
+        """Return how many of the entries that wait make one message."""
+        size = 0
+        for index, entry in enumerate(self._outbox[: limits.CALL_STREAM_ENTRIES_MAX]):
             if size >= limits.CALL_STREAM_MESSAGE:
-                break
+                return index
             size += len(entry.request)
-            count += 1
-        message = SealedRequests(requests=self._outbox[:count])
-        del self._outbox[:count]
-        return message.SerializeToString()
+        return min(len(self._outbox), limits.CALL_STREAM_ENTRIES_MAX)
 
     def answered(self, message: bytes) -> bool:
         """Hand out what the host answered; return whether it wants the stream to end.

@@ -7,7 +7,6 @@ the host or this gRPC has no such stream, are for the caller to make by themselv
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 import time
@@ -75,12 +74,10 @@ class CallStreams:
         self._closed = False
 
     def call(self, request: bytes, timeout_s: float) -> bytes | None:
-        """Return the answer; None if the call is to be made by itself.
+        """Return the answer to a small ``request``; None if the call is to be made by itself.
 
         Raises RequestError, as a call that is made by itself.
         """
-        if len(request) > limits.CALL_STREAM_REQUEST_MAX:
-            return None
         stream = self._stream
         if stream is None:
             self._open()
@@ -147,8 +144,10 @@ class _Question:
 
     def rouse(self) -> None:
         """Wake the call, or keep it from going to sleep once."""
-        with contextlib.suppress(RuntimeError):  # it was roused before
+        try:
             self._wake.release()
+        except RuntimeError:
+            return  # it was roused before
 
     def sleep(self, timeout_s: float) -> None:
         """Wait until roused."""
@@ -188,8 +187,9 @@ class _CallStream:
                 return None
             self._used = now
             number = self._book.ask(question, request, timeout_s)
+            message = self._taken()
         try:
-            self._send()
+            self._send(message)
             self._await(question)
         finally:
             self._leave(question, number)
@@ -209,7 +209,7 @@ class _CallStream:
         with self._lock:
             self._retired, self._taking = True, False
             self._changed.notify()
-        self._send()
+        self._send(self._next_message())
 
     # A call
 
@@ -240,7 +240,7 @@ class _CallStream:
             if not self._reading.locked():
                 self._have_one_read()
         if sends:
-            self._send()
+            self._send(self._next_message())
 
     def _have_one_read(self) -> None:
         asked = self._book.anyone()
@@ -252,13 +252,17 @@ class _CallStream:
 
     # Sending, without the lock: meanwhile others add to what goes next
 
-    def _send(self) -> None:
-        """Send what waits, unless a message is on its way: then whoever sees that it was sent."""
+    def _send(self, message: bytes | None) -> None:
+        """Send ``message`` and what others wait to have sent, unless it is on its way for long.
+
+        Then whoever sees that it was sent goes on.
+        """
         try:
-            while (message := self._next_message()) is not None:
+            while message is not None:
                 if self._call.send(message):
                     return  # its SENT follows
                 self._sending = False
+                message = self._next_message() if self._book.waiting else None
         except BaseException:
             with self._lock:
                 self._break(Failure(Code.UNAVAILABLE, f"{self._target}: sending was interrupted"))
@@ -266,14 +270,18 @@ class _CallStream:
 
     def _next_message(self) -> bytes | None:
         with self._lock:
-            if self._sending or self._over:
-                return None
-            message = self._book.next_message()
-            self._sending = message is not None
-            if message is None and self._retired and self._book.empty and not self._closing:
-                self._closing = True
-                self._call.end_sending()
-            return message
+            return self._taken()
+
+    def _taken(self) -> bytes | None:
+        """Return what is to be sent now, with the lock held; whoever gets it sends it."""
+        if self._sending or self._over:
+            return None
+        message = self._book.next_message()
+        self._sending = message is not None
+        if message is None and self._retired and self._book.empty and not self._closing:
+            self._closing = True
+            self._call.end_sending()
+        return message
 
     # Reading, by one thread at a time
 
@@ -290,7 +298,7 @@ class _CallStream:
         with self._lock:
             sends = self._happened(event)
         if sends:
-            self._send()
+            self._send(self._next_message())
 
     def _happened(self, event: Event) -> bool:
         """Note an event; return whether there may be something to send."""

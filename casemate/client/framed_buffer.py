@@ -45,6 +45,11 @@ class FrameBuffer:
         self._data += data
 
     @property
+    def begun(self) -> bool:
+        """Whether there is something that was not taken."""
+        return self._at < len(self._data)
+
+    @property
     def missing(self) -> int:
         """Bytes that the frame in hand still lacks; 0 while its head does."""
         data, at = self._data, self._at

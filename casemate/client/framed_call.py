@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
 
 _READ: Final = 64 * limits.KIB
+_JOINED: Final = 16 * limits.KIB  # shorter frames are joined: one buffer costs less than two
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | NO_SIGNAL)
 _MOST: Final = limits.MIB  # memory for a long message is taken as it arrives
 # How late `poll` may return to a call whose time is up, or notice what another thread left unsent.
 _LOOK_S: Final = 0.05
@@ -64,12 +66,12 @@ class FramedCall:
 
     def send(self, message: bytes) -> bool:
         """Send a message; return whether a part of it waits, so that its SENT comes."""
+        head = frames.encode_head(Type.MANY, len(message))
         with self._lock:
             if self._channel is None:
                 return False
-            self._unsent = [frames.encode_head(Type.MANY, len(message)), message]
-            self._flush(self._channel)
-            return bool(self._unsent)
+            self._unsent = [head + message] if len(message) <= _JOINED else [head, message]
+            return not self._flush(self._channel)
 
     def end_sending(self) -> None:
         """End the connection: on it nothing is answered after this side's end."""
@@ -88,7 +90,9 @@ class FramedCall:
         try:
             if self._channel is None:
                 return self._begun(self._dial)
-            return self._arrived() or self._next(self._channel)
+            if self._frames.begun and (event := self._arrived()) is not None:
+                return event
+            return self._wait(self._channel)
         except NowhereError as error:
             return self._end(f"no framed connection: {error}")
         except BrokenError as error:
@@ -112,27 +116,22 @@ class FramedCall:
         refused, payload = frame
         return self._refused(payload) if refused else Event(Kind.MESSAGE, payload)
 
-    def _next(self, channel: socket.socket) -> Event:
-        if self._unsent:
-            return self._either_way(channel)
-        return self._receive(channel)
-
-    def _either_way(self, channel: socket.socket) -> Event:
-        """Send what waits, or receive, whichever is possible first."""
+    def _wait(self, channel: socket.socket) -> Event:
+        """Receive, or send what waits, whichever is possible first."""
+        if not self._unsent:
+            return self._receive(channel)
         poll = select.poll()
         poll.register(channel, select.POLLIN | select.POLLOUT)
         (_, ready), *_ = poll.poll(_LOOK_S * 1000) or [(0, 0)]
         if ready & select.POLLOUT:
             with self._lock:
-                self._flush(channel)
-                if not self._unsent:
+                if self._flush(channel):
                     return Event(Kind.SENT)
         return self._receive(channel) if ready & ~select.POLLOUT else Event(Kind.OTHER)
 
     def _receive(self, channel: socket.socket) -> Event:
-        missing = self._frames.missing
         try:
-            if missing:
+            if missing := self._frames.missing:
                 data = channel.recv(min(missing, _MOST), socket.MSG_WAITALL)
             else:
                 data = channel.recv(_READ)
@@ -145,16 +144,20 @@ class FramedCall:
         self._frames.add(data)
         return self._arrived() or Event(Kind.OTHER)
 
-    def _flush(self, channel: socket.socket) -> None:
-        """Send what the kernel takes, with the lock held; that the host is gone `poll` tells."""
+    def _flush(self, channel: socket.socket) -> bool:
+        """Send what the kernel takes, with the lock held; return whether nothing is left.
+
+        That the host is gone `poll` tells.
+        """
         try:
-            sent = channel.sendmsg(self._unsent, (), socket.MSG_DONTWAIT | NO_SIGNAL)
+            sent = channel.sendmsg(self._unsent, (), _AT_ONCE)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._unsent = []
         else:
             self._unsent = frames.unsent(self._unsent, sent)
+        return not self._unsent
 
     def _refused(self, payload: bytes) -> Event:
         self._close()

@@ -177,19 +177,20 @@ class Driver:
 
     def run(self, course: Steps[T]) -> T:
         """Take ``course`` to its end; returns and raises what it does."""
-        with contextlib.closing(course):
-            try:
-                effect = next(course)
-                while True:
-                    try:
-                        outcome = self._perform(effect)
-                    except Exception as error:  # noqa: BLE001 - the course decides what to do about it
-                        effect = course.throw(error)
-                    else:
-                        effect = course.send(outcome)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        try:
+            effect = next(course)
+            while True:
+                try:
+                    outcome = self._perform(effect)
+                except Exception as error:  # noqa: BLE001 - the course decides what to do about it
+                    effect = course.throw(error)
+                else:
+                    effect = course.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            course.close()
 
     def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         match effect:
