@@ -120,15 +120,21 @@ class Patience:
 
         ``workers``: whose worker it holds meanwhile, if it is to give way.
         """
-        key = id(context)
-        with self._lock:
-            waiting = self._waiting.setdefault(workers, {})
-            waiting[key] = (time.monotonic(), context)
+        self.begin(context, workers)
         try:
             yield
         finally:
-            with self._lock:
-                waiting.pop(key, None)
+            self.end(context, workers)
+
+    def begin(self, context: Cancellable, workers: Workers | None = None) -> None:
+        """Begin what ``end`` ends: ``waiting`` for where each microsecond counts."""
+        with self._lock:
+            self._waiting.setdefault(workers, {})[id(context)] = (time.monotonic(), context)
+
+    def end(self, context: Cancellable, workers: Workers | None = None) -> None:
+        """Note that ``context`` waits no longer."""
+        with self._lock:
+            self._waiting[workers].pop(id(context), None)
 
     def press(self, workers: Workers) -> None:
         """Have one call give way, as a call was refused for want of ``workers``; never blocks."""

@@ -49,11 +49,12 @@ class _Question(Posted):
 
     __slots__ = ("again", "asked", "begun", "length", "trace", "until")
 
-    def __init__(self, entry: NumberedRequest, stream: CallStream) -> None:
+    def __init__(self, entry: NumberedRequest, request: bytes, stream: CallStream) -> None:
+        """``request``: the entry's, which protobuf would copy again."""
         budget = min(entry.budget or limits.FRAME_BUDGET_DEFAULT, limits.FRAME_BUDGET_MAX)
-        super().__init__(FrameType.REQUEST, entry.request, budget, stream.listener, stream.settled)
+        super().__init__(FrameType.REQUEST, request, budget, stream.listener, stream.settled)
         self.asked = entry.number
-        self.length = len(entry.request)
+        self.length = len(request)
         self.begun = time.monotonic()
         self.until = self.begun + budget / 1000 + _GRACE_S
         self.again = False
@@ -86,6 +87,7 @@ class CallStream:
         self.listener = Listener()
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
+        self._full = False
         self._under_way: dict[int, _Question] = {}
         self._unsent: list[_Question] = []
         self._ready = ReadyAnswers(caller.unread)
@@ -118,8 +120,8 @@ class CallStream:
     def _take(self, message: bytes) -> None:
         posts: list[_Question] = []
         for entry in _parse(message):
-            if entry.request:
-                posts += self._let_in(entry)
+            if request := entry.request:
+                posts += self._let_in(_Question(entry, request, self))
             else:
                 self._post(posts)
                 posts = []
@@ -128,9 +130,8 @@ class CallStream:
         if self._ready or not self.listener.listening:
             self.listener.rouse()
 
-    def _let_in(self, entry: NumberedRequest) -> Sequence[_Question]:
+    def _let_in(self, question: _Question) -> Sequence[_Question]:
         """Note a question, unless it is refused."""
-        question = _Question(entry, self)
         try:
             if not question.asked or question.asked in self._under_way:
                 raise _malformed("a request without a number, or with that of one under way")
@@ -174,7 +175,9 @@ class CallStream:
         if self._over or self._has_room():
             return
         with self._deaf(), self._room:
+            self._full = True  # before the look that decides: whoever makes room sees it
             self._room.wait_for(lambda: self._over or self._has_room())
+            self._full = False
 
     def _has_room(self) -> bool:
         kept = len(self._under_way) + len(self._ready)
@@ -255,9 +258,10 @@ class CallStream:
 
     def _messages(self) -> Iterator[bytes]:
         """Yield what is ready, as much in a message as fits."""
-        while entries := self._ready.take():
-            with self._room:
-                self._room.notify()
+        while self._ready and (entries := self._ready.take()):
+            if self._full:
+                with self._room:
+                    self._room.notify()
             try:
                 yield SealedResponses(responses=entries).SerializeToString()
             finally:

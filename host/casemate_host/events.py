@@ -67,13 +67,13 @@ class Traffic:
         self._lock = threading.Lock()
         self._calls: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._sizes: Counter[str] = Counter()
+        self._sizes: Counter[int] = Counter()
 
     def answered(self, method: str, size: int) -> None:
         """Count an answered call with a request of ``size`` bytes."""
         with self._lock:
             self._calls[method] += 1
-            self._sizes[str(size_bucket(size))] += 1
+            self._sizes[size_bucket(size)] += 1
 
     def refused(self, method: str, code: Code) -> None:
         """Count a call that ended with ``code``."""
@@ -83,8 +83,10 @@ class Traffic:
     def report(self) -> None:
         """Log what happened since the last report, if anything did."""
         with self._lock:
-            calls, refused, sizes = dict(self._calls), dict(self._refused), dict(self._sizes)
-            for counter in (self._calls, self._refused, self._sizes):
-                counter.clear()
+            calls, refused = dict(self._calls), dict(self._refused)
+            sizes = {str(size): count for size, count in self._sizes.items()}
+            self._calls.clear()
+            self._refused.clear()
+            self._sizes.clear()
         if calls or refused:
             log.info("traffic", answered=calls, refused=refused, request_bytes=sizes)

@@ -92,12 +92,15 @@ class FramedCalls:
     def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes | Pipe:
         """Return the request; raises GoneError, OSError if it does not come: all is over then."""
         channel, patience = connection.channel, self._admission.patience
+        patience.begin(connection, self._admission.workers)
         try:
-            with call.trace.step(ADMISSION), patience.waiting(connection, self._admission.workers):
+            with call.trace.step(ADMISSION):
                 return channel.message(size)
         except CasemateError as error:
             channel.farewell(error)
             raise GoneError from None
+        finally:
+            patience.end(connection, self._admission.workers)
 
     def _relayed(self, connection: FramedConnection, request: bytes | Pipe, call: Call) -> bytes:
         """Return the enclave's answer; raises CasemateError."""

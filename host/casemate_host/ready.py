@@ -49,9 +49,13 @@ class ReadyAnswers:
 
     def taken(self, entries: list[NumberedResponse]) -> None:
         """Note that gRPC has passed ``entries`` on, or that nobody will take them."""
-        sizes = [len(entry.response) for entry in entries if entry.response]
-        if sizes:
-            self._unread.on_stream(-len(sizes), -sum(sizes))
+        count = size = 0
+        for entry in entries:
+            if length := len(entry.response):
+                count += 1
+                size += length
+        if count:
+            self._unread.on_stream(-count, -size)
 
     def drop(self) -> None:
         """Forget everything."""

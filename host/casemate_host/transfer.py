@@ -44,6 +44,7 @@ class Connection:
         self.channel = channel
         self._readable = select.poll()
         self._readable.register(channel, select.POLLIN)
+        self._quarters = 0  # of a second, after which the kernel gives up
         self._large = False
         self._patience_s = 0.0
         self._used = time.monotonic()
@@ -58,10 +59,16 @@ class Connection:
         self.channel.close()
 
     def set_timeout(self, timeout_s: float) -> None:
-        """Bound each send and receive; what exceeds it is a BlockingIOError."""
+        """Bound each send and receive; what exceeds it is a BlockingIOError.
+
+        Rounded up to quarters of a second: most exchanges find the bound of the last.
+        """
         self._patience_s = timeout_s
-        microseconds = max(1, int(timeout_s * 1_000_000))
-        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+        quarters = int(timeout_s * 4) + 1
+        if quarters == self._quarters:
+            return
+        self._quarters = quarters
+        value = _TIMEVAL.pack(quarters // 4, quarters % 4 * 250_000)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 

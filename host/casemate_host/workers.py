@@ -60,7 +60,9 @@ class Workers(ThreadPoolExecutor):
         self.count = count
         self._name = name
         self._held = 0
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._awaiting = 0  # those who wait until no call is left
         self._alive = 0
         self._free: list[_Free] = []
         self._waiting: deque[_Task] = deque()
@@ -154,7 +156,7 @@ class Workers(ThreadPoolExecutor):
 
     def hold(self) -> None:
         """Count a call that needs no thread, until ``let_go``."""
-        with self._changed:
+        with self._lock:
             self._held += 1
 
     def let_go(self) -> None:
@@ -164,10 +166,14 @@ class Workers(ThreadPoolExecutor):
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until no call is left; False when ``timeout_s`` passed first."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._held == 0, timeout_s)
+            self._awaiting += 1
+            try:
+                return self._changed.wait_for(lambda: self._held == 0, timeout_s)
+            finally:
+                self._awaiting -= 1
 
     def _ended(self, _future: Future[Any] | None) -> None:
-        with self._changed:
+        with self._lock:
             self._held -= 1
-            if not self._held:
+            if not self._held and self._awaiting:
                 self._changed.notify_all()
