@@ -121,7 +121,8 @@ def test_s1_only_the_host_is_published_and_on_loopback_alone(stack: Stack) -> No
     for service in ("nsm", "kms", "enclave"):
         assert not stack.inspect(service)["HostConfig"]["PortBindings"]
     bindings = stack.inspect("host")["HostConfig"]["PortBindings"]
-    assert [binding["HostIp"] for binding in bindings["8443/tcp"]] == ["127.0.0.1"]
+    assert set(bindings) == {"8443/tcp", f"{stack.environment['CASEMATE_FRAMES_PORT']}/tcp"}
+    assert all([at["HostIp"] for at in each] == ["127.0.0.1"] for each in bindings.values())
 
 
 # -- another process in the enclave's container ----------------------------------------------------

@@ -60,6 +60,7 @@ def lying_host(_lying_host: LyingHost) -> Iterator[LyingHost]:
     _lying_host.evidence = _lying_host.infer = honest
     _lying_host.stream = honest_stream
     _lying_host.many = None
+    _lying_host.offers = tuple
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from casemate.attestation import VerifiedEvidence
+    from casemate.client import HostAccess
     from casemate.envelope.sealing import OpenedAnswer, SealedCall
     from casemate_devkit.local import LocalDeployment
 
@@ -233,9 +234,17 @@ def side_enclave(
 
 @contextlib.contextmanager
 def second_host(
-    world: LocalDeployment, enclave: Path | None = None, models: Sequence[Path] = ()
+    world: LocalDeployment,
+    enclave: Path | None = None,
+    models: Sequence[Path] = (),
+    *,
+    more: str = "",
+    access: HostAccess | None = None,
 ) -> Iterator[Service]:
-    """Run another honest host over the socket ``enclave``; its log is ``host.log``."""
+    """Run another honest host over the socket ``enclave``; its log is ``host.log``.
+
+    ``more`` tables go into its configuration; ``access`` is how it is asked whether it serves.
+    """
     directory = world.operator.directory
     name = f"host-{next(_number)}"
     config = directory / f"{name}.toml"
@@ -243,16 +252,17 @@ def second_host(
         world.host_config(
             enclave or world.run / "enclave.sock", directory / f"{name}.egress", models
         )
+        + more
     )
     log = directory / f"{name}.log"
     with Service("casemate_host", "--config", str(config), log=log) as host:
-        wait_for_host(host.ready["address"])
+        wait_for_host(host.ready["address"], access)
         yield host
 
 
-def wait_for_host(target: str) -> None:
+def wait_for_host(target: str, access: HostAccess | None = None) -> None:
     """Wait until a host has checked its enclave; until then everything is UNAVAILABLE."""
-    with HostConnection(target) as connection:
+    with HostConnection(target, access) as connection:
 
         def checked() -> bool:
             code = refusal(lambda: connection.infer(b"?", b"?", TIMEOUT_S))

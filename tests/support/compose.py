@@ -13,19 +13,27 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker/compose.yaml"
+CONFIGURATION = ROOT / "docker/host.toml"
 PROJECT = "casemate-trial"
 _HEALTHY_S = 180
 
 
 class Stack:
-    """One project, beside any that runs already; its port is a free one."""
+    """One project, beside any that runs already; its ports are free ones."""
 
     def __init__(self, *more: Path) -> None:
         """Add ``more`` compose files to the first."""
         self._files = [item for path in (FILE, *more) for item in ("--file", str(path))]
+        frames = _free_port()
+        self._configuration = tempfile.NamedTemporaryFile("w", suffix=".toml")  # noqa: SIM115 - as long as the stack
+        self._configuration.write(CONFIGURATION.read_text().replace(":8444", f":{frames}"))
+        self._configuration.flush()
+        Path(self._configuration.name).chmod(0o644)  # the container's user reads it
         self.environment = {
             **os.environ,
             "CASEMATE_PORT": _free_port(),
+            "CASEMATE_FRAMES_PORT": frames,
+            "CASEMATE_HOST_CONFIG": self._configuration.name,
             "CASEMATE_PROMETHEUS_PORT": _free_port(),
         }
 

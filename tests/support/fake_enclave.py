@@ -159,7 +159,7 @@ class FakeEnclave:
 
     def _serve(self, channel: socket.socket) -> None:
         with channel, contextlib.suppress(OSError, FrameError):
-            shared = False
+            shared, whole = False, threading.Lock()
             while (frame := frames.receive_frame(channel)) is not None:
                 if frame.type == FrameType.REQUEST:
                     self.budgets.append(frame.budget)
@@ -173,16 +173,19 @@ class FakeEnclave:
                         continue
                     self.budgets.append(frame.budget)
                     threading.Thread(
-                        target=self._number, args=(channel, asked), daemon=True
+                        target=self._number, args=(channel, asked, whole), daemon=True
                     ).start()
                 else:
                     self._answer(channel, frame)
         with self._lock:
             self._open.discard(channel)
 
-    def _number(self, channel: socket.socket, asked: numbered.Numbered) -> None:
+    def _number(
+        self, channel: socket.socket, asked: numbered.Numbered, whole: threading.Lock
+    ) -> None:
         def reply(kind: int, payload: bytes) -> None:
-            channel.sendall(b"".join(numbered.answer(asked.number, kind, (payload,))))
+            with whole:  # long answers would mix
+                channel.sendall(b"".join(numbered.answer(asked.number, kind, (payload,))))
 
         with contextlib.suppress(OSError):
             if asked.type == FrameType.REQUEST and self.configuration:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from casemate import numbered
+from casemate import framed, numbered
 from casemate.channel import UnixAddress, connect, listen
 from casemate.errors import FrameError
 from casemate.frames import Frame, FrameType, receive_frame, send_frame
@@ -49,15 +49,17 @@ def honest_stream(messages: Iterator[bytes], forward: ForwardStream) -> Iterator
 class LyingHost:
     """A host as clients see it; ``evidence``, ``infer`` and ``stream`` are its methods' lies.
 
-    So is ``many``, if there is one: otherwise each question comes as a call of its own.
+    So is ``many``, if there is one: otherwise each question comes as a call of its own. ``offers``
+    are the values of the metadata of SPEC 9.6.3 with each evidence, by itself none.
     """
 
-    def __init__(self, target: str) -> None:
-        """Stand in front of the genuine host at ``target``."""
+    def __init__(self, target: str, tls: grpc.ServerCredentials | None = None) -> None:
+        """Stand in front of the genuine host at ``target``, itself with ``tls`` or without."""
         self.evidence: Lie = honest
         self.infer: Lie = honest
         self.stream: StreamLie = honest_stream
         self.many: StreamLie | None = None
+        self.offers: Callable[[], Iterable[str]] = tuple
         self.requests = 0
         self._channel = grpc.insecure_channel(target)
         self._server = grpc.server(ThreadPoolExecutor(8))
@@ -69,7 +71,11 @@ class LyingHost:
         handlers["InferMany"] = grpc.stream_stream_rpc_method_handler(self._many)
         generic = grpc.method_handlers_generic_handler(_SERVICE, handlers)
         self._server.add_generic_rpc_handlers([generic])
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if tls is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", tls)
+        self.target = f"127.0.0.1:{port}"
         self._server.start()
 
     def _handler(self, name: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
@@ -80,6 +86,9 @@ class LyingHost:
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
             if name == "Infer":
                 self.requests += 1
+            else:
+                offers = ((framed.METADATA, each) for each in self.offers())
+                context.set_trailing_metadata(tuple(offers))
             lie = self.infer if name == "Infer" else self.evidence
             try:
                 return lie(request, lambda message: method(message, timeout=30))
