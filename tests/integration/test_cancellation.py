@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from casemate import limits
 from casemate.channel import connect
 from casemate.client import AsyncClient, Client, RetryPolicy
 from casemate.envelope.sealed_message import encode_sealed
@@ -23,6 +24,7 @@ from casemate.sealed_model import Serving
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.local import MODEL
 from tests.support import onnx_bytes
+from tests.support.aio import is_framed, until_framed
 from tests.support.attacker import eventually, genuine, second_host, start_session
 from tests.support.vendor_models import seal
 from tests.support.workers import ticks_of_family
@@ -109,6 +111,34 @@ def test_c5_a_cancelled_call_gives_up_its_models_place(
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(watcher.free)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with others", "alone"])
+def test_c5_a_call_cancelled_on_a_framed_connection_gives_up_its_models_place(
+    deployment: LocalDeployment,
+    endless: str,
+    watcher: Watcher,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    alone: bool,
+) -> None:
+    """SPEC 9.6.3: on the connection that many share, and on one of its own, as large ones have."""
+    if alone:
+        monkeypatch.setattr(limits, "CALL_STREAM_REQUEST_MAX", 0)
+    policy, key = deployment.trust_policy(), deployment.clinic.signing_key
+
+    async def work() -> None:
+        async with AsyncClient(deployment.target, policy, caller_key=key, retry=ONCE) as client:
+            await until_framed(client, endless)
+            task = asyncio.create_task(client.infer(endless, ONE, timeout_s=110))
+            assert await asyncio.to_thread(watcher.holds)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(watcher.free)
+            assert is_framed(client) != alone  # the one that was its own has ended
 
     asyncio.run(work())
 

@@ -103,3 +103,16 @@ class LoopedStream:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.close() if kind is None else self.cancel()
+
+
+def is_framed(client: AsyncClient) -> bool:
+    """Whether a framed connection is open to the host that the client uses (SPEC 9.6.3)."""
+    connection, *_ = client._parts.get().targets.in_order()
+    way = connection._framed._way
+    return way is not None and (way._many is not None or len(way._pool) > 0)
+
+
+async def until_framed(client: AsyncClient, model: str) -> None:
+    """Ask what ``model`` takes until a framed connection is open for the next call."""
+    while not is_framed(client):
+        await client.metadata(model)
