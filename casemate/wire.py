@@ -20,6 +20,7 @@ HASH_BYTES = 48
 _LENGTH = struct.Struct(">I")
 KEY_BYTES = 32
 _SHA384 = hashes.SHA384()
+_STATE = hashlib.sha384()  # to copy: OpenSSL looks the algorithm up for each new one
 
 
 def lp(*parts: Buffer) -> bytes:
@@ -34,8 +35,8 @@ def lp_list(parts: Iterable[bytes]) -> bytes:
 
 def digest(*parts: Buffer) -> bytes:
     """Return ``H`` (SHA-384, 48 bytes) of one or more concatenated parts (SPEC 1.2)."""
-    state = hashlib.sha384(parts[0])
-    for part in parts[1:]:
+    state = _STATE.copy()
+    for part in parts:
         state.update(part)
     return state.digest()
 

@@ -46,12 +46,13 @@ class OpenedRequest(Guarded):
     Whether it was seen before and who the caller is are separate checks (SPEC 6.4).
     """
 
-    __slots__ = ("_prk", "message", "preamble_bytes", "th")
+    __slots__ = ("_ahead", "_prk", "message", "preamble_bytes", "th")
 
     def __init__(self, preamble: memoryview, message: memoryview, *, prk: bytes, th: bytes) -> None:
         self.message = message
         self.preamble_bytes = preamble
         self._prk = prk
+        self._ahead: tuple[bytes, bytes, bytes] | None = None
         self.th = th
 
     @property
@@ -62,6 +63,24 @@ class OpenedRequest(Guarded):
     def response_key(self, rh: bytes) -> bytes:
         """Return the key of the answer whose header has the hash ``rh`` (SPEC 5.4)."""
         return wire.expand(self._prk, "response", self.th, rh)
+
+    def prepare(self, instance_digest: bytes) -> None:
+        """Do ahead what of the next answer's sealing does not depend on the answer."""
+        self._ahead = self._drawn(instance_digest)
+
+    def take_key(self, instance_digest: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return the header of **one** answer, the header's hash and the answer's key.
+
+        Each call draws a response nonce or takes the prepared one, which nobody else gets.
+        """
+        ahead, self._ahead = self._ahead, None
+        return ahead or self._drawn(instance_digest)
+
+    def _drawn(self, instance_digest: bytes) -> tuple[bytes, bytes, bytes]:
+        nonce = secrets.token_bytes(_RESPONSE_NONCE_BYTES)
+        header = ResponseHeader(nonce, instance_digest).encode()
+        rh = wire.digest(header)
+        return header, rh, self.response_key(rh)
 
 
 def check_commitment(header: RequestHeader, data_key: bytes) -> bytes:
@@ -159,13 +178,12 @@ def seal_response(
 ) -> tuple[bytes, memoryview]:
     """Seal the answer to ``opened``; returns (header, ciphertext).
 
-    Each call draws a response nonce, so that no two answers ever share a key. ``floor`` is the
-    model's answer bucket in bytes, or 0. Raises EnvelopeError (TOO_LARGE), and ValueError if
+    No two answers ever share a key, those to one request included. ``floor`` is the model's answer
+    bucket in bytes, or 0. Raises EnvelopeError (TOO_LARGE), and ValueError if
     ``message`` is there without the status OK or the reverse.
     """
     if (message is not None) != (trailer.status == Code.OK):
         raise ValueError("a message goes with the status OK, and only with it")
     unit = response_unit(message, trailer.encode(), floor)
-    header = ResponseHeader(secrets.token_bytes(_RESPONSE_NONCE_BYTES), instance_digest).encode()
-    rh = wire.digest(header)
-    return header, seal_pieces(opened.response_key(rh), rh, unit.chunks(), unit.length)
+    header, rh, key = opened.take_key(instance_digest)
+    return header, seal_pieces(key, rh, unit.chunks(), unit.length)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from casemate.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.runtime import Tensors
@@ -115,13 +115,17 @@ class SharedModel(Protocol):
 
 
 class Run(NamedTuple):
-    """A run that an answer waits for; ``deadline`` in seconds of ``time.monotonic``."""
+    """A run that an answer waits for; ``deadline`` in seconds of ``time.monotonic``.
+
+    ``meanwhile`` is work that whoever has begun it may do, once, before it waits for it.
+    """
 
     model: SharedModel
     inputs: Tensors
     outputs: Sequence[str]
     deadline: float
     cancellation: Cancellation | None = None
+    meanwhile: Callable[[], None] | None = None
 
     def alone(self, *, repeated: bool = False) -> Tensors:
         """Do it on this thread; raises as ``LoadedModel.run``."""

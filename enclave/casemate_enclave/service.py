@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader
@@ -262,7 +263,8 @@ class RequestService:
             if preamble.operation == METADATA:
                 message = [self._metadata(model)]
             elif preamble.sealed_data is None:
-                message = yield from _run(model, opened.message, deadline, context)
+                prepare = partial(opened.prepare, self._identity.instance_digest)
+                message = yield from _run(model, opened.message, deadline, context, prepare)
             else:
                 yield None
                 name = preamble.sealed_data
@@ -320,7 +322,11 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
 
 
 def _run(
-    model: ServedModel, message: memoryview, deadline: float, context: RequestContext | None
+    model: ServedModel,
+    message: memoryview,
+    deadline: float,
+    context: RequestContext | None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Steps[wire.Pieces]:
     header = model.header
     if time.monotonic() >= deadline or (context is not None and context.cancelled):
@@ -330,7 +336,8 @@ def _run(
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
     if header.loop is None:
-        outputs = yield Run(model.loaded, request.inputs, request.outputs, deadline, context)
+        asked = request.inputs, request.outputs
+        outputs = yield Run(model.loaded, *asked, deadline, context, meanwhile)
     else:
         yield None
         outputs = last_piece(

@@ -87,6 +87,13 @@ class _UnderWay:
         self.together = together
         self.questions = questions
 
+    def use_the_time(self) -> None:
+        """Do what can be done while they run."""
+        for place in self.together.members:
+            need = self.questions[place].need
+            if need is not None and need.meanwhile is not None:
+                need.meanwhile()
+
 
 class TurnConnection:
     """Answers the numbered questions of one connection, until it ends."""
@@ -176,6 +183,8 @@ class TurnConnection:
                 waiting.setdefault(need.model, []).append(question)
         begun = [u for model, asking in waiting.items() for u in self._begin(model, asking)]
         until = time.monotonic() + limits.LATE_S
+        for under_way in begun:
+            under_way.use_the_time()
         for under_way in begun:
             self._await(under_way, until)
 

@@ -58,6 +58,7 @@ class Models:
 
     def __init__(self) -> None:
         self.journal = Journal(io.StringIO())
+        self.meanwhile: list[int] = []  # values of questions whose time was used
         runtime = workers.runtime(self.journal)
         before = processes()
         self.repeating = self._scheduled(runtime, onnx.repeating(), REPEATING)
@@ -103,7 +104,8 @@ class Models:
         model, inputs = self.inputs(asked["kind"], asked["value"])
         context.owner = b"%d" % (asked["value"] % 3)
         try:
-            outputs = yield Run(model, inputs, ["y"], deadline, context)
+            meanwhile = partial(self.meanwhile.append, asked["value"])
+            outputs = yield Run(model, inputs, ["y"], deadline, context, meanwhile)
         except CasemateError as error:
             return kind | ANSWER, (error.code.value.encode(),)
         y = outputs["y"].reshape(-1)
@@ -245,6 +247,19 @@ def test_questions_that_arrive_together_share_a_packet_and_each_gets_its_own_ans
         return max(counted.sizes, default=0) > 5
 
     assert eventually(shared)
+
+
+def test_the_time_of_a_run_that_was_begun_is_used_once(models: Models, host: Host) -> None:
+    questions = [(kind, value) for value, kind in enumerate(["quick", "joined", "bad"] * 3)]
+
+    def used() -> bool:
+        """As above: only runs that go together are begun and then waited for."""
+        models.meanwhile.clear()
+        assert host.ask(questions) == right(models, questions)
+        assert len(models.meanwhile) == len(set(models.meanwhile))
+        return len(models.meanwhile) > 3
+
+    assert eventually(used)
 
 
 def test_rows_of_a_model_that_joins_run_once(

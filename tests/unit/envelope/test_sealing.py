@@ -142,6 +142,17 @@ def test_another_instance_than_the_sessions_is_refused() -> None:
     assert caught.value.code == Code.ANSWER_INSTANCE_UNKNOWN
 
 
+def test_what_was_prepared_is_for_one_answer() -> None:
+    """A second answer to a request, as after a failed first one, has a key of its own."""
+    call = env.seal(env.hpke_session())
+    opened = env.open_sealed(call.header, call.ciphertext)
+    opened.prepare(env.INSTANCE_DIGEST)
+    answers = [env.answer(opened, message) for message in (b"one", b"two", b"three")]
+    assert len({answer.header for answer in answers}) == 3
+    for answer, message in zip(answers, (b"one", b"two", b"three"), strict=True):
+        assert bytes(call.open(answer.header, answer.ciphertext).message or b"") == message
+
+
 def test_every_session_has_a_data_key_of_its_own() -> None:
     commitments = {
         parse_request_header(env.seal(env.hpke_session()).header).key_commitment for _ in range(3)
