@@ -130,11 +130,12 @@ class CallStreams:
 class _Question:
     """One call that waits; ``until`` in seconds of time.monotonic."""
 
-    __slots__ = ("_wake", "outcome", "until")
+    __slots__ = ("_wake", "outcome", "told", "until")
 
     def __init__(self, until: float) -> None:
         self.until = until
         self.outcome: bytes | Failure | None = None
+        self.told = False  # that its time is up
         self._wake = threading.Lock()
         self._wake.acquire()
 
@@ -361,7 +362,7 @@ class _CallStream:
             now = time.monotonic()
             reader = self._reader
             if reader is not None and reader.until <= now:
-                self._wake(late_s=now - reader.until)
+                self._wake(reader, late_s=now - reader.until)
             idle = self._book.empty and now - self._used > _LOOK_S
             if self._taking and (reader is not None or not idle):
                 soon = [now + _LOOK_S] + ([max(reader.until, now + _SOON_S)] if reader else [])
@@ -377,8 +378,9 @@ class _CallStream:
                 with self._lock:
                     self._have_one_read()
 
-    def _wake(self, late_s: float) -> None:
-        if not self._sending:
+    def _wake(self, reader: _Question, late_s: float) -> None:
+        if not (reader.told or self._sending):
+            reader.told = True
             self._sending = self._call.rouse()
         elif late_s > _STUCK_S:
             self._break(Failure(Code.UNAVAILABLE, f"{self._target}: the host takes nothing"))

@@ -7,6 +7,7 @@ it is this host that answers there; what is sent there is sealed as ever.
 from __future__ import annotations
 
 import re
+import socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -45,6 +46,8 @@ def name_of(target: str, access: HostAccess) -> str | None:
 
     Only a plain ``host:port`` without TLS may: not a socket's path nor a resolver's address.
     """
+    if not hasattr(socket.socket, "sendmsg"):  # on Windows
+        return None
     match = _PLAIN.fullmatch(target)
     if match is None or access.tls_roots is not None or match[2] in _SCHEMES:
         return None

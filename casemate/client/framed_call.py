@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _READ: Final = 64 * limits.KIB
 _JOINED: Final = 16 * limits.KIB  # shorter frames are joined: one buffer costs less than two
-_AT_ONCE: Final = int(socket.MSG_DONTWAIT | NO_SIGNAL)
+_AT_ONCE: Final = int(getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL)
 _MOST: Final = limits.MIB  # memory for a long message is taken as it arrives
 # How late `poll` may return to a call whose time is up, or notice what another thread left unsent.
 _LOOK_S: Final = 0.05

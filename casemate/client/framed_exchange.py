@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -44,13 +45,14 @@ class Exchanges:
         self.used = 0.0  # time.monotonic
         self._target = target
         self._dial = Dial(host, hello)
-        self._poll = select.poll()
+        self._ready = {socket.SO_RCVTIMEO: select.poll(), socket.SO_SNDTIMEO: select.poll()}
         self._large = False
 
     def connect(self, within_s: float) -> str:
         """Reach the host; return its address. Raises NowhereError."""
         self._channel = self._dial.connect(within_s)
-        self._poll.register(self._channel, select.POLLIN)
+        self._ready[socket.SO_RCVTIMEO].register(self._channel, select.POLLIN)
+        self._ready[socket.SO_SNDTIMEO].register(self._channel, select.POLLOUT)
         self.usable = True
         self.used = time.monotonic()
         return str(self._channel.getpeername()[0])
@@ -58,7 +60,7 @@ class Exchanges:
     @property
     def quiet(self) -> bool:
         """Whether the connection is open and, as it must be between exchanges, silent."""
-        return not self._poll.poll(0)
+        return not self._ready[socket.SO_RCVTIMEO].poll(0)
 
     def cut(self) -> None:
         """End the connection: whoever uses it hears so."""
@@ -147,4 +149,8 @@ class Exchanges:
             raise BlockingIOError
         value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
         self._channel.setsockopt(socket.SOL_SOCKET, option, value)
+        # The main thread's signals have the kernel's time begin anew, but not this one.
+        signalled = threading.current_thread() is threading.main_thread()
+        if signalled and not self._ready[option].poll(left * 1000):
+            raise BlockingIOError
         return left

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
@@ -11,11 +14,31 @@ from casemate.errors import RequestError
 from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from casemate.client.access import HostAccess
     from casemate.errors import Code
 
 SMALL = b"small"
+_SIGNALS_MAX = 1000
 LARGE = b"large".ljust(limits.CALL_STREAM_REQUEST_MAX + 1, b".")
+
+
+@contextlib.contextmanager
+def signals_every(seconds: float) -> Iterator[None]:
+    """Have a signal come again and again, and none ever end a wait by itself but the thousandth."""
+    count = itertools.count()
+
+    def handler(*_: object) -> None:
+        assert next(count) < _SIGNALS_MAX, "the wait does not end"
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class BlockingConnection:

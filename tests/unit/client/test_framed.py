@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from casemate import framed
@@ -60,6 +62,13 @@ def test_another_target_has_none(target: str) -> None:
 
 def test_a_service_with_tls_has_none() -> None:
     assert name_of("inference.example:8443", HostAccess(tls_roots=b"roots")) is None
+
+
+def test_where_sockets_cannot_send_two_buffers_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("casemate.client.framed.socket", SimpleNamespace(socket=object))
+    assert name_of("inference.example:8443", HostAccess()) is None
 
 
 def test_the_offer_is_found_among_the_metadata() -> None:

@@ -15,7 +15,7 @@ from casemate.errors import Code, RequestError
 from casemate.framed import Kind
 from casemate.frames import ANSWER, Frame
 from tests.support.attacker import eventually
-from tests.support.blocking_connection import LARGE, SMALL, BlockingConnection
+from tests.support.blocking_connection import LARGE, SMALL, BlockingConnection, signals_every
 from tests.support.framed_host import FramedDouble, Peer, playing
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ def test_a_call_ends_at_its_deadline_and_with_it_the_connection() -> None:
         assert eventually(lambda: acting.ends == 1)
         connection.warm(LARGE)
         assert len(host.peers) == 2
+
+
+def test_signals_do_not_prolong_a_deadline() -> None:
+    acting = Acting(lambda *_: None)
+    with playing(acting) as host, BlockingConnection(host.target) as connection:
+        connection.warm(LARGE)
+        with signals_every(0.02):
+            assert connection.outcome(asking("now"), 0.5) is Code.DEADLINE_EXCEEDED
 
 
 def test_a_deadline_that_is_over_sends_nothing() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -213,6 +215,22 @@ def test_a_question_that_is_given_up_is_told_to_the_host() -> None:
         assert connection.call(SMALL) == b"framed:small"
         (dropped,) = [each.number for each in acting.asked if each.request == b"now"]
         assert [each.request for each in acting.asked if each.number == dropped] == [b"now", b""]
+
+
+def test_a_call_whose_wait_goes_on_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where signals, each of which has the kernel's time begin anew, come all the time."""
+    long = struct.pack("@ll", 600, 0)
+    monkeypatch.setattr("casemate.client.framed_call._TIMEVAL", long)
+    acting = Acting(lambda *_: None)
+    with playing(acting) as host, BlockingConnection(host.target) as connection:
+        connection.warm(SMALL)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(connection.outcome, b"now", 0.5)
+            done = eventually(waiting.done)
+            with contextlib.suppress(OSError):  # the client has ended it
+                host.peers[0].sock.shutdown(socket.SHUT_RDWR)
+            assert done
+            assert waiting.result() in {Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE}
 
 
 def test_when_the_host_wants_it_ended_what_is_under_way_is_answered_first() -> None:
