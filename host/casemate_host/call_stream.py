@@ -140,6 +140,7 @@ class CallStream:
             question.trace = self._admission.enter(
                 self._caller, question.length, limits.CALL_STREAM_REQUEST_MAX, self._metadata
             )
+            self._caller.spend(question.length)
         except CasemateError as error:
             if error.code is Code.MALFORMED:
                 raise

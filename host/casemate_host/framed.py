@@ -151,7 +151,13 @@ class FramedServer:
         connection = FramedConnection(FramedChannel(channel, self._within_s), self._relay.wake)
         with self._lock:
             self._open.add(connection)
-        self._workers.submit(self._serve, connection)
+        try:
+            self._workers.submit(self._serve, connection)
+        except RuntimeError:  # the system spares no thread: others have room again when some end
+            self._desk.refused(METHOD, Code.OVERLOADED)
+            with self._lock:
+                self._open.discard(connection)
+            channel.close()
 
     # In a worker
 

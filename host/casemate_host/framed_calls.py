@@ -81,6 +81,7 @@ class FramedCalls:
         """Return the answer, which is counted, or why there is none; raises GoneError, OSError."""
         begun = time.monotonic()
         request = self._receive(connection, size, call)
+        caller.spend(size)
         received = time.monotonic()
         try:
             answer = self._relayed(connection, request, call)

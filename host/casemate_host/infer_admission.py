@@ -50,6 +50,7 @@ class InferAdmission:
     def enter(self, caller: Caller, size: int, most: int, metadata: Metadata) -> Trace:
         """Begin a question of ``size`` bytes, to be ended with ``leave``; return its trace.
 
+        What it counts against the caller's day is for when it has come: announcing costs nothing.
         Raises CasemateError: ShedError, TOO_LARGE above ``most``.
         """
         if self.workers.full:
@@ -59,7 +60,6 @@ class InferAdmission:
         if size > most:
             raise CasemateError(Code.TOO_LARGE, f"{size} bytes, limit {most}")
         caller.enter()
-        caller.spend(size)
         self.workers.hold()
         trace = self._tracer.begin(METHOD, metadata)
         trace.caller(caller.name)
