@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from casemate_host.tracing import OtelTracer
+from tests.support.framed import connect, framed_bench
 from tests.support.host_bench import SERVICE, Bench, eventually, serving
 
 if TYPE_CHECKING:
@@ -159,3 +160,31 @@ def test_nothing_of_it_is_imported_where_nobody_wants_traces() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_a_request_on_a_framed_connection_is_a_span_as_a_call_is(
+    short_path: Path,
+    chain: Chain,
+    enclave: FakeEnclave,
+    spans: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
+    with (
+        framed_bench(short_path, chain, enclave=CALLER) as bench,
+        connect(bench, f"Bearer {TOKEN}") as single,
+        connect(bench, f"Bearer {TOKEN}") as stream,
+    ):
+        assert single.exchange(b"planted-content") == b"planted-content"
+        assert single.exchange(b"refuse:OPEN_FAILED x") == "OPEN_FAILED"
+        stream.ask(b"planted-content")
+        stream.take_many(1)
+        eventually(lambda: len(spans.get_finished_spans()) == 7)
+    roots = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert {span.name for span in roots} == {"casemate.v1.ConfidentialInference/Infer"}
+    codes = sorted(str((span.attributes or {}).get("casemate.code", "OK")) for span in roots)
+    assert codes == ["OK", "OK", "OPEN_FAILED"]
+    assert all((span.attributes or {})["casemate.caller"] == "clinic" for span in roots)
+    assert "planted" not in str([span.to_json() for span in spans.get_finished_spans()])
