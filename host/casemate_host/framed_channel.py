@@ -97,20 +97,19 @@ class FramedChannel:
 
     def payload(self, size: int) -> bytes:
         """Return a frame's payload; raises FrameError(DEADLINE_EXCEEDED), GoneError, OSError."""
-        return self._completed(self._receive(size), size)
+        until = time.monotonic() + self._within_s
+        return self._completed(self._receive(size), size, until)
 
     def message(self, size: int) -> bytes | Pipe:
         """Return ``payload``, in a pipe if it is large and fits: until the next is asked for."""
         if not limits.NUMBERED_MAX < size <= self._piped_most:
             return self.payload(size)
-        data = self._piped(size)
-        return data if isinstance(data, Pipe) else self._completed(data, size)
+        until = time.monotonic() + self._within_s
+        data = self._piped(size, until)
+        return data if isinstance(data, Pipe) else self._completed(data, size, until)
 
-    def _completed(self, data: bytes, size: int) -> bytes:
-        if len(data) == size:
-            return data
-        rest = self._exactly(size - len(data), time.monotonic() + self._within_s)
-        return data + rest
+    def _completed(self, data: bytes, size: int, until: float) -> bytes:
+        return data if len(data) == size else data + self._exactly(size - len(data), until)
 
     def discard(self, size: int) -> None:
         """Read ``size`` bytes and keep none of them; raises as ``payload``."""
@@ -240,7 +239,7 @@ class FramedChannel:
         except ConnectionError:
             return b""
 
-    def _piped(self, size: int) -> Pipe | bytes:
+    def _piped(self, size: int, until: float) -> Pipe | bytes:
         """Return the next ``size`` bytes in a pipe, or those that came if it has not got them."""
         if self._pipe is None or len(self._pipe):  # with a request that nobody took
             self._close_pipe()
@@ -249,7 +248,7 @@ class FramedChannel:
             except OSError:
                 self._piped_most = 0
                 return b""
-        if self._pipe.fill(self._channel, size, time.monotonic() + self._within_s):
+        if self._pipe.fill(self._channel, size, until):
             return self._pipe
         self._piped_most = len(self._pipe)
         return self._pipe.drain()
