@@ -6,6 +6,7 @@ from tests.mutants import (
     carried,
     data,
     envelope,
+    framed,
     machine,
     receipts,
     serving,
@@ -16,6 +17,18 @@ from tests.mutants import (
 )
 
 TABLES = (
-    *(verifier, envelope, receipts, data, serving, sharing, carried, machine, workers, together),
+    *(
+        verifier,
+        envelope,
+        receipts,
+        data,
+        serving,
+        sharing,
+        carried,
+        machine,
+        workers,
+        together,
+        framed,
+    ),
 )
 MUTANTS = [mutant for table in TABLES for mutant in table.MUTANTS]

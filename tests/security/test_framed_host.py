@@ -12,7 +12,6 @@ import itertools
 import random
 import socket
 import struct
-import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -393,56 +392,6 @@ def test_c3_one_caller_with_a_bound_does_not_take_all_connections(bench: Starts)
             answer = receive_frame(channel)
             assert answer is not None
             assert bytes(answer.payload) == b"echo"
-
-
-def test_c3_announcing_requests_uses_up_nobodys_day(bench: Starts) -> None:
-    """What strangers share is not spent by heads of frames that nothing follows."""
-    with bench("[anonymous]\ndaily_bytes = 1000000") as host:
-        port = offer_of(host.address).port
-        for _ in range(8):
-            with welcomed(port) as channel:
-                channel.sendall(HEAD.pack(FRAME_MAX, Kind.REQUEST, 30_000) + bytes(5000))
-        with welcomed(port) as channel:
-            for size, code in ((600_000, None), (600_000, None), (10, Code.QUOTA_EXCEEDED)):
-                channel.sendall(encode_frame(Kind.REQUEST, bytes(size)))
-                answer = receive_frame(channel)
-                assert answer is not None
-                assert (answer.type == ERROR) == (code is not None)
-                if code is not None:
-                    assert Refusal.FromString(bytes(answer.payload)).reason == code
-
-
-def test_c3_a_system_without_threads_to_spare_costs_single_connections(
-    bench: Starts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The port takes connections again as soon as there are some."""
-    start = threading.Thread.start
-
-    def none_left(thread: threading.Thread) -> None:
-        if thread.name == "framed":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    with bench() as host:
-        port = offer_of(host.address).port
-        monkeypatch.setattr(threading.Thread, "start", none_left)
-        for _ in range(3):
-            with socket.create_connection(("127.0.0.1", port), 10) as channel:
-                assert held_or_refused(channel) == "ended"
-        monkeypatch.undo()
-        assert is_welcomed(port)
-
-
-def test_h13_a_request_whose_client_goes_away_is_counted_and_gives_its_place_back(
-    bench: Starts,
-) -> None:
-    with bench() as host:
-        for sent in (HEAD.pack(5000, Kind.REQUEST, 0), encode_frame(Kind.REQUEST, b"sleep:60 x")):
-            with welcomed(offer_of(host.address).port) as channel:
-                channel.sendall(sent)
-                assert eventually(lambda: host.host._front.unary.taken == 1)
-        assert eventually(lambda: not host.host._front.unary.taken)
-        assert host.host._front._desk._metrics._ended["Infer", Code.DEADLINE_EXCEEDED] == 2
 
 
 @pytest.mark.parametrize("way", [None, Kind.REQUEST, Kind.MANY])

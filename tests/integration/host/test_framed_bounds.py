@@ -14,7 +14,7 @@ import pytest
 
 from casemate import limits
 from casemate.framed import Kind
-from casemate.frames import encode_frame
+from casemate.frames import encode_frame, encode_head
 from tests.support.framed import EndedError, RawFramed, connect, framed_bench, page
 from tests.support.host_bench import eventually, reason
 
@@ -318,3 +318,52 @@ def test_requests_are_counted_as_calls(
         assert b"casemate_call_duration_seconds_count 2.0" in text
         assert b'casemate_step_duration_seconds_count{step="admission"} 1.0' in text
         assert b'casemate_step_duration_seconds_count{step="relay"} 2.0' in text
+
+
+def test_c3_announcing_requests_uses_up_nobodys_day(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    """What strangers share is not spent by heads of frames that nothing follows."""
+    more = "[anonymous]\ndaily_bytes = 1000000"
+    with framed_bench(short_path, chain, enclave=more) as bench:
+        for _ in range(8):
+            with connect(bench) as connection:
+                connection.socket.sendall(encode_head(Kind.REQUEST, limits.REQUEST_MAX) + b"x")
+        with connect(bench) as connection:
+            for _ in range(2):
+                assert connection.exchange(bytes(600_000)) == bytes(600_000)
+            assert connection.exchange(b"x") == "QUOTA_EXCEEDED"
+
+
+def test_c3_a_system_without_threads_to_spare_costs_single_connections(
+    short_path: Path, chain: Chain, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port takes connections again as soon as there are some."""
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "framed":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with framed_bench(short_path, chain) as bench:
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+        for _ in range(3):
+            assert refused_connection(bench) is None
+        monkeypatch.undo()
+        with connect(bench) as connection:
+            assert connection.exchange(b"x") == b"x"
+
+
+def test_h13_a_request_whose_client_goes_away_is_counted_and_gives_its_place_back(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    sent = (encode_head(Kind.REQUEST, 5000), encode_frame(Kind.REQUEST, b"sleep:60 x"))
+    counted = b'casemate_calls_total{code="DEADLINE_EXCEEDED",method="Infer"} 2.0'
+    with framed_bench(short_path, chain) as bench:
+        for part in sent:
+            with connect(bench) as connection:
+                connection.socket.sendall(part)
+                eventually(lambda: b"casemate_calls_under_way 1.0" in page(bench))
+        eventually(lambda: b"casemate_calls_under_way 0.0" in page(bench))
+        eventually(lambda: counted in page(bench))
