@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -195,6 +195,9 @@ class AsyncClient:
 
 def _take_long(inputs: Mapping[str, np.ndarray]) -> bool:
     """Tell whether encoding them would hold up the loop; how long text is shows only then."""
-    arrays: list[Any] = list(inputs.values())  # perhaps none at all: encoding says so
-    text = any(getattr(array, "dtype", None) == np.object_ for array in arrays)
-    return text or sum(getattr(array, "nbytes", 0) for array in arrays) >= LARGE
+    size = 0
+    for array in inputs.values():  # perhaps no arrays at all: encoding says so
+        if getattr(array, "dtype", None) == np.object_:
+            return True
+        size += getattr(array, "nbytes", 0)
+    return size >= LARGE

@@ -1,12 +1,12 @@
 """Framed connections for event loops: what a host offered, and the ways to it (SPEC 9.6.3).
 
-Calls never wait for a connection: one is made beside them, and until there is one they are made by
-gRPC.
+No call waits for a connection where none was had before: the first is made beside calls by gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ from casemate.frames import COUNTED
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from casemate.client.access import HostAccess
     from casemate.wire import Buffer
@@ -57,11 +57,12 @@ class AsyncFramed:
         host = FramedHost(self._name, offer) if offer is not None else None
         self._way = _Way(host, self._hello, self._target) if host is not None else None
 
-    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
-        """Return the answer; None if the call is to be made otherwise. Raises RequestError."""
-        if self._way is None:
-            return None
-        return await self._way.call(request, timeout_s)
+    def call(self, request: Buffer, timeout_s: float) -> Awaitable[bytes | None] | None:
+        """Ask, and wait for the answer; None, here or there, if the call is to be made otherwise.
+
+        Raises RequestError when it is awaited.
+        """
+        return None if self._way is None else self._way.call(request, timeout_s)
 
     async def close(self) -> None:
         """End all connections; calls under way fail."""
@@ -97,30 +98,31 @@ class _Way:
         """Whether nothing is open any more."""
         return not (self._tasks or self._pool or self._many or self._still_leaving())
 
-    async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
+    def call(self, request: Buffer, timeout_s: float) -> Awaitable[bytes | None] | None:
         """As `AsyncFramed.call`."""
         if len(request) > limits.CALL_STREAM_REQUEST_MAX:
-            if len(request) > _REQUEST_MAX:
-                return None
-            answer = await self._pool.call(request, timeout_s)
-            if answer is None:
-                self._grow()
-            return answer
+            return None if len(request) > _REQUEST_MAX else self._exchange(request, timeout_s)
         if self._many is not None:
-            return await self._many.call(bytes(request), timeout_s)
+            return self._many.call(bytes(request), timeout_s)
         if not self._tasks and self.promising and self._opening.wanted():
             self._open(self._begin)
         return None
 
-    def _grow(self) -> None:
-        """Open a connection for the next large call, unless there are enough."""
-        if not self.promising:
-            return
-        if self._proven:
-            if len(self._pool) + len(self._tasks) < limits.FRAMED_POOL:
+    async def _exchange(self, request: Buffer, timeout_s: float) -> bytes | None:
+        """Make a large call, if need be on a new connection where others were had before."""
+        answer = await self._pool.call(request, timeout_s)
+        if answer is not None or not self.promising:
+            return answer
+        if not self._proven:
+            if not self._tasks and self._opening.wanted():
                 self._open(self._pool.add)
-        elif not self._tasks and self._opening.wanted():
-            self._open(self._pool.add)
+            return None
+        if len(self._pool) + len(self._tasks) >= limits.FRAMED_POOL:
+            return None
+        until = time.monotonic() + timeout_s
+        await asyncio.wait([self._open(self._pool.add)], timeout=timeout_s)
+        left = until - time.monotonic()
+        return await self._pool.call(request, left) if left > 0 else None
 
     def _begin(self, sock: socket.socket) -> None:
         self._leaving = self._still_leaving()
@@ -135,20 +137,23 @@ class _Way:
     def _still_leaving(self) -> list[ManyCalls]:
         return [many for many in self._leaving if not many.over]
 
-    def _open(self, use: Callable[[socket.socket], None]) -> None:
+    def _open(self, use: Callable[[socket.socket], None]) -> asyncio.Task[None]:
         async def work() -> None:
             try:
                 use(await opened(self.host, self._hello))
                 self._proven = True
             except NowhereError:
-                self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
+                again = time.monotonic() + limits.CALL_STREAM_AGAIN_S
+                self._not_before = max(self._not_before, again)
 
         task = asyncio.create_task(work(), name="framed connection")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def retire(self) -> None:
         """Ask nothing more; what was asked is answered."""
+        self._not_before = math.inf
         for task in self._tasks:
             task.cancel()
         self._pool.retire()

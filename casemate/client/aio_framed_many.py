@@ -14,7 +14,7 @@ from casemate.framed import Kind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 
 class ManyCalls:
@@ -37,11 +37,11 @@ class ManyCalls:
         """Whether the connection is at its end."""
         return self._wire.over
 
-    async def call(self, request: bytes, timeout_s: float) -> bytes | None:
-        """Return the answer; None if the connection takes no call. Raises RequestError."""
+    def call(self, request: bytes, timeout_s: float) -> Awaitable[bytes] | None:
+        """Ask, and wait for the answer, which raises RequestError; None if no call is taken."""
         if not self._taking:
             return None
-        return await ask(self._book, request, timeout_s, self._target, self._soon)
+        return ask(self._book, request, timeout_s, self._target, self._soon)
 
     def retire(self) -> None:
         """Take no further call; the connection ends with the last answer."""

@@ -8,7 +8,6 @@ that neither decides anything by itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import threading
 import time
@@ -224,39 +223,43 @@ class AsyncDriver:
 
         A task that is cancelled meanwhile cancels its call to the host too.
         """
-        with contextlib.closing(course):
-            try:
-                effect = next(course)
-                while True:
-                    try:
-                        outcome = await self._perform(effect)
-                    except Exception as error:  # noqa: BLE001 - the course decides what to do about it
-                        effect = course.throw(error)
-                    else:
-                        effect = course.send(outcome)
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        try:
+            effect = next(course)
+            while True:
+                try:
+                    outcome = await self._performed(effect)
+                except Exception as error:  # noqa: BLE001 - the course decides what to do about it
+                    effect = course.throw(error)
+                else:
+                    effect = course.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            course.close()
 
-    async def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
+    def _performed(self, effect: Effect) -> Any:  # noqa: ANN401 - an awaitable of each effect's outcome
         match effect:
             case Ask(connection, method, request, timeout_s):
-                return await connection.call(method, request, timeout_s)
+                return connection.call(method, request, timeout_s)
             case Pause(seconds):
-                return await asyncio.sleep(seconds)
+                return asyncio.sleep(seconds)
             case Work(function):
-                return await asyncio.to_thread(function)
+                return asyncio.to_thread(function)
             case Alone(course, deadline):
-                try:
-                    async with asyncio.timeout(remaining(deadline)):
-                        await self._lock.acquire()
-                except TimeoutError:
-                    raise _waited_too_long() from None
-                try:
-                    return await self.run(course())
-                finally:
-                    self._lock.release()
+                return self._alone(course, deadline)
             case Take(call):
-                return await call.take()
+                return call.take()
             case Give(answers, inference, final):
-                return await answers.answered(inference, final=final)
+                return answers.answered(inference, final=final)
+
+    async def _alone(self, course: Callable[[], Steps[T]], deadline: float) -> T:
+        try:
+            async with asyncio.timeout(remaining(deadline)):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise _waited_too_long() from None
+        try:
+            return await self.run(course())
+        finally:
+            self._lock.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
@@ -240,13 +241,16 @@ class AsyncHostConnection:
     async def call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
         """As `HostConnection.call`."""
         self._opened()
+        until = time.monotonic() + timeout_s
         if method == "Infer":
-            answer = await self._framed.call(request, timeout_s)
+            asked = self._framed.call(request, timeout_s)
+            answer = None if asked is None else await asked
             if answer is None and not self._framed.promising:
                 answer = await self._shared.call(bytes(request), timeout_s)
             if answer is not None:
                 return answer
-        call = self._methods[method](bytes(request), timeout=timeout_s, metadata=self._metadata)
+        left = max(0.0, until - time.monotonic())
+        call = self._methods[method](bytes(request), timeout=left, metadata=self._metadata)
         try:
             by_itself: bytes = await call
             if method == "GetEvidence":

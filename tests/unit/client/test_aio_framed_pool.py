@@ -227,9 +227,10 @@ def test_what_nobody_asked_ends_an_idle_connection() -> None:
         peer.send(ANSWERED, b"lie")
         heard.append(peer.at_end())
 
-    with ready(chatter) as (_, client):
+    with ready(chatter) as (host, client):
         assert eventually(lambda: heard == [b""])
-        assert client.call(LARGE) == b"unary:" + LARGE
+        assert client.call(LARGE) == b"framed:" + LARGE
+        assert len(host.peers) == 2
 
 
 def test_a_connection_that_died_idle_is_passed_over() -> None:
@@ -239,8 +240,8 @@ def test_a_connection_that_died_idle_is_passed_over() -> None:
 
     with ready(die) as (host, client):
         assert eventually(lambda: host.peers[0].sock.fileno() < 0)
-        assert client.call(LARGE) == b"unary:" + LARGE
-        assert eventually(lambda: client.call(LARGE) == b"framed:" + LARGE)
+        assert client.call(LARGE) == b"framed:" + LARGE
+        assert len(host.peers) == 2
 
 
 def test_that_the_host_has_ended_a_connection_is_seen_before_it_is_used() -> None:
@@ -260,26 +261,32 @@ def test_that_the_host_has_ended_a_connection_is_seen_before_it_is_used() -> Non
         return answer
 
     with ready(end) as (host, client):
-        assert blocking_then_call(host, client) == b"unary:" + LARGE
-
-
-def hold(host: FramedDouble, peer: Peer) -> None:
-    while (frame := peer.take()) is not None:
-        host.go.wait(60)
-        peer.echo(frame)
+        assert blocking_then_call(host, client) == b"framed:" + LARGE
+        assert len(host.peers) == 2
 
 
 def test_there_are_at_most_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hold(host: FramedDouble, peer: Peer) -> None:
+        peer.begin()
+        while (frame := peer.take()) is not None:
+            if bytes(frame.payload) != LARGE:
+                host.go.wait(60)
+            peer.echo(frame)
+
     monkeypatch.setattr(limits, "FRAMED_POOL", 3)
-    with ready(hold) as (host, client):
+    with playing(hold) as host, LoopedConnection(host.target) as client:
+        client.fetch_evidence()
+        assert eventually(lambda: client.call(LARGE) == b"framed:" + LARGE)
+        held = LARGE + b"hold"
         calls = []
-        for count in (1, 2, 2, 3, 3, 3, 3, 3):
-            calls.append(client.begin(LARGE))
+        for count in (1, 2, 3):
+            calls.append(client.begin(held))
             assert eventually(lambda: len(pool_of(client)) == count)  # noqa: B023 - asked here
+        for _ in range(3):
+            assert client.call(held) == b"unary:" + held
         host.go.set()
-        assert {call.result(60) for call in calls} == {b"framed:" + LARGE, b"unary:" + LARGE}
+        assert [call.result(60) for call in calls] == [b"framed:" + held] * 3
         assert len(host.peers) == 3
-        assert len(pool_of(client)) == 3
 
 
 def test_further_connections_come_only_after_one_has_succeeded() -> None:
@@ -305,6 +312,43 @@ def test_calls_side_by_side_get_connections_of_their_own() -> None:
 
         assert eventually(framed)
         assert len(host.peers) <= 8
+
+
+def test_where_no_further_connection_is_had_calls_are_made_by_themselves() -> None:
+    def one_only(host: FramedDouble, peer: Peer) -> None:
+        if len(host.peers) == 1:
+            peer.begin()
+            while (frame := peer.take()) is not None:
+                peer.echo(frame)
+                host.go.wait(60)
+
+    with playing(one_only) as host, LoopedConnection(host.target) as client:
+        client.fetch_evidence()
+        assert eventually(lambda: client.call(LARGE) == b"framed:" + LARGE)
+        held_up = client.begin(LARGE)
+        for _ in range(5):
+            assert client.call(LARGE) == b"unary:" + LARGE
+        assert len(host.peers) == 2
+        host.go.set()
+        assert held_up.result(60) == b"framed:" + LARGE
+
+
+def test_a_call_waits_for_a_connection_no_longer_than_for_its_answer() -> None:
+    def slow(host: FramedDouble, peer: Peer) -> None:
+        if len(host.peers) > 1:
+            host.go.wait(60)
+        peer.begin()
+        while (frame := peer.take()) is not None:
+            peer.echo(frame)
+            host.go.wait(60)
+
+    with playing(slow) as host, LoopedConnection(host.target) as client:
+        client.fetch_evidence()
+        assert eventually(lambda: client.call(LARGE) == b"framed:" + LARGE)
+        held_up = client.begin(LARGE)
+        assert client.begin(LARGE, 0.1).result(60) is Code.DEADLINE_EXCEEDED
+        host.go.set()
+        assert held_up.result(60) == b"framed:" + LARGE
 
 
 def test_connections_that_are_idle_for_long_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
