@@ -121,8 +121,7 @@ class _Way:
             return None
         until = time.monotonic() + timeout_s
         await asyncio.wait([self._open(self._pool.add)], timeout=timeout_s)
-        left = until - time.monotonic()
-        return await self._pool.call(request, left) if left > 0 else None
+        return await self._pool.call(request, until - time.monotonic())
 
     def _begin(self, sock: socket.socket) -> None:
         self._leaving = self._still_leaving()

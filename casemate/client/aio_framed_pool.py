@@ -36,7 +36,7 @@ class Pool:
 
     async def call(self, request: Buffer, timeout_s: float) -> bytes | None:
         """Return the answer; None if there is no idle connection. Raises RequestError."""
-        while self._idle:
+        while self._idle and timeout_s > 0:
             exchange, since = self._idle.pop()
             if self._loop.time() - since > limits.FRAMED_POOL_IDLE_S:
                 exchange.close()

@@ -249,7 +249,10 @@ class AsyncHostConnection:
                 answer = await self._shared.call(bytes(request), timeout_s)
             if answer is not None:
                 return answer
-        left = max(0.0, until - time.monotonic())
+        left = until - time.monotonic()
+        if left <= 0:
+            detail = f"{self.target}: no answer before the deadline"
+            raise RequestError(Code.DEADLINE_EXCEEDED, detail)
         call = self._methods[method](bytes(request), timeout=left, metadata=self._metadata)
         try:
             by_itself: bytes = await call
