@@ -25,6 +25,7 @@ class CborError(ValueError):
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _INDEFINITE = 31
+_WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}  # bytes of an argument beside its head
 _BREAK = 0xFF
 _SIMPLES: dict[int, bool | None] = {20: False, 21: True, 22: None}
 
@@ -34,6 +35,11 @@ def encode(value: Value) -> bytes:
     out = bytearray()
     _encode(value, out)
     return bytes(out)
+
+
+def encode_uint(value: int) -> bytes:
+    """Encode an integer of at least 0; raises TypeError above 64 bits."""
+    return _head(_UINT, value)
 
 
 def _head(major: int, argument: int) -> bytes:
@@ -84,8 +90,11 @@ def decode(data: bytes) -> Value:
 
 def read_uint(data: bytes, at: int) -> tuple[int, int]:
     """Return the integer that begins ``at``, and where it ends; raises CborError."""
-    reader = _Reader(data, nsm=False)
-    return reader.uint(at)
+    if at >= len(data):
+        raise CborError("truncated")
+    if data[at] >> 5 != _UINT:
+        raise CborError("not an unsigned integer")
+    return _argument(data, at + 1, data[at])
 
 
 def decode_nsm(data: bytes) -> Value:
@@ -119,6 +128,22 @@ def fields(value: Value, keys: Mapping[str, type | tuple[type, ...]]) -> dict[st
     return value
 
 
+def _argument(data: bytes, at: int, info: int) -> tuple[int, int]:
+    """Return the argument of a head that ends ``at``, and where it ends; raises CborError."""
+    if info < 24:  # noqa: PLR2004 - RFC 8949 section 3
+        return info, at
+    width = _WIDTHS.get(info)
+    if width is None:
+        raise CborError("reserved or indefinite length")
+    end = at + width
+    if end > len(data):
+        raise CborError("truncated")
+    value = int.from_bytes(data[at:end], "big")
+    if value < (24 if width == 1 else 1 << (4 * width)):
+        raise CborError("head is not the shortest")
+    return value, end
+
+
 class _Reader:
     def __init__(self, data: bytes, *, nsm: bool) -> None:
         self._data = data
@@ -131,13 +156,6 @@ class _Reader:
             raise CborError("trailing bytes")
         return value
 
-    def uint(self, at: int) -> tuple[int, int]:
-        self._at = at
-        first = self._take(1)[0]
-        if first >> 5 != _UINT:
-            raise CborError("not an unsigned integer")
-        return self._argument(first), self._at
-
     def _take(self, count: int) -> bytes:
         end = self._at + count
         if end > len(self._data):
@@ -147,14 +165,7 @@ class _Reader:
         return piece
 
     def _argument(self, info: int) -> int:
-        if info < 24:  # noqa: PLR2004 - RFC 8949 section 3
-            return info
-        width = {24: 1, 25: 2, 26: 4, 27: 8}.get(info)
-        if width is None:
-            raise CborError("reserved or indefinite length")
-        value = int.from_bytes(self._take(width), "big")
-        if value < (24 if width == 1 else 1 << (4 * width)):
-            raise CborError("head is not the shortest")
+        value, self._at = _argument(self._data, self._at, info)
         return value
 
     def _item(self, depth: int) -> Value:

@@ -67,11 +67,13 @@ def bytes_field(data: memoryview, at: int, number: int) -> tuple[memoryview, int
     size = len(data)
     if at >= size or data[at] != number << 3 | BYTES:
         raise WireError("another field than the one that is due")
-    length, at = _varint(data, at + 1)
-    end = at + length
+    begin = at + 2
+    if begin > size or (length := data[at + 1]) >= _CONTINUES:
+        length, begin = _varint(data, at + 1)
+    end = begin + length
     if end > size:
         raise WireError("field passes the end")
-    return data[at:end], end
+    return data[begin:end], end
 
 
 def read_fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 BYTES: Final = "BYTES"
-# numpy has no bfloat16: here it is a type of its own, around the 16 bits (SPEC 5.6.2).
+# numpy has no bfloat16: here a type of its own, around the 16 bits (SPEC 5.6.2).
 BFLOAT16: Final = np.dtype([("bfloat16", "<u2")])
 NUMERIC: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
@@ -55,6 +55,7 @@ NUMERIC: Final[Mapping[str, np.dtype[Any]]] = {
 }
 DATATYPES: Final = frozenset(NUMERIC) | {BYTES}
 
+_SMALL: Final = 4 * limits.KIB  # a copy of so much costs less than a view of it
 _NAMES: Final = {dtype: name for name, dtype in NUMERIC.items()}
 
 
@@ -116,7 +117,7 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
 
 
 def request_pieces(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Buffer]:
-    """Return what ``to_request`` does in pieces, tensors as views of ``inputs``."""
+    """Return what ``to_request`` does in pieces, tensors that are not small as views."""
     contents = [_content(name, array) for name, array in inputs.items()]
     described = _described_request(tuple([described for described, _ in contents]), tuple(outputs))
     return _pieces(described, REQUEST_RAW, [raw for _, raw in contents])
@@ -132,7 +133,7 @@ def to_response(
 def response_pieces(
     outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
 ) -> list[Buffer]:
-    """Return what ``to_response`` does in pieces, tensors as views of ``outputs``."""
+    """Return what ``to_response`` does in pieces, tensors that are not small as views."""
     contents = [_content(name, array) for name, array in outputs.items()]
     tensors = tuple([described for described, _ in contents])
     describe = _described_response.__wrapped__ if request_id else _described_response
@@ -185,7 +186,7 @@ def response_lead(head: memoryview) -> int:
 
 
 def _content(name: str, array: Array) -> tuple[Description, Buffer]:
-    """Return how a message describes ``array``, and its raw contents, a view where it can be."""
+    """Return how a message describes ``array``, and its raw contents, a view if that pays."""
     if array.dtype.kind in "OSU":
         try:
             packed = strings.pack(array.reshape(-1).tolist())
@@ -195,10 +196,9 @@ def _content(name: str, array: Array) -> tuple[Description, Buffer]:
     datatype = _NAMES.get(array.dtype)
     if datatype is None:
         array, datatype = _converted(name, array)
-    if not array.size:
-        return Description(name, datatype, array.shape), b""
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return Description(name, datatype, array.shape), flat.data
+    small = array.nbytes <= _SMALL
+    raw = array.tobytes() if small else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return Description(name, datatype, array.shape), raw
 
 
 def _converted(name: str, array: Array) -> tuple[Array, str]:
@@ -378,11 +378,14 @@ def _array(layout: _Layout, raw: memoryview, *, text: bool, align: bool) -> Arra
     if layout.dtype is None:
         array = np.empty(layout.shape, np.object_)
         array.reshape(-1)[:] = _strings(layout.name, raw, text=text)
+    elif not raw:
+        array = np.empty(layout.shape, layout.dtype)
     else:
-        array = np.frombuffer(raw, layout.dtype) if raw else np.empty(0, layout.dtype)
-        array = array.reshape(layout.shape)
-        if align and not array.flags.aligned:
-            array = array.copy()
+        own = bytes(raw) if align and len(raw) <= _SMALL else raw  # bytes of their own lie aligned
+        array = np.frombuffer(own, layout.dtype).reshape(layout.shape)
+        if not align or array.flags.aligned:
+            return array  # read-only, as `raw` is
+        array = array.copy()
     array.flags.writeable = False
     return array
 

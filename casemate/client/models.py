@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from casemate.attestation import LogEntry
 
 _LATEST = "latest"
+_KIND = BFLOAT16.kind  # of no other datatype: quicker than to compare these
 
 # By name and version; None stands for the highest version.
 Loaded = dict[tuple[str, int | None], "LogEntry"]
@@ -54,6 +55,6 @@ def loaded_models(log: Iterable[LogEntry]) -> Loaded:
 def with_bfloat16(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return ``outputs`` with BF16 as ``ml_dtypes.bfloat16``, which numpy computes with."""
     return {
-        name: array.view(ml_dtypes.bfloat16) if array.dtype == BFLOAT16 else array
+        name: array.view(ml_dtypes.bfloat16) if array.dtype.kind == _KIND else array
         for name, array in outputs.items()
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import cbor, limits, wire
 from casemate.envelope.failure import answer_open_failed
@@ -142,8 +142,7 @@ class Preamble:
         return preamble
 
 
-@dataclass(frozen=True, slots=True)
-class Trailer:
+class Trailer(NamedTuple):
     """How a request ended; ``status`` is one of ``SEALED_STATUSES`` (SPEC 5.7, 11.2).
 
     ``unit`` and ``final`` are those of streams (SPEC 5.9): which question this answers, and whether
@@ -158,9 +157,12 @@ class Trailer:
     digest: bytes | None = None
     unit: int = 0
     final: bool = True
-    receipt: bytes | None = field(default=None, repr=False)
-    question_blinder: bytes | None = field(default=None, repr=False)
-    answer_blinder: bytes | None = field(default=None, repr=False)
+    receipt: bytes | None = None
+    question_blinder: bytes | None = None
+    answer_blinder: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Trailer: {self.status}>"
 
     def _check(self) -> None:
         _require(self.status in SEALED_STATUSES, "not a sealed status")
@@ -182,7 +184,7 @@ class Trailer:
             return self._encode()
         _require(0 <= self.unit <= _U32_MAX, "unit out of bounds")
         end = _plain_end(self.model, self.version, self.digest, self.final)
-        return _BEFORE_UNIT + (cbor.encode(self.unit) if self.unit else _UNIT_0) + end
+        return _BEFORE_UNIT + cbor.encode_uint(self.unit) + end
 
     def _encode(self) -> bytes:
         self._check()
@@ -210,9 +212,10 @@ class Trailer:
             return cls._parse(encoded)
         try:
             unit, end = cbor.read_uint(encoded, len(_BEFORE_UNIT))
-            _require(unit <= _U32_MAX, "unit out of bounds")
         except ValueError:
             raise answer_open_failed() from None
+        if unit > _U32_MAX:
+            raise answer_open_failed()
         return _parse_plain(encoded[end:]).of_unit(unit)
 
     def of_unit(self, unit: int) -> Trailer:

@@ -30,22 +30,22 @@ def parse_chunks(payload: Buffer, *, first: bool) -> tuple[bytes, list[memoryvie
     The header is empty in every message but the ``first``. Raises EnvelopeError (MALFORMED) for
     anything but field 1, once and only in the first message, then field 2, each with a chunk.
     """
-    header = b""
+    message = memoryview(payload).toreadonly()
+    header, at, size = memoryview(b""), 0, len(message)
     chunks = []
     try:
-        for number, kind, content in protowire.read_fields(memoryview(payload).toreadonly()):
-            wanted = _HEADER if first and not header else _CHUNK
-            if (number, kind) != (wanted, protowire.BYTES) or not content:
-                raise _malformed()
-            if wanted == _HEADER:
-                header = bytes(content)
-            else:
-                chunks.append(content)
+        if first:
+            header, at = protowire.bytes_field(message, 0, _HEADER)
+        while at < size:
+            chunk, at = protowire.bytes_field(message, at, _CHUNK)
+            chunks.append(chunk)
     except protowire.WireError:
         raise _malformed() from None
     if bool(header) != first or len(header) > limits.HEADER_MAX or not (header or chunks):
         raise _malformed()
-    return header, chunks
+    if not all(chunks):
+        raise _malformed()
+    return bytes(header), chunks
 
 
 def _malformed() -> EnvelopeError:

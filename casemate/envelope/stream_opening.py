@@ -14,11 +14,11 @@ from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.header import ResponseHeader
 from casemate.envelope.padding import padded_answer, padded_length
-from casemate.envelope.stream_units import UnitReader, UnitWriter, framed, framed_length
+from casemate.envelope.stream_units import PREFIX_BYTES, UnitReader, UnitWriter, framed
 from casemate.errors import Code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from casemate.envelope.messages import Trailer
     from casemate.envelope.stream_units import Unit
@@ -80,8 +80,7 @@ class OpenedStream(Guarded):
 
     def _message(self, unit: Unit) -> memoryview | None:
         self._ended = unit.flag is Flag.LAST
-        length = padded_length(framed_length(unit.parts))
-        if bool(unit.parts) == self._ended or unit.length != length:
+        if bool(unit.parts) == self._ended or unit.length != padded_length(unit.filled):
             raise BrokenSealError
         return None if self._ended else unit.parts[0]
 
@@ -102,18 +101,26 @@ class StreamAnswer(Guarded):
 
     def unit(
         self, message: Sequence[Buffer], trailer: Trailer, floor: int
-    ) -> Iterator[bytes | bytearray]:
-        """Yield the chunks of an answer; ``message`` in pieces, none unless the status is OK."""
+    ) -> Iterable[bytes | bytearray]:
+        """Return the chunks of an answer; ``message`` in pieces, none unless the status is OK.
+
+        Raises ValueError or struct.error for what no unit can hold.
+        """
         if bool(message) != (trailer.status is Code.OK):
             raise ValueError("a message goes with the status OK, and only with it")
-        return self._seal(framed(message) if message else (), trailer, floor, Flag.UNIT_ENDS)
+        if not message:
+            return self._seal((), 0, trailer, floor, Flag.UNIT_ENDS)
+        size = sum(map(len, message))
+        pieces = framed(message, size)
+        return self._seal(pieces, PREFIX_BYTES + size, trailer, floor, Flag.UNIT_ENDS)
 
-    def end(self, trailer: Trailer, floor: int) -> Iterator[bytes | bytearray]:
-        """Yield the last unit, whose trailer says how the stream as a whole ended."""
-        return self._seal((), trailer, floor, Flag.LAST)
+    def end(self, trailer: Trailer, floor: int) -> Iterable[bytes | bytearray]:
+        """Return the last unit, whose trailer says how the stream as a whole ended."""
+        return self._seal((), 0, trailer, floor, Flag.LAST)
 
     def _seal(
-        self, message: Sequence[Buffer], trailer: Trailer, floor: int, flag: Flag
-    ) -> Iterator[bytes | bytearray]:
-        length = padded_answer(sum(map(len, message)), floor)
-        return self._writer.seal((*message, *framed((trailer.encode(),))), length, flag)
+        self, message: tuple[Buffer, ...], size: int, trailer: Trailer, floor: int, flag: Flag
+    ) -> Iterable[bytes | bytearray]:
+        encoded = trailer.encode()
+        pieces = message + framed((encoded,), len(encoded))
+        return self._writer.seal(pieces, padded_answer(size, floor), flag)

@@ -7,8 +7,7 @@ takes from where it lies, neither holds more than a few chunks, however long the
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import limits
 from casemate.envelope.chunks import TAG_BYTES, BrokenSealError, ChunkCipher, Flag
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
 
 FLAG_BYTES: Final = 1
+PREFIX_BYTES: Final = 4  # the length before a part
 _LENGTH: Final = struct.Struct(">I")
 _ZEROS: Final = bytes(limits.CHUNK)
 _SHORT: Final = 64 * limits.KIB  # a copy of so much costs less than to do without it
@@ -41,15 +41,16 @@ class UnitWriter(Guarded):
 
     def seal(
         self, pieces: Sequence[Buffer], length: int, flag: Flag = Flag.UNIT_ENDS
-    ) -> Iterator[bytes | bytearray]:
-        """Yield the chunks of a unit: ``pieces``, then zeros up to ``length`` bytes.
+    ) -> Iterable[bytes | bytearray]:
+        """Return the chunks of a unit: ``pieces``, then zeros up to ``length`` bytes.
 
         Whoever begins a unit sends all of its chunks, in order.
         """
         if length <= _SHORT:
-            missing = length - sum(map(len, pieces))
-            yield self._cipher.seal_short(b"".join((*pieces, _ZEROS[:missing])), flag)
-            return
+            return (self._cipher.seal_short(b"".join(pieces).ljust(length, b"\0"), flag),)
+        return self._chunks(pieces, length, flag)
+
+    def _chunks(self, pieces: Sequence[Buffer], length: int, flag: Flag) -> Iterator[bytearray]:
         left = length
         for plain in _cut(_filled(pieces, length)):
             left -= len(plain)
@@ -62,14 +63,12 @@ class UnitWriter(Guarded):
         return chunk
 
 
-def framed(part: Sequence[Buffer]) -> tuple[Buffer, ...]:
-    """Return ``LP(part)`` for a part that lies in several pieces, copying none of them."""
-    return _LENGTH.pack(sum(map(len, part))), *part
+def framed(part: Sequence[Buffer], size: int) -> tuple[Buffer, ...]:
+    """Return ``LP(part)``, ``PREFIX_BYTES`` longer than the ``size`` bytes of the part.
 
-
-def framed_length(parts: Sequence[Buffer]) -> int:
-    """Return the bytes that ``parts`` take with their prefixes."""
-    return sum(_LENGTH.size + len(part) for part in parts)
+    It may lie in several pieces, none of which is copied.
+    """
+    return _LENGTH.pack(size), *part
 
 
 def _filled(pieces: Sequence[Buffer], length: int) -> Iterator[Buffer]:
@@ -103,12 +102,15 @@ def _cut(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
 # Reading
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A whole unit, authenticated; ``length`` counts its padding."""
+class Unit(NamedTuple):
+    """A whole unit, authenticated.
+
+    ``filled`` bytes are its parts with their prefixes, of ``length`` with its padding.
+    """
 
     flag: Flag
     parts: list[memoryview]
+    filled: int
     length: int
 
 
@@ -172,10 +174,11 @@ class UnitReader(Guarded):
         if size <= _SHORT:
             plain = memoryview(cipher.open_short(sealed, flag))
         else:
-            plain = memoryview(bytearray(size))
-            cipher.open_flagged(sealed, plain, flag)
-        parts, _ = split_parts(plain.toreadonly(), self._most_parts)
-        return Unit(flag, parts, size)
+            room = memoryview(bytearray(size))
+            cipher.open_flagged(sealed, room, flag)
+            plain = room.toreadonly()
+        parts, filled = split_parts(plain, self._most_parts)
+        return Unit(flag, parts, filled, size)
 
     def _begin(self, cipher: ChunkCipher, sealed: memoryview) -> _LongUnit:
         plain = memoryview(bytearray(len(sealed) - TAG_BYTES))
@@ -233,8 +236,9 @@ class _LongUnit:
         """Return the unit, now that its last chunk has passed; raises BrokenSealError."""
         if self._filled != len(self._body):
             raise BrokenSealError
-        rest, _ = split_parts(memoryview(self._rest).toreadonly(), most_parts - 1)
-        return Unit(flag, [self._body.toreadonly(), *rest], self._length)
+        rest, filled = split_parts(memoryview(self._rest).toreadonly(), most_parts - 1)
+        filled += _LENGTH.size + len(self._body)
+        return Unit(flag, [self._body.toreadonly(), *rest], filled, self._length)
 
 
 def _split_flag(chunk: memoryview) -> tuple[Flag, memoryview]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate import limits, wire
 from casemate.envelope.chunks import BrokenSealError, Flag
@@ -12,18 +11,17 @@ from casemate.envelope.guard import Guarded
 from casemate.envelope.header import ResponseHeader
 from casemate.envelope.messages import Trailer
 from casemate.envelope.padding import padded_answer, padded_length, padme
-from casemate.envelope.stream_units import UnitReader, UnitWriter, framed, framed_length
+from casemate.envelope.stream_units import PREFIX_BYTES, UnitReader, UnitWriter, framed
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from casemate.envelope.stream_units import Unit
     from casemate.wire import Buffer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AnswerUnit:
+class AnswerUnit(NamedTuple):
     """One authenticated unit of a stream's answer.
 
     ``last``: it ends the stream, answers no question, and its trailer speaks of the stream.
@@ -68,12 +66,12 @@ class SealedStream(Guarded):
         """Whether the answer's last unit has been opened: only then it is complete."""
         return self._ended
 
-    def opening(self) -> Iterator[bytes | bytearray]:
-        """Yield the chunk of the first unit, the preamble."""
-        return self._seal((self._preamble,))
+    def opening(self) -> Iterable[bytes | bytearray]:
+        """Return the chunk of the first unit, the preamble."""
+        return self._seal((self._preamble,), len(self._preamble))
 
-    def question(self, message: Sequence[Buffer]) -> Iterator[bytes | bytearray]:
-        """Yield the chunks of one ``ModelInferRequest``, given in pieces that are not copied.
+    def question(self, message: Sequence[Buffer]) -> Iterable[bytes | bytearray]:
+        """Return the chunks of one ``ModelInferRequest``, given in pieces that are not copied.
 
         Raises EnvelopeError: TOO_LARGE, INVALID_ARGUMENT if it is empty.
         """
@@ -82,15 +80,14 @@ class SealedStream(Guarded):
             code = Code.TOO_LARGE if length else Code.INVALID_ARGUMENT
             bounds = f"1 to {limits.STREAM_PART_MAX}"
             raise EnvelopeError(code, f"message of {length} bytes, not {bounds}")
-        return self._seal(message)
+        return self._seal(message, length)
 
-    def end(self) -> Iterator[bytes | bytearray]:
-        """Yield the chunk that says that there are no more questions."""
+    def end(self) -> Iterable[bytes | bytearray]:
+        """Return the chunk that says that there are no more questions."""
         return self._writer.seal((), limits.UNIT_MIN, Flag.LAST)
 
-    def _seal(self, part: Sequence[Buffer]) -> Iterator[bytes | bytearray]:
-        pieces = framed(part)
-        return self._writer.seal(pieces, padded_length(sum(map(len, pieces))))
+    def _seal(self, part: Sequence[Buffer], size: int) -> Iterable[bytes | bytearray]:
+        return self._writer.seal(framed(part, size), padded_length(PREFIX_BYTES + size))
 
     def begin_answer(self, header: bytes) -> bytes:
         """Take the response header; returns the H(instance_config) that the answer is bound to.
@@ -132,7 +129,7 @@ class SealedStream(Guarded):
         if not unit.parts or unit.length != padme(unit.length):
             raise BrokenSealError
         *messages, trailer_bytes = unit.parts
-        if unit.length < padded_answer(framed_length(messages)):
+        if unit.length < padded_answer(unit.filled - PREFIX_BYTES - len(trailer_bytes)):
             raise BrokenSealError
         trailer = Trailer.parse(trailer_bytes)
         self._ended = unit.flag is Flag.LAST

@@ -125,9 +125,8 @@ def _framed(parts: Sequence[Part]) -> tuple[list[Buffer], int]:
 
 def require_zeros(view: memoryview) -> None:
     """Refuse padding of anything but zeros; raises BrokenSealError."""
-    while view:
-        block, view = bytes(view[:_BLOCK]), view[_BLOCK:]
-        if not _ZEROS.startswith(block):
+    for at in range(0, len(view), _BLOCK):
+        if not _ZEROS.startswith(bytes(view[at : at + _BLOCK])):
             raise BrokenSealError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
@@ -50,8 +49,7 @@ class BlindedReceipt:
 
     def within(self, trailer: Trailer) -> Trailer:
         """Return ``trailer`` with this receipt."""
-        return dataclasses.replace(
-            trailer,
+        return trailer._replace(
             receipt=self.receipt,
             question_blinder=self.question_blinder,
             answer_blinder=self.answer_blinder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ class _Outcome:
             return Trailer(self.status, self.detail)
         trailer = self.model.trailer
         if self.status is not Code.OK:
-            trailer = replace(trailer, status=self.status, detail=self.detail)
+            trailer = trailer._replace(status=self.status, detail=self.detail)
         return trailer if self.receipt is None else self.receipt.within(trailer)
 
     @property

@@ -361,7 +361,7 @@ class _Sealing:
         self._message.send()
 
 
-def _sealed(answer: StreamAnswer, answering: Answering, answered: Answered) -> Iterator[Buffer]:
+def _sealed(answer: StreamAnswer, answering: Answering, answered: Answered) -> Iterable[Buffer]:
     floor = answering.floor
     try:
         return answer.unit(answered.message, answered.trailer, floor)

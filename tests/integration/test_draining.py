@@ -210,7 +210,7 @@ def test_a_stream_under_way_at_the_end_is_asked_and_answered_to_its_own(served: 
     question = to_request({"n": np.zeros(1, np.float32), "limit": np.full(1, 30, np.float32)})
     with served.connect() as channel:
         spoken = speak(channel, session, model="counting")
-        spoken.begin(spoken.call.question([question]))
+        spoken.begin(question)
         assert spoken.receive()
         with ending(served.server):
             spoken.ask(question)
@@ -233,7 +233,7 @@ def test_a_stream_that_outlives_the_end_is_told_so(
     question = to_request({"x": np.ones((), np.float32)})
     with served.connect() as channel:
         spoken = speak(channel, session, model="endless")
-        spoken.begin(spoken.call.question([question]) if busy else [])
+        spoken.begin(*[question] if busy else [])
         assert eventually(lambda: served.counters()["streams"] == 1)
         time.sleep(0.2)
         begun = time.monotonic()

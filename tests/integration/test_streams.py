@@ -470,7 +470,7 @@ def first_status(stack: contextlib.ExitStack, enclave: EnclaveSocket, session: S
     channel = stack.enter_context(connect(enclave.address, TIMEOUT_S))
     spoken = speak(channel, session.keys, version=SHARED)
     question = to_request({"x": np.ones(3, np.float32)})
-    spoken.begin(spoken.call.question([question]))
+    spoken.begin(question)
     while not spoken.units:
         assert spoken.receive()
     return spoken.units[0].trailer.status

@@ -154,7 +154,7 @@ def test_c3_a_long_message_that_never_comes_keeps_nobody_else_waiting(
     length = limits.STREAM_BYTES_DEFAULT - limits.UNIT_MIN
     with spoken_to(enclave, session) as stalled, spoken_to(enclave, session) as honest:
         opening = [*stalled.call.opening()]
-        first = next(stalled.call.question([np.zeros(length, np.uint8).data]))
+        first = next(iter(stalled.call.question([np.zeros(length, np.uint8).data])))
         stalled.budget = 200_000
         stalled.send([*opening, first], stalled.call.header)
         time.sleep(0.5)

@@ -115,7 +115,7 @@ class Service:
             message = to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
         trailer = self.trailer
         if opened.preamble.receipt and message is not None:
-            trailer = replace(trailer, **self._receipt(opened, message))
+            trailer = trailer._replace(**self._receipt(opened, message))
         sealed = seal_response(
             opened,
             instance_digest=digest(self.instance.encode()),

@@ -132,9 +132,12 @@ class Spoken:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer says why
             send_frame(self.channel, FrameType.STREAM, payload, self.budget)
 
-    def begin(self, chunks: Iterable[bytes | bytearray] = ()) -> Self:
-        """Send the first message: the header, the opening and ``chunks``."""
-        self.send([*self.call.opening(), *chunks], self.call.header)
+    def begin(self, *messages: bytes) -> Self:
+        """Send the first message: the header, the opening and questions."""
+        chunks = [*self.call.opening()]
+        for message in messages:
+            chunks += self.call.question([message])
+        self.send(chunks, self.call.header)
         return self
 
     def ask(self, message: bytes) -> None:

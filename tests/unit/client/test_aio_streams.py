@@ -436,7 +436,7 @@ async def test_an_answer_by_another_model_is_refused_alone() -> None:
     async with begin(host) as stream:
         future, other = [await stream.submit(x(n)) for n in range(2)]
         await until(lambda: len(host.asked) == 2)
-        foreign = replace(trailer(0), digest=b"\xee" * 48)
+        foreign = trailer(0)._replace(digest=b"\xee" * 48)
         host.say(host.answers(0, 0, foreign), host.answers(1, 1))
         assert await code_of(future) is Code.DIGEST_MISMATCH
         assert value(await other) == 1

@@ -11,14 +11,14 @@ from casemate.errors import Code, EnvelopeError
 
 FULL = Preamble("wdbc", 7, b"d" * 48, b"c" * 32, b"s" * 64, b"o" * 48, receipt=True)
 TRAILER = Trailer(Code.OK, "", "wdbc", 7, b"d" * 48)
-RECEIPTED = replace(TRAILER, receipt=b"r", question_blinder=b"q" * 32, answer_blinder=b"a" * 32)
+RECEIPTED = TRAILER._replace(receipt=b"r", question_blinder=b"q" * 32, answer_blinder=b"a" * 32)
 
 
 def test_what_is_encoded_is_parsed() -> None:
     for preamble in (FULL, Preamble("m"), Preamble("m", operation="metadata")):
         assert Preamble.parse(preamble.encode()) == preamble
     for status in SEALED_STATUSES:
-        trailer = replace(TRAILER, status=status)
+        trailer = TRAILER._replace(status=status)
         assert Trailer.parse(trailer.encode()) == trailer
     assert Trailer.parse(RECEIPTED.encode()) == RECEIPTED
     assert Trailer.parse(Trailer(Code.INVALID_REQUEST).encode()).model is None
@@ -106,16 +106,16 @@ def test_what_is_no_trailer_is_one_error(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("status", [Code.OK, Code.MODEL_FAILED])
 def test_a_unit_above_32_bits_is_not_written(status: Code) -> None:
     with pytest.raises(ValueError, match="unit"):
-        replace(TRAILER, status=status, unit=1 << 32).encode()
+        TRAILER._replace(status=status, unit=1 << 32).encode()
 
 
 @pytest.mark.parametrize("unit", [0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1])
-@pytest.mark.parametrize("trailer", [TRAILER, RECEIPTED, replace(TRAILER, final=False)])
+@pytest.mark.parametrize("trailer", [TRAILER, RECEIPTED, TRAILER._replace(final=False)])
 def test_trailers_that_differ_by_their_unit_alone_are_told_apart(
     trailer: Trailer, unit: int
 ) -> None:
     """Those read before are known by sight, but for their unit."""
-    numbered = replace(trailer, unit=unit)
+    numbered = trailer._replace(unit=unit)
     for _ in range(2):
         assert Trailer.parse(trailer.encode()) == trailer
         assert Trailer.parse(numbered.encode()) == numbered
@@ -126,7 +126,7 @@ def test_trailers_that_differ_by_their_unit_alone_are_told_apart(
     "unit", [b"\x18\x07", b"\x19\x00\xff", b"\x1b" + (1 << 32).to_bytes(8, "big"), b"\x41\x07", b""]
 )
 def test_a_unit_is_read_strictly_however_well_the_rest_is_known(unit: bytes) -> None:
-    encoded = replace(TRAILER, unit=7).encode()
+    encoded = TRAILER._replace(unit=7).encode()
     Trailer.parse(encoded)
     assert encoded.count(b"dunit\x07") == 1
     for spoilt in (encoded.replace(b"dunit\x07", b"dunit" + unit), encoded[:10], encoded[:9]):
@@ -153,7 +153,7 @@ def test_a_unit_is_read_strictly_however_well_the_rest_is_known(unit: bytes) -> 
 )
 def test_a_receipt_comes_whole_and_with_an_answer(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        replace(RECEIPTED, **change).encode()
+        RECEIPTED._replace(**change).encode()
     with pytest.raises(EnvelopeError) as caught:
         Trailer.parse(cbor.encode(cbor.decode(RECEIPTED.encode()) | change))
     assert caught.value.code == Code.ANSWER_OPEN_FAILED
@@ -162,17 +162,17 @@ def test_a_receipt_comes_whole_and_with_an_answer(change: dict[str, Any]) -> Non
 def test_the_largest_trailers_have_room() -> None:
     longest = Trailer(Code.KEY_RELEASE_UNAVAILABLE, "x" * 600, "m" * 128, (1 << 32) - 1, b"d" * 48)
     assert len(longest.encode()) <= limits.TRAILER_MAX
-    whole = replace(
-        RECEIPTED, receipt=b"r" * 512, model="m" * 128, version=(1 << 32) - 1, unit=(1 << 32) - 1
+    whole = RECEIPTED._replace(
+        receipt=b"r" * 512, model="m" * 128, version=(1 << 32) - 1, unit=(1 << 32) - 1
     )
     assert len(whole.encode()) <= limits.TRAILER_MAX
 
 
 def test_a_code_from_outside_the_seal_is_never_sealed() -> None:
     with pytest.raises(ValueError, match="not a sealed status"):
-        replace(TRAILER, status=Code.REPLAYED).encode()
+        TRAILER._replace(status=Code.REPLAYED).encode()
 
 
 def test_a_long_detail_is_cut_at_a_character() -> None:
-    parsed = Trailer.parse(replace(TRAILER, detail="x" + "\u00fc" * 400).encode())
+    parsed = Trailer.parse(TRAILER._replace(detail="x" + "\u00fc" * 400).encode())
     assert parsed.detail == "x" + "\u00fc" * 255

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from casemate.envelope.sealing import DataKeySession, SealedCall
 
 CALLER = Ed25519PrivateKey.from_private_bytes(bytes(32))
-RECEIPTED = replace(
-    env.ANSWERED, receipt=b"r" * 471, question_blinder=b"q" * 32, answer_blinder=b"a" * 32
+RECEIPTED = env.ANSWERED._replace(
+    receipt=b"r" * 471, question_blinder=b"q" * 32, answer_blinder=b"a" * 32
 )
 each_mode = pytest.mark.parametrize("start", env.SESSIONS.values(), ids=env.SESSIONS)
 Start: TypeAlias = "Callable[[Ed25519PrivateKey | None], DataKeySession]"
@@ -88,7 +88,7 @@ def test_answers_are_padded_to_the_models_bucket() -> None:
         len(env.answer(opened, message, floor=5000).ciphertext)
         for message in (b"x", b"x" * 1000, b"x" * 4996)
     }
-    wordy = replace(env.REFUSED, detail="x" * 512)
+    wordy = env.REFUSED._replace(detail="x" * 512)
     lengths |= {
         len(env.answer(opened, None, said, 5000).ciphertext) for said in (env.REFUSED, wordy)
     }

@@ -94,7 +94,8 @@ def test_a_message_goes_with_ok_and_only_with_it(ends: Ends) -> None:
 
 
 def test_an_answer_without_its_message_is_refused(ends: Ends) -> None:
-    pieces = framed((trailer().encode(),))
+    encoded = trailer().encode()
+    pieces = framed((encoded,), len(encoded))
     chunks = ends.answer._writer.seal(pieces, padded_answer(0), Flag.UNIT_ENDS)
     with pytest.raises(EnvelopeError):
         answered(ends.call, chunks)
@@ -321,7 +322,7 @@ def test_keys_stay_where_they_are(ends: Ends) -> None:
 def test_a_long_unit_is_never_held_twice() -> None:
     message = bytes(32 << 20)
     writer, opener = UnitWriter(KEY, AAD), reader()
-    pieces = framed((message,))
+    pieces = framed((message,), len(message))
     tracemalloc.start()
     try:
         units = [
