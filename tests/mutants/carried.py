@@ -41,6 +41,7 @@ _egress = partial(
 _workers = partial(
     Mutant, file="workers.py", tests=("tests/unit/host/test_workers.py",), package=_HOST
 )
+_pipe = partial(Mutant, tests=("tests/unit/host/test_pipe.py",), package=_HOST)
 
 _BOOK = "call_book.py"
 _CALLS = "call_stream.py"
@@ -95,6 +96,11 @@ MUTANTS = (
     _egress("egress: the excess", old="            self._slots.take()\n", new="            pass\n"),
     _egress("egress: the list", old="self._config.allow.get(name) if name is not None else None", new='("127.0.0.1", 9)'),
     _egress("egress: the enclave alone", old="if self._cid is not None and", new="if False and"),
+    _pipe("pipe: not sent again in part", "relay.py", "if len(payload) < size:", "if False:"),
+    _pipe("pipe: without what nobody took", "framed_channel.py", " or len(self._pipe):", ":"),
+    _pipe("pipe: what does not fit", "framed_channel.py", "return self._pipe.drain()", 'return b""'),
+    _pipe("pipe: ends with its connection", "framed_channel.py", "        self._channel.close()\n        self._close_pipe()\n", "        self._channel.close()\n"),
+    _pipe("pipe: full", "pipe.py", ", flags=os.SPLICE_F_NONBLOCK)", ")"),
     _workers("workers: bounded", old="elif self._alive < self.count:", new="elif True:"),
     _workers("workers: end when idle", old="free.wake.acquire(timeout=limits.THREAD_IDLE_S)", new="free.wake.acquire()"),
     _workers("workers: keep nothing", old="            task = None  # nor what it answered: the next call may be long in coming\n", new=""),

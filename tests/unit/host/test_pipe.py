@@ -169,7 +169,31 @@ def test_a_pipe_takes_what_linux_gives_everybody() -> None:
             os.fstat(descriptor)
 
 
+def test_a_pipe_ends_with_its_connection(channel: FramedChannel, pair: Pair) -> None:
+    with sending(IMAGE, pair[1].sendall):
+        pipe = channel.message(len(IMAGE))
+    assert isinstance(pipe, Pipe)
+    channel.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe._out_of)
+
+
 # Over the relay
+
+
+def test_an_answer_to_a_pipe_is_awaited_until_the_deadline(tmp_path: Path) -> None:
+    enclave = FakeEnclave(tmp_path / "s", new_chain(), configuration=b"any").start()
+    relay = Relay(UnixAddress(str(enclave.path)), 1, lambda: None)
+    pipe = filled(b"sleep:60 " + IMAGE)
+    began = time.monotonic()
+    with pytest.raises(FrameError) as raised:
+        relay.exchange(FrameType.REQUEST, pipe, Call(0.2))
+    assert raised.value.code is Code.DEADLINE_EXCEEDED
+    assert time.monotonic() - began < 10
+    enclave.released.set()
+    pipe.close()
+    relay.close()
+    enclave.stop()
 
 
 def test_a_pipe_is_relayed_as_its_bytes_would_be(tmp_path: Path) -> None:
