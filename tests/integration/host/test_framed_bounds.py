@@ -65,7 +65,8 @@ def test_c3_who_says_nothing_gives_way_to_who_comes(
     short_path: Path, chain: Chain, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "FRAMED_MAX", 4)
-    with framed_bench(short_path, chain) as bench:
+    monkeypatch.setattr(limits, "FRAMED_HELLO_S", 600.0)
+    with framed_bench(short_path, chain, front="receive_seconds = 600") as bench:
         silent = [connect(bench, None) for _ in range(4)]
 
         def comes_in() -> bool:
@@ -205,7 +206,7 @@ def test_c3_a_flood_is_shed_and_every_request_ends_once(
 def test_c3_slow_senders_give_way_to_who_is_refused_for_them(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
-    with framed_bench(short_path, chain, front="unary = 4") as bench:
+    with framed_bench(short_path, chain, front="unary = 4\nreceive_seconds = 600") as bench:
         slow = [connect(bench) for _ in range(4)]
         for connection in slow:
             connection.socket.sendall(encode_frame(Kind.REQUEST, LARGE)[:1000])
