@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from casemate import limits
 from casemate.client.framed_dial import NowhereError
 from casemate.client.framed_exchange import Exchanges, UnsentError
+from casemate.errors import Code, RequestError
 from casemate.frames import COUNTED
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ class FramedPool:
         self._first: threading.Thread | None = None
         self._not_before = 0.0
 
-    def call(self, request: Buffer, timeout_s: float) -> bytes | None:
-        """Return the answer; None if nothing was asked. Raises RequestError."""
+    def call(self, request: Buffer, until: float) -> bytes | None:
+        """Return the answer; None if nothing was asked. Raises RequestError.
+
+        ``until`` in seconds of time.monotonic.
+        """
         if len(request) + COUNTED > limits.FRAME_MAX:
             return None
-        until = time.monotonic() + timeout_s
         connection = self._taken() or self._made(until)
         while connection is not None:
             try:
@@ -49,6 +53,9 @@ class FramedPool:
             finally:
                 self._give_back(connection)
             connection = self._taken()
+        if time.monotonic() >= until:
+            detail = f"{self._target}: no connection before the deadline"
+            raise RequestError(Code.DEADLINE_EXCEEDED, detail)
         return None
 
     def renew(self, host: FramedHost) -> None:
@@ -90,18 +97,24 @@ class FramedPool:
                 self._make_first(host)
                 return None
             connection = self._new(self._reached)
-        return self._connected(connection, min(until - now, limits.FRAMED_CONNECT_S))
+        return self._connected(connection, until)
 
     def _make_first(self, host: FramedHost) -> None:
-        if self._first is None:
-            connection = self._new(host)
-            self._first = threading.Thread(
-                target=self._begin, args=(connection,), name="framed-connect", daemon=True
-            )
+        if self._first is not None:
+            return
+        connection = self._new(host)
+        self._first = threading.Thread(
+            target=self._begin, args=(connection,), name="framed-connect", daemon=True
+        )
+        try:
             self._first.start()
+        except RuntimeError:  # there is no thread to spare
+            self._first = None
+            self._drop(connection)
+            self._pause()
 
     def _begin(self, connection: Exchanges) -> None:
-        connected = self._connected(connection, limits.FRAMED_CONNECT_S)
+        connected = self._connected(connection, math.inf)
         if connected is not None:
             self._give_back(connected)
         with self._lock:
@@ -112,15 +125,16 @@ class FramedPool:
         self._all.add(connection)
         return connection
 
-    def _connected(self, connection: Exchanges, within_s: float) -> Exchanges | None:
+    def _connected(self, connection: Exchanges, until: float) -> Exchanges | None:
+        """Return it connected, None if it led nowhere; ``until``: a call's deadline."""
         try:
-            address = connection.connect(within_s)
+            address = connection.connect(min(until - time.monotonic(), limits.FRAMED_CONNECT_S))
         except NowhereError:
             with self._lock:
                 self._drop(connection)
-                if self._of_now(connection):
-                    self._reached = None
-                    self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
+                # That a call had no time for it says nothing of the host.
+                if self._of_now(connection) and time.monotonic() < until:
+                    self._pause()
             return None
         except BaseException:
             with self._lock:
@@ -130,6 +144,10 @@ class FramedPool:
             if self._of_now(connection):
                 self._reached = connection.host._replace(name=address)
         return connection
+
+    def _pause(self) -> None:
+        self._reached = None
+        self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
 
     def _of_now(self, connection: Exchanges) -> bool:
         """Tell whether the connection is to the host that made the last offer."""

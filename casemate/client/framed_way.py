@@ -59,9 +59,12 @@ class FramedWay:
             if host == self._host:
                 self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
 
-    def call(self, request: Buffer, timeout_s: float) -> bytes | None:
-        """Ask on a connection of its own; None if nothing was asked. Raises RequestError."""
-        return self._pool.call(request, timeout_s)
+    def call(self, request: Buffer, until: float) -> bytes | None:
+        """Ask on a connection of its own; None if nothing was asked. Raises RequestError.
+
+        ``until`` in seconds of time.monotonic.
+        """
+        return self._pool.call(request, until)
 
     def close(self) -> None:
         """End all connections for large requests; calls under way fail."""

@@ -72,7 +72,9 @@ class HostConnection:
         """
         if method == "Infer":
             if len(request) > limits.CALL_STREAM_REQUEST_MAX:
-                answer = self._framed.call(request, timeout_s)
+                until = time.monotonic() + timeout_s
+                answer = self._framed.call(request, until)
+                timeout_s = until - time.monotonic()
             else:
                 answer = self._shared.call(bytes(request), timeout_s)
             if answer is not None:

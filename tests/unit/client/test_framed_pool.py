@@ -345,6 +345,46 @@ def test_when_new_connections_are_refused_the_old_ones_serve() -> None:
         assert connection.call(LARGE) == b"framed:" + LARGE
 
 
+def test_a_call_without_time_for_a_connection_ends_in_time_and_blames_nobody() -> None:
+    waiting, going = threading.Event(), threading.Event()
+
+    def wait(_: FramedDouble, peer: Peer) -> None:
+        waiting.set()
+        going.wait(60)
+        peer.send(HEARD, b"late")
+
+    def mute(host: FramedDouble, _: Peer) -> None:
+        host.go.wait(100)
+
+    with playing(Acting(wait)) as host, BlockingConnection(host.target) as connection:
+        connection.warm(LARGE)
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(connection.call, asking("now"))
+            assert waiting.wait(60)
+            calls, host.script = host.unary, mute
+            assert connection.outcome(LARGE, 0.3) is Code.DEADLINE_EXCEEDED
+            assert len(host.peers) == 2
+            assert host.unary == calls
+            host.script = Acting(lambda *_: None)
+            assert connection.call(LARGE) == b"framed:" + LARGE
+            going.set()
+            assert held.result() == b"late"
+
+
+def test_without_a_thread_to_spare_calls_are_made_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with playing() as host, BlockingConnection(host.target) as connection:
+        with monkeypatch.context() as patched:
+            patched.setattr("casemate.client.framed_pool.threading.Thread.start", refuse)
+            for _ in range(3):
+                assert connection.call(LARGE) == b"unary:" + LARGE
+        assert host.peers == []
+
+
 def test_closing_fails_what_is_under_way_and_leaves_nothing_open() -> None:
     waiting = threading.Event()
 
