@@ -141,7 +141,7 @@ class _Way:
             try:
                 use(await opened(self.host, self._hello))
                 self._proven = True
-            except NowhereError:
+            except (NowhereError, OSError):  # the latter: this process has no room for it
                 again = time.monotonic() + limits.CALL_STREAM_AGAIN_S
                 self._not_before = max(self._not_before, again)
 

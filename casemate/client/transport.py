@@ -227,6 +227,7 @@ class AsyncHostConnection:
         self._framed = AsyncFramed(target, access)
         self._shared = AsyncCallStreams(self._begin, target)
         self._methods: dict[str, Any] = {}
+        self._closed = False
 
     def _opened(self) -> grpc.aio.Channel:
         # Not before a loop runs: the channel belongs to it.
@@ -252,6 +253,8 @@ class AsyncHostConnection:
             if answer is not None:
                 return answer
         left = until - time.monotonic()
+        if self._closed:  # while the call waited, or before
+            raise RequestError(Code.UNAVAILABLE, f"{self.target}: the client was closed")
         if left <= 0:
             detail = f"{self.target}: no answer before the deadline"
             raise RequestError(Code.DEADLINE_EXCEEDED, detail)
@@ -276,6 +279,7 @@ class AsyncHostConnection:
 
     async def close(self) -> None:
         """Close the channel; calls under way fail."""
+        self._closed = True
         await self._framed.close()
         await self._shared.close()
         if self._channel is not None:

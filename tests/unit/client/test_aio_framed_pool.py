@@ -351,6 +351,26 @@ def test_a_call_waits_for_a_connection_no_longer_than_for_its_answer() -> None:
         assert held_up.result(60) == b"framed:" + LARGE
 
 
+def test_a_call_that_waits_for_a_connection_fails_when_the_client_is_closed() -> None:
+    def slow(host: FramedDouble, peer: Peer) -> None:
+        if len(host.peers) > 1:
+            host.go.wait(60)
+            return
+        peer.begin()
+        while (frame := peer.take()) is not None:
+            peer.echo(frame)
+            host.go.wait(60)
+
+    with playing(slow) as host, LoopedConnection(host.target) as client:
+        client.fetch_evidence()
+        assert eventually(lambda: client.call(LARGE) == b"framed:" + LARGE)
+        calls = [client.begin(LARGE), client.begin(LARGE)]
+        assert eventually(lambda: len(host.peers) == 2)
+        client.hang_up()
+        assert [call.result(60) for call in calls] == [Code.UNAVAILABLE] * 2
+        assert client.begin(LARGE).result(60) is Code.UNAVAILABLE
+
+
 def test_connections_that_are_idle_for_long_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FRAMED_POOL_IDLE_S", 0.2)
     heard: list[bytes] = []
