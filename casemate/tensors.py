@@ -382,7 +382,7 @@ def _array(layout: _Layout, raw: memoryview, *, text: bool, align: bool) -> Arra
         array = np.empty(layout.shape, layout.dtype)
     else:
         own = bytes(raw) if align and len(raw) <= _SMALL else raw  # bytes of their own lie aligned
-        array = np.frombuffer(own, layout.dtype).reshape(layout.shape)
+        array = np.ndarray(layout.shape, layout.dtype, own)
         if not align or array.flags.aligned:
             return array  # read-only, as `raw` is
         array = array.copy()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from casemate.client.aio_answers import AsyncFutureAnswer, AsyncPieceQueue
 from casemate.client.steps import LARGE, remaining
-from casemate.client.stream_answers import Asked
 from casemate.client.stream_core import StreamCore, cancelled, in_flight_bound, no_room
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from casemate.client.core import Inference
     from casemate.client.steps import Answers, AsyncDriver
+    from casemate.client.stream_answers import Asked
     from casemate.client.stream_core import StreamPlace
 
     Batches: TypeAlias = (
@@ -101,14 +101,14 @@ class AsyncStream:
 
     async def _ask(self, inputs: Mapping[str, np.ndarray], answers: Answers) -> None:
         if sum([array.nbytes for array in inputs.values()]) < LARGE:
-            message = self._core.question(inputs)
+            asked = self._core.question(inputs, answers)
         else:
-            message = await asyncio.to_thread(self._core.question, inputs)
+            asked = await asyncio.to_thread(self._core.question, inputs, answers)
         if self._room.locked():
             await self._await_room()
         else:
             await self._room.acquire()  # at once
-        self._core.admit(Asked(message, answers))
+        self._core.admit(asked)
 
     async def _await_room(self) -> None:
         try:

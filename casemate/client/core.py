@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import tensors
 from casemate.allocator import expect_large_messages
@@ -52,11 +52,10 @@ class Inference:
     receipt: StoredReceipt | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What `Inference` is made of, before its tensors are read."""
 
-    message: memoryview = field(repr=False)
+    message: memoryview
     entry: LogEntry
     evidence: VerifiedEvidence
     receipt: StoredReceipt | None

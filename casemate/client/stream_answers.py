@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from casemate import limits
 from casemate.client.core import Answer
-from casemate.client.steps import remaining, worked
+from casemate.client.steps import remaining
 from casemate.errors import CasemateError, Code, RequestError, SealedStatusError
 from casemate.receipts import Shown, StoredReceipt
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from casemate.attestation import LogEntry, VerifiedEvidence
     from casemate.client.core import Inference
-    from casemate.client.steps import Answers, Steps
+    from casemate.client.steps import Answers
     from casemate.envelope.messages import Trailer
     from casemate.envelope.streaming import AnswerUnit
     from casemate.wire import Buffer
@@ -186,9 +186,10 @@ class Asked:
 
     __slots__ = ("answers", "message", "messages", "size")
 
-    def __init__(self, message: Sequence[Buffer], answers: Answers) -> None:
+    def __init__(self, message: Sequence[Buffer], size: int, answers: Answers) -> None:
+        """``message`` in pieces, ``size`` bytes together."""
         self.message = message
-        self.size = sum(map(len, message))
+        self.size = size
         self.answers = answers
         self.messages: list[bytes] = []  # of the answer, for a receipt
 
@@ -212,9 +213,7 @@ class Released:
         if trailer.status is not Code.OK:
             raise SealedStatusError(trailer.status, trailer.detail)
 
-    def inference(
-        self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence
-    ) -> Steps[Inference]:
+    def answer(self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence) -> Answer:
         """Return the answer; raises RequestError."""
         trailer = unit.trailer
         self.check_status(trailer)
@@ -224,8 +223,7 @@ class Released:
         if self.receipt:
             asked.messages.append(bytes(unit.message))
             receipt = self._stored(asked, trailer, evidence)
-        answer = Answer(unit.message, self._entry, evidence, receipt)
-        return (yield from worked(len(unit.message), answer.inference))
+        return Answer(unit.message, self._entry, evidence, receipt)
 
     def _stored(
         self, asked: Asked, trailer: Trailer, evidence: VerifiedEvidence

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from casemate import limits, tensors
 from casemate.client.models import split_version
-from casemate.client.steps import Give, Take, deadline_after
+from casemate.client.steps import Give, Take, deadline_after, worked
 from casemate.client.stream_answers import Asked, Released
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
     from casemate.attestation import VerifiedEvidence
     from casemate.client.core import ClientCore, Inference
-    from casemate.client.steps import Connection, HostStream, Steps
-    from casemate.envelope.streaming import AnswerUnit, SealedStream
+    from casemate.client.steps import Answers, Connection, HostStream, Steps
+    from casemate.envelope.messages import Trailer
+    from casemate.envelope.streaming import SealedStream
     from casemate.wire import Buffer
 
 IN_FLIGHT: Final = 32  # half of what the enclave reads ahead
@@ -75,8 +76,8 @@ def begin_stream(
     )
 
 
-# An answer or a piece of one, or its failure; whether it is the last.
-_Opened: TypeAlias = "tuple[Asked, Inference | CasemateError, bool]"
+# An answer or a piece of one; whether it is the last.
+_Opened: TypeAlias = "tuple[Asked, Inference, bool]"
 
 
 class Room(Protocol):
@@ -132,14 +133,15 @@ class StreamCore:
 
     # Asking
 
-    def question(self, inputs: Mapping[str, np.ndarray]) -> Sequence[Buffer]:
-        """Return the message that asks about ``inputs``, in pieces; raises RequestError."""
+    def question(self, inputs: Mapping[str, np.ndarray], answers: Answers) -> Asked:
+        """Return what asks about ``inputs``; raises RequestError."""
         if not inputs:
             raise RequestError(Code.INVALID_ARGUMENT, "no inputs")
         message = tensors.request_pieces(inputs, self._outputs)
-        if sum(map(len, message)) > limits.STREAM_PART_MAX:
+        size = sum(map(len, message))
+        if size > limits.STREAM_PART_MAX:
             raise RequestError(Code.TOO_LARGE, "a message has at most 4 GiB")
-        return message
+        return Asked(message, size, answers)
 
     def admit(self, asked: Asked) -> None:
         """Have a question sent for which there is room; raises why not, and frees the room."""
@@ -223,54 +225,52 @@ class StreamCore:
                 self._evidence = yield from self._place.answered_by(sealed.begin_answer(header))
             opened: list[_Opened] = []
             try:
-                for chunk in chunks:
-                    unit = sealed.answer(chunk)
-                    if unit is not None:
-                        yield from self._release(unit, self._evidence, opened)
+                yield from self._open_all(chunks, self._evidence, opened)
             finally:
                 self._settle(opened)
         if not sealed.ended:
             raise answer_open_failed()
 
-    def _release(
-        self, unit: AnswerUnit, evidence: VerifiedEvidence, opened: list[_Opened]
+    def _open_all(
+        self, chunks: Sequence[memoryview], evidence: VerifiedEvidence, opened: list[_Opened]
     ) -> Steps[None]:
-        """Hand over what is given piece by piece; all else waits in ``opened``."""
-        trailer = unit.trailer
-        if unit.last:
-            self._settle(opened)
-            self._check_end(unit)
-            return
-        asked = self._answered(trailer.unit, final=trailer.final)
-        outcome: Inference | CasemateError
-        try:
-            outcome = yield from self._place.released.inference(asked, unit, evidence)
-        except CasemateError as error:
-            outcome = error
-        if not asked.answers.piecewise or isinstance(outcome, CasemateError):
-            opened.append((asked, outcome, trailer.final))
-            return
-        self._settle(opened)  # for a piece there may be no room for long
-        yield Give(asked.answers, outcome, trailer.final)
-        if trailer.final:
-            self._left([asked])
+        """Hand over what fails or is given piece by piece; all else is left in ``opened``."""
+        sealed, released = self._place.sealed, self._place.released
+        for chunk in chunks:
+            unit = sealed.answer(chunk)
+            if unit is None:
+                continue
+            trailer = unit.trailer
+            if unit.last:
+                self._settle(opened)
+                self._check_end(trailer)
+                continue
+            asked = self._answered(trailer.unit, final=trailer.final)
+            try:
+                answer = released.answer(asked, unit, evidence)
+                inference = yield from worked(len(answer.message), answer.inference)
+            except CasemateError as error:
+                asked.answers.failed(error)
+                self._left([asked] if trailer.final else [])
+                continue
+            if not asked.answers.piecewise:
+                opened.append((asked, inference, trailer.final))
+                continue
+            self._settle(opened)  # for a piece there may be no room for long
+            yield Give(asked.answers, inference, trailer.final)
+            self._left([asked] if trailer.final else [])
 
     def _settle(self, opened: list[_Opened]) -> None:
         """Hand over what waits for nothing, that of one message at once."""
-        if not opened:
-            return
-        for asked, outcome, final in opened:
-            if isinstance(outcome, CasemateError):
-                asked.answers.failed(outcome)
-            else:
-                asked.answers.answered(outcome, final=final)
+        for asked, inference, final in opened:
+            asked.answers.answered(inference, final=final)
         self._left([asked for asked, _, final in opened if final])
         opened.clear()
 
     def _left(self, answered: Sequence[Asked]) -> None:
-        with self._lock:
-            self._open.difference_update(answered)
         if answered:
+            with self._lock:
+                self._open.difference_update(answered)
             self._room.release(len(answered))
 
     def _answered(self, unit: int, *, final: bool) -> Asked:
@@ -281,8 +281,7 @@ class StreamCore:
             raise self.failure or answer_open_failed()
         return asked
 
-    def _check_end(self, unit: AnswerUnit) -> None:
-        trailer = unit.trailer
+    def _check_end(self, trailer: Trailer) -> None:
         self._place.released.check_status(trailer)
         if self._open or not self._ended or trailer.unit != self._units:
             raise answer_open_failed()
@@ -310,14 +309,15 @@ class Sending:
         self._keep = keep
         self._pieces: list[Buffer] = [*encode_header(sealed.header)]
         self._size = 0
-        self._add(sealed.opening())
+        for chunk in sealed.opening():
+            self._add(chunk)
 
     def seal(self, waiting: Sequence[Asked]) -> Iterator[bytes]:
         """Yield messages that ask all that waits."""
         for together in _parcels(waiting, self._most):
             for asked in self._register(together):
                 for chunk in self._sealed.question(asked.message):
-                    self._add((chunk,))
+                    self._add(chunk)
                     if self._size >= limits.STREAM_MESSAGE:
                         yield from self.rest()
                 asked.sent(keep=self._keep)
@@ -332,13 +332,13 @@ class Sending:
 
     def end(self) -> Iterator[bytes]:
         """Yield the last message."""
-        self._add(self._sealed.end())
+        for chunk in self._sealed.end():
+            self._add(chunk)
         yield from self.rest()
 
-    def _add(self, chunks: Iterable[Buffer]) -> None:
-        for chunk in chunks:
-            self._pieces += encode_chunk(chunk)
-            self._size += len(chunk)
+    def _add(self, chunk: Buffer) -> None:
+        self._pieces += encode_chunk(chunk)
+        self._size += len(chunk)
 
 
 def _parcels(waiting: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:

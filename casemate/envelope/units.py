@@ -126,7 +126,7 @@ def _framed(parts: Sequence[Part]) -> tuple[list[Buffer], int]:
 def require_zeros(view: memoryview) -> None:
     """Refuse padding of anything but zeros; raises BrokenSealError."""
     for at in range(0, len(view), _BLOCK):
-        if not _ZEROS.startswith(bytes(view[at : at + _BLOCK])):
+        if not _ZEROS.startswith(view[at : at + _BLOCK]):
             raise BrokenSealError
 
 

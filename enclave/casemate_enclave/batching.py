@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, Array]
 
 
-J = TypeVar("J", bound="Job")
+J = TypeVar("J", bound="Joinable")
 
 
 class State(Enum):
@@ -55,16 +55,36 @@ class Group:
             self.cancellation.cancel()
 
 
-class Job:
+class Joinable:
+    """A request as one of several that run together; ``deadline`` as that of ``Run``."""
+
+    __slots__ = ("alone", "deadline", "inputs", "outputs", "rows", "shape", "size")
+
+    def __init__(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        deadline: float,
+        *,
+        rows: int | None,
+        axis: int | None,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.deadline = deadline
+        self.rows = rows or 0
+        self.alone = not rows  # without rows to be told apart by, it can be joined with nothing
+        self.shape = () if axis is None else _shape(inputs, outputs, axis)
+        self.size = sum([array.nbytes for array in inputs.values()])
+
+
+class Job(Joinable):
     """A request that waits; ``deadline`` in seconds of ``time.monotonic``.
 
     Everything but ``wake`` is changed under the scheduler's lock alone.
     """
 
-    __slots__ = (
-        *("alone", "answer", "deadline", "group", "inputs", "outputs", "owner"),
-        *("rows", "shape", "state", "wake"),
-    )
+    __slots__ = ("answer", "group", "owner", "state", "wake")
     has_thread = True  # that waits for it
 
     def __init__(
@@ -78,13 +98,8 @@ class Job:
         owner: bytes | None = None,
     ) -> None:
         """``owner``: a caller or a session, of which each has its turn."""
+        super().__init__(inputs, outputs, deadline, rows=rows, axis=axis)
         self.owner = owner
-        self.inputs = inputs
-        self.outputs = outputs
-        self.deadline = deadline
-        self.rows = rows or 0
-        self.alone = not rows  # without rows to be told apart by, it can be joined with nothing
-        self.shape = () if axis is None else _shape(inputs, outputs, axis)
         self.state = State.QUEUED
         self.answer: Tensors | None = None
         self.group: Group | None = None
@@ -95,18 +110,12 @@ class Job:
         """Tell whoever waits that it has a place; under the scheduler's lock."""
         self.wake.release()
 
-    @property
-    def size(self) -> int:
-        """Bytes of its inputs."""
-        return sum(array.nbytes for array in self.inputs.values())
-
 
 def _shape(inputs: Tensors, outputs: Sequence[str], axis: int) -> tuple[object, ...]:
     """What two requests must have in common to run together."""
-    names = sorted(inputs)
     fixed = [
         (name, array.dtype, array.shape[:axis], array.shape[axis + 1 :])
-        for name, array in ((name, inputs[name]) for name in names)
+        for name, array in sorted(inputs.items())  # names differ: no array is compared
     ]
     return (*outputs, *fixed)
 
@@ -135,7 +144,7 @@ def gather(leader: J, queue: Iterable[J], most_rows: int, cut: float) -> list[J]
     return members
 
 
-def join(members: Sequence[Job], axis: int) -> Tensors:
+def join(members: Sequence[Joinable], axis: int) -> Tensors:
     """Return the inputs of all ``members``, one after the other along ``axis``."""
     first = members[0].inputs
     return {
@@ -144,7 +153,7 @@ def join(members: Sequence[Job], axis: int) -> Tensors:
     }
 
 
-def split(outputs: Tensors, members: Sequence[Job], axis: int) -> list[Tensors] | None:
+def split(outputs: Tensors, members: Sequence[Joinable], axis: int) -> list[Tensors] | None:
     """Return each member's own rows; None unless every output has exactly the rows of all."""
     total = sum(member.rows for member in members)
     if any(array.ndim <= axis or array.shape[axis] != total for array in outputs.values()):

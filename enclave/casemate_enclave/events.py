@@ -111,6 +111,10 @@ class Journal:
         """Add what a request's ``OPEN``, ``RUN`` and ``SEAL`` took, the last two on this thread."""
         self._steps.add_answer(opened_ns // 1000, ran_ns // 1000, sealed_ns // 1000)
 
+    def ran(self, nanoseconds: int, count: int) -> None:
+        """Add to ``RUN`` what the runs of ``count`` requests took together, each all of it."""
+        self._steps.add(Step.RUN, nanoseconds // 1000, count)
+
     def waited(self, microseconds: int) -> None:
         """Add to ``QUEUE`` what was not waited on a thread; before the ``RUN`` on this one ends."""
         self._steps.add(Step.QUEUE, microseconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from casemate_enclave.batching import Group, Job, split
+from casemate_enclave.batching import Group, Joinable, split
 from casemate_enclave.runs import Left, Run
 from casemate_enclave.watchdog import OnTermination
 
@@ -61,7 +61,7 @@ class Joined:
     """One run for several, split by rows when it has come back; a ``Pipelined``."""
 
     def __init__(
-        self, run: Pipelined, jobs: Sequence[tuple[int, Run, Job]], axis: int, group: Group
+        self, run: Pipelined, jobs: Sequence[tuple[int, Run, Joinable]], axis: int, group: Group
     ) -> None:
         self.members = [place for place, _, _ in jobs]
         self._run = run

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.errors import Code, RequestError
-from casemate_enclave.batching import Group, Job, State, gather, join
+from casemate_enclave.batching import Group, Job, Joinable, State, gather, join
 from casemate_enclave.grouping import Joined
 from casemate_enclave.hands import Hands
 from casemate_enclave.runs import Left
@@ -248,7 +248,7 @@ def _late() -> RequestError:
     return RequestError(Code.DEADLINE_EXCEEDED, detail)
 
 
-def cut_of(leader: Job, now: float) -> float | None:
+def cut_of(leader: Joinable, now: float) -> float | None:
     """Return until when a joined run may take; None if ``leader`` is to run alone.
 
     Others' rows may cost nobody more than half of its time.

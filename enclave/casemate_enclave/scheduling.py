@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.errors import Code, RequestError
-from casemate_enclave.batching import Group, Job, count_rows, gather, join, split
+from casemate_enclave.batching import Group, Job, Joinable, count_rows, gather, join, split
 from casemate_enclave.grouping import InPlace, Joined
 from casemate_enclave.offers import Offer, Offers, cut_of
 from casemate_enclave.pacing import Pacing
@@ -172,7 +172,7 @@ class ScheduledModel:
     def _begin_one(self, runs: Sequence[Run]) -> Pipelined | None:
         """Begin a lone run, which needs one place, and gives it up when it has come back."""
         (run,) = runs
-        if not self._fits(run):
+        if self._fitting(run) is None:
             return None
         until = time.monotonic() + self._bounds.run_s
         if run.deadline > until:
@@ -180,24 +180,30 @@ class ScheduledModel:
         return self._model.begin(runs, ended=self._places.leave)
 
     def _begin_several(self, runs: Sequence[Run]) -> InPlace | None:
-        fit = [place for place, run in enumerate(runs) if self._fits(run)]
-        under_way = self._begin([runs[place] for place in fit]) if fit else None
+        fit = {
+            place: rows
+            for place, run in enumerate(runs)
+            if (rows := self._fitting(run)) is not None
+        }
+        under_way = self._begin([runs[place] for place in fit], [*fit.values()]) if fit else None
         if under_way is None:
             return None
-        return InPlace(under_way, fit, self._places.enter, self._places.leave)
+        return InPlace(under_way, [*fit], self._places.enter, self._places.leave)
 
-    def _begin(self, runs: Sequence[Run]) -> Pipelined | None:
+    def _begin(self, runs: Sequence[Run], rows: Sequence[int]) -> Pipelined | None:
         now = time.monotonic()
         if len(runs) > 1 and self._bounds.batch_rows is not None:
-            return self._begin_joined(runs, now)
+            return self._begin_joined(runs, rows, now)
         until = now + self._bounds.run_s
         return self._model.begin([run._replace(deadline=min(run.deadline, until)) for run in runs])
 
-    def _begin_joined(self, runs: Sequence[Run], now: float) -> Pipelined | None:
+    def _begin_joined(
+        self, runs: Sequence[Run], rows: Sequence[int], now: float
+    ) -> Pipelined | None:
         axis, most = self._bounds.axis or 0, self._bounds.batch_rows or 0
         leader, *others = jobs = [
-            Job(run.inputs, run.outputs, run.deadline, rows=self._rows(run.inputs), axis=axis)
-            for run in runs
+            Joinable(run.inputs, run.outputs, run.deadline, rows=count, axis=axis)
+            for run, count in zip(runs, rows, strict=True)
         ]
         cut = cut_of(leader, now)
         if cut is None:
@@ -211,14 +217,14 @@ class ScheduledModel:
         taken = [(place, runs[place], job) for place, job in enumerate(jobs) if job in members]
         return under_way and Joined(under_way, taken, axis, group)
 
-    def _fits(self, run: Run) -> bool:
-        """Whether a run could begin now if it came by itself."""
+    def _fitting(self, run: Run) -> int | None:
+        """Return the rows of a run, or 0, if it could begin now if it came by itself, else None."""
         try:
             self._model.admit(run.cancellation.owner if run.cancellation else None)
-            self._rows(run.inputs)
+            rows = self._rows(run.inputs) or 0
         except RequestError:
-            return False
-        return run.cancellation is None or run.cancellation.await_room(0.0)
+            return None
+        return rows if run.cancellation is None or run.cancellation.await_room(0.0) else None
 
     def offer(self, runs: Sequence[tuple[Run, object]], asker: Asker) -> set[object]:
         """As ``SharedModel``."""
@@ -228,7 +234,7 @@ class ScheduledModel:
         fit = [
             (run, rows, ticket)
             for run, ticket in runs
-            if self._fits(run) and run.deadline > least and (rows := self._rows(run.inputs))
+            if run.deadline > least and (rows := self._fitting(run))
         ]
         return self._offers.take(fit, asker) if fit else set()
 

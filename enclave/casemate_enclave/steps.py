@@ -104,7 +104,7 @@ class Steps:
         with self._lock:
             self._steps[step].add(microseconds, count)
             if step is Step.RUN:
-                self._steps[Step.QUEUE].add(waited.pop(Step.QUEUE, 0))
+                self._steps[Step.QUEUE].add(waited.pop(Step.QUEUE, 0) // count, count)
             if step is not Step.SEAL:
                 return
             self._sealed(count)

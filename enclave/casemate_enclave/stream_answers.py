@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate import limits
 from casemate.envelope.messages import SEALED_STATUSES, Trailer
@@ -12,7 +12,7 @@ from casemate.errors import CasemateError, Code, RequestError
 from casemate.tensors import response_pieces
 from casemate_enclave.events import Step
 from casemate_enclave.looping import pieces
-from casemate_enclave.runs import Run, finish
+from casemate_enclave.runs import Left, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from casemate_enclave.events import Journal
     from casemate_enclave.receipts import ReceiptDraft, ReceiptIssuer
     from casemate_enclave.registry import ServedModel
-    from casemate_enclave.runs import Steps
+    from casemate_enclave.runs import Outcome
     from casemate_enclave.runtime import Tensors
     from casemate_enclave.shares import Owner
     from casemate_enclave.stream_places import StreamPlaces
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen it would take four times as long to make
 class StreamQuestion:
     """The message of one unit; ``taken``: the bytes that it holds of the streams' memory."""
 
@@ -38,7 +38,7 @@ class StreamQuestion:
     taken: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # likewise
 class Answered:
     """One unit of the answer, not sealed yet; its message in pieces, none unless it is OK."""
 
@@ -49,6 +49,25 @@ class Answered:
     def size(self) -> int:
         """Bytes of the message."""
         return sum(map(len, self.message))
+
+
+class Asked(NamedTuple):
+    """A question whose run is to be done; ``begun_ns`` of ``time.monotonic_ns``."""
+
+    question: StreamQuestion
+    request: InferRequest
+    draft: ReceiptDraft | None
+    run: Run
+    begun_ns: int
+
+    def outputs(self, outcome: Outcome) -> Tensors | Exception:
+        """Return what became of the run, which is done now if it is still to be done."""
+        if not isinstance(outcome, Left):
+            return outcome
+        try:
+            return self.run.alone(repeated=outcome is Left.LOST)
+        except Exception as error:  # noqa: BLE001 - it is the answer's to handle
+            return error
 
 
 class Answering:
@@ -93,23 +112,47 @@ class Answering:
     ) -> Iterator[Answered]:
         """Yield the answers to ``question``, the last one final; never raises."""
         if self._model.header.loop is None:
-            yield finish(self.answering(question, deadline, cancellation))
+            asked = self.ask(question, deadline, cancellation)
+            if isinstance(asked, Asked):
+                ((_, asked),) = self.answer([(asked, Left.ALONE)])
+            yield asked
             return
         try:
             yield from self._pieces(question, deadline, cancellation)
         except Exception as error:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
             yield self._refused(error, question)
 
-    def answering(
+    def ask(
         self, question: StreamQuestion, deadline: float, cancellation: Cancellation
-    ) -> Steps[Answered]:
-        """Answer ``question`` step by step, once its model answers in one piece; never raises."""
+    ) -> Asked | Answered:
+        """Return a question with the run that it needs, or its refusal; never raises.
+
+        For models that answer in one piece.
+        """
         try:
-            asked, deadline, draft = self._read(question, deadline)
-            with self._journal.timed(Step.RUN):
-                run = Run(self._running, asked.inputs, asked.outputs, deadline, cancellation)
-                outputs = yield run
-            return self._answered(question, asked, draft, outputs, final=True)
+            request, deadline, draft = self._read(question, deadline)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._refused(error, question)
+        run = Run(self._running, request.inputs, request.outputs, deadline, cancellation)
+        return Asked(question, request, draft, run, time.monotonic_ns())
+
+    def answer(
+        self, back: Sequence[tuple[Asked, Outcome]]
+    ) -> list[tuple[StreamQuestion, Answered]]:
+        """Return the answers to at least one question, now that their runs are over; never raises.
+
+        What came back without an outcome is run now.
+        """
+        done = [(asked, asked.outputs(outcome)) for asked, outcome in back]
+        self._journal.ran(time.monotonic_ns() - back[0][0].begun_ns, len(back))
+        return [(asked.question, self._answer(asked, outputs)) for asked, outputs in done]
+
+    def _answer(self, asked: Asked, outputs: Tensors | Exception) -> Answered:
+        question, request, draft, _, _ = asked
+        try:
+            if isinstance(outputs, Exception):
+                return self._refused(outputs, question)
+            return self._answered(question, request, draft, outputs, final=True)
         except Exception as error:  # noqa: BLE001 - as above
             return self._refused(error, question)
 

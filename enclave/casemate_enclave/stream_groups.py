@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from casemate import limits
-from casemate_enclave.runs import Left, finish, resume
+from casemate_enclave.runs import Left
+from casemate_enclave.stream_answers import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runs import Outcome, Run, Steps, Together
+    from casemate_enclave.runs import Outcome, Together
     from casemate_enclave.stream_answers import Answered, Answering, StreamQuestion
 
     Back = list[tuple[StreamQuestion, Answered]]
-
-
-class _Asked(NamedTuple):
-    question: StreamQuestion
-    steps: Steps[Answered]
-    need: Run
 
 
 def answer_together(
@@ -36,52 +31,47 @@ def answer_together(
     And none before what takes long, so that another thread may carry on. To be closed if it is not
     read to its end: what is under way is then waited for.
     """
-    waiting: list[_Asked] = []
+    waiting: list[Asked] = []
     back: Back = []
     for question in questions:
-        steps = answering.answering(question, deadline, cancellation)
-        try:
-            need = next(steps)
-        except StopIteration as end:
-            back.append((question, end.value))
+        asked = answering.ask(question, deadline, cancellation)
+        if isinstance(asked, Asked):
+            waiting.append(asked)
         else:
-            if need is not None:
-                waiting.append(_Asked(question, steps, need))
+            back.append((question, asked))
     if back:
         yield back
     while waiting:
-        model = waiting[0].need.model
-        together = model.begin([asked.need for asked in waiting])
+        model = waiting[0].run.model
+        together = model.begin([asked.run for asked in waiting])
         if together is None:
             break
         members = set(together.members)
-        yield from _carried_on(together, waiting)
+        yield from _carried_on(answering, together, waiting)
         waiting = [asked for place, asked in enumerate(waiting) if place not in members]
     if waiting:
         yield []
-        yield from _one_by_one(waiting)
+        yield from _one_by_one(answering, waiting)
 
 
-def _one_by_one(waiting: Sequence[_Asked]) -> Generator[Back]:
+def _one_by_one(answering: Answering, waiting: Sequence[Asked]) -> Generator[Back]:
     """Wait for runs that did not begin together, as many at a time as the model joins."""
     while waiting:
-        rest = yield from _left_to_model(waiting)
+        rest = yield from _left_to_model(answering, waiting)
         if len(rest) == len(waiting):
-            asked = rest.pop(0)
-            yield [(asked.question, finish(asked.steps, asked.need))]
+            yield answering.answer([(rest.pop(0), Left.ALONE)])
         waiting = rest
 
 
-def _carried_on(together: Together, waiting: Sequence[_Asked]) -> Generator[Back]:
+def _carried_on(
+    answering: Answering, together: Together, waiting: Sequence[Asked]
+) -> Generator[Back]:
     patience_s = limits.LATE_S
     try:
         while not together.done:
             outcomes = together.receive(patience_s)
             if outcomes:
-                yield [
-                    (waiting[at].question, resume(waiting[at].steps, waiting[at].need, outcome))
-                    for at, outcome in outcomes
-                ]
+                yield answering.answer([(waiting[at], outcome) for at, outcome in outcomes])
             elif not together.done:
                 patience_s = together.hurry()
                 yield []
@@ -113,27 +103,25 @@ class _Came:
         return some
 
 
-def _left_to_model(waiting: Sequence[_Asked]) -> Generator[Back, None, list[_Asked]]:
+def _left_to_model(
+    answering: Answering, waiting: Sequence[Asked]
+) -> Generator[Back, None, list[Asked]]:
     """Have the model join what it takes on with what else waits for it; return the rest."""
     came = _Came()
-    offered = [(asked.need, at) for at, asked in enumerate(waiting)]
-    taken = waiting[0].need.model.offer(offered, came) if len(waiting) > 1 else set()
+    offered = [(asked.run, at) for at, asked in enumerate(waiting)]
+    taken = waiting[0].run.model.offer(offered, came) if len(waiting) > 1 else set()
     under_way = set(taken)
-    alone: list[tuple[_Asked, Left]] = []
+    alone: list[tuple[Asked, Outcome]] = []
     try:
         while under_way:
-            back: Back = []
+            back: list[tuple[Asked, Outcome]] = []
             for at, outcome in came.wait():
                 under_way.discard(at)
-                asked = waiting[at]
-                if isinstance(outcome, Left):
-                    alone.append((asked, outcome))
-                else:
-                    back.append((asked.question, resume(asked.steps, asked.need, outcome)))
-            yield back
+                (alone if isinstance(outcome, Left) else back).append((waiting[at], outcome))
+            yield answering.answer(back) if back else []
     finally:
         while under_way:
             under_way.difference_update(at for at, _ in came.wait())
-    for asked, left in alone:
-        yield [(asked.question, resume(asked.steps, asked.need, left))]
+    for left in alone:
+        yield answering.answer([left])
     return [asked for at, asked in enumerate(waiting) if at not in taken]

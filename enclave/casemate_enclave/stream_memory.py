@@ -32,7 +32,7 @@ class StreamMemory:
 
     def try_take(self, owner: Owner, size: int) -> bool:
         """Take ``size`` bytes if that needs no waiting."""
-        return size <= self._shares.capacity and self._shares.try_take(owner, size)
+        return self._shares.try_take(owner, size)
 
     def take(self, owner: Owner, size: int, give_up: Callable[[], None]) -> None:
         """Take ``size`` bytes, waiting for others to free theirs.

@@ -60,7 +60,8 @@ class Stream:
         self._workers: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._held = 0  # bytes of all units
+        self._held = 0  # bytes of all units that were read
+        self._freed = 0  # of them, those given back
         self._taken = 0  # of them, those of the unit that is being read
         self._asked = 0
         self._answering: Answering | None = None
@@ -76,8 +77,7 @@ class Stream:
         if not self._memory.try_take(self._owner, size):
             self._hand_on()
             self._memory.take(self._owner, size, self._check)
-        with self._lock:
-            self._held += size
+        self._held += size
         self._taken = size
 
     def belong(self, owner: Owner) -> None:
@@ -95,8 +95,8 @@ class Stream:
     def release(self) -> None:
         """Give back what the stream holds: after its preamble, and however it ended."""
         with self._lock:
-            held, self._held = self._held, 0
-        self._memory.free(self._owner, held)
+            freed, self._freed = self._freed, self._held
+        self._memory.free(self._owner, self._held - freed)
 
     def run(
         self,
@@ -282,7 +282,7 @@ class Stream:
         taken = sum([question.taken for question, _ in back])
         self._memory.free(self._owner, taken)
         with self._lock:
-            self._held -= taken
+            self._freed += taken
 
     # Writing
 

@@ -63,7 +63,7 @@ CHUNKS = (
     Mutant("chunk: aad of one opened", _CHUNKS, "decrypt(_ALONE, sealed, aad)", "decrypt(_ALONE, sealed, None)", VECTORS),
     Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
-    Mutant("unit: zeros", _UNITS, "if not _ZEROS.startswith(bytes(view[at : at + _BLOCK])):", "if False:", VECTORS + SEALING + PROPERTIES),
+    Mutant("unit: zeros", _UNITS, "if not _ZEROS.startswith(view[at : at + _BLOCK]):", "if False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: parts", _UNITS, "if length > size - start or len(parts) == most:", "if length > size - start:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING + PROPERTIES),

@@ -281,7 +281,7 @@ def test_c5_an_asker_at_fault_neither_runs_nor_waits_nor_is_joined(
     assert code_of(asker.ask(rows(1), cancellation=at_fault)) is Code.UNAVAILABLE
     soon = time.monotonic() + 60
     runs = [Run(model, {"x": rows(1)}, ["y"], soon, by) for by in (other, at_fault)]
-    assert [model._fits(run) for run in runs] == [True, False]
+    assert [model._fitting(run) for run in runs] == [1, None]
     future = asker.running(rows(0))
     assert code_of(asker.ask(rows(1), cancellation=at_fault)) is Code.UNAVAILABLE
     gate.open.set()

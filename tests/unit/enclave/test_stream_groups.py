@@ -10,17 +10,19 @@ import pytest
 
 from casemate.envelope.messages import Trailer
 from casemate.errors import Code, RequestError
+from casemate.tensors import InferRequest
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.runs import Left, Run
 from casemate_enclave.shares import Owner
-from casemate_enclave.stream_answers import Answered, StreamQuestion
+from casemate_enclave.stream_answers import Answered, Asked, StreamQuestion
 from casemate_enclave.stream_groups import answer_together
 from casemate_enclave.stream_places import StreamPlaces
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from casemate_enclave.runs import Asker, Outcome, Steps
+    from casemate_enclave.runs import Asker, Outcome
+    from casemate_enclave.stream_groups import Back
 
 ME = Owner(b"me", listed=False)
 SOON = 10.0
@@ -79,15 +81,20 @@ class Answering:
     def __init__(self, model: Model, places: StreamPlaces) -> None:
         self._model = places.waiting(model, ME)
 
-    def answering(
-        self, question: StreamQuestion, deadline: float, cancellation: Cancellation
-    ) -> Steps[Answered]:
+    def ask(self, question: StreamQuestion, deadline: float, cancellation: Cancellation) -> Asked:
         inputs: Any = {"x": question.unit}
-        try:
-            outputs = yield Run(self._model, inputs, ["y"], deadline, cancellation)
-        except RequestError as error:
-            return Answered((), Trailer(error.code, unit=question.unit))
-        return Answered((b"%d" % outputs["y"],), Trailer(Code.OK, unit=question.unit))
+        run = Run(self._model, inputs, ["y"], deadline, cancellation)
+        return Asked(question, InferRequest(inputs, ["y"], "", None), None, run, 0)
+
+    def answer(self, back: Sequence[tuple[Asked, Outcome]]) -> Back:
+        return [(asked.question, self._answer(asked, outcome)) for asked, outcome in back]
+
+    def _answer(self, asked: Asked, outcome: Outcome) -> Answered:
+        outputs, unit = asked.outputs(outcome), asked.question.unit
+        if isinstance(outputs, Exception):
+            assert isinstance(outputs, RequestError)
+            return Answered((), Trailer(outputs.code, unit=unit))
+        return Answered((b"%d" % outputs["y"],), Trailer(Code.OK, unit=unit))
 
 
 def begin(model: Model, places: StreamPlaces, count: int) -> Generator[Any]:
