@@ -111,3 +111,13 @@ def test_a_block_that_raises_is_timed() -> None:
         raise KeyError
     steps.add(Step.SEAL, 1)
     assert total(steps, Step.RUN) == 1
+
+
+def test_runs_done_together_move_the_queue_as_often() -> None:
+    steps = Steps(group=1)
+    steps.add(Step.QUEUE, 8)
+    steps.add(Step.RUN, 9, 4)
+    steps.add(Step.SEAL, 1)  # of one of them: more have run than are sealed
+    assert (total(steps, Step.QUEUE), total(steps, Step.RUN)) == (4, 4)
+    assert steps.histograms()["queue"]["sum_us"] == 8
+    assert steps.histograms()["run"]["sum_us"] == 36
