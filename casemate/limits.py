@@ -109,7 +109,7 @@ OWNER_DIVISOR: Final = (
 SHARE_DIVISOR: Final = OWNER_DIVISOR
 RESERVE_DIVISOR: Final = 4
 # Unwrapped data keys, some 2 KiB each with who asked; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
-SESSIONS_KNOWN: Final = 1024  # by sight: 3 KiB each, and others cost some 20 us more a request
+SESSIONS_KNOWN: Final = 1024  # by sight, 3 KiB each: the headers of others are read and judged anew
 KEY_CACHE_MAX: Final = 16_384
 # New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
 # minutes need 33 a second.
