@@ -78,6 +78,19 @@ class ChunkCipher(Guarded):
         """Open the next chunk into ``out``, ``TAG_BYTES`` shorter; raises BrokenSealError."""
         self.open_flagged(sealed, out, _of_one_unit(last=last))
 
+    def seal_all(self, chunks: Iterable[Buffer], length: int) -> memoryview:
+        """Seal a content of one unit of ``length`` >= 1 bytes, into one buffer."""
+        if length <= limits.CHUNK:
+            (chunk,) = chunks
+            return memoryview(self._aead.encrypt(_ALONE, chunk, self._aad))
+        sealed = memoryview(bytearray(sealed_length(length)))
+        at = 0
+        for chunk in chunks:
+            end = at + len(chunk) + TAG_BYTES
+            self.seal_into(chunk, sealed[at:end], last=end == len(sealed))
+            at = end
+        return sealed.toreadonly()
+
     def seal_flagged(self, chunk: Buffer, out: Buffer, flag: Flag) -> None:
         """Seal the next chunk of a stream: its flag says what ends with it (SPEC 5.9)."""
         self._aead.encrypt_into(_nonce(self._counter, flag), chunk, self._aad, out)
@@ -117,17 +130,7 @@ def seal_content(key: bytes, aad: bytes, content: Buffer) -> memoryview:
 
 def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -> memoryview:
     """Seal ``pieces``, the chunks of a content of ``length`` >= 1 bytes, into one buffer."""
-    if length <= limits.CHUNK:
-        (piece,) = pieces
-        return memoryview(AESGCM(key).encrypt(_ALONE, piece, aad))
-    sealed = memoryview(bytearray(sealed_length(length)))
-    cipher = ChunkCipher(key, aad)
-    at = 0
-    for piece in pieces:
-        end = at + len(piece) + TAG_BYTES
-        cipher.seal_into(piece, sealed[at:end], last=end == len(sealed))
-        at = end
-    return sealed.toreadonly()
+    return ChunkCipher(key, aad).seal_all(pieces, length)
 
 
 def seal_scattered(

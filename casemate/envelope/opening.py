@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from casemate import wire
-from casemate.envelope.chunks import BrokenSealError, open_content, seal_pieces
+from casemate.envelope.chunks import BrokenSealError, ChunkCipher, open_content
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
 from casemate.envelope.header import RequestHeader, ResponseHeader
@@ -52,7 +52,7 @@ class OpenedRequest(Guarded):
         self.message = message
         self.preamble_bytes = preamble
         self._prk = prk
-        self._ahead: tuple[bytes, bytes, bytes] | None = None
+        self._ahead: tuple[bytes, ChunkCipher] | None = None
         self.th = th
 
     @property
@@ -68,19 +68,19 @@ class OpenedRequest(Guarded):
         """Do ahead what of the next answer's sealing does not depend on the answer."""
         self._ahead = self._drawn(instance_digest)
 
-    def take_key(self, instance_digest: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return the header of **one** answer, the header's hash and the answer's key.
+    def take_cipher(self, instance_digest: bytes) -> tuple[bytes, ChunkCipher]:
+        """Return the header of **one** answer and what seals that under its key.
 
         Each call draws a response nonce or takes the prepared one, which nobody else gets.
         """
         ahead, self._ahead = self._ahead, None
         return ahead or self._drawn(instance_digest)
 
-    def _drawn(self, instance_digest: bytes) -> tuple[bytes, bytes, bytes]:
+    def _drawn(self, instance_digest: bytes) -> tuple[bytes, ChunkCipher]:
         nonce = secrets.token_bytes(_RESPONSE_NONCE_BYTES)
         header = ResponseHeader(nonce, instance_digest).encode()
         rh = wire.digest(header)
-        return header, rh, self.response_key(rh)
+        return header, ChunkCipher(self.response_key(rh), rh)
 
 
 def check_commitment(header: RequestHeader, data_key: bytes) -> bytes:
@@ -185,5 +185,5 @@ def seal_response(
     if (message is not None) != (trailer.status == Code.OK):
         raise ValueError("a message goes with the status OK, and only with it")
     unit = response_unit(message, trailer.encode(), floor)
-    header, rh, key = opened.take_key(instance_digest)
-    return header, seal_pieces(key, rh, unit.chunks(), unit.length)
+    header, cipher = opened.take_cipher(instance_digest)
+    return header, cipher.seal_all(unit.chunks(), unit.length)
