@@ -146,6 +146,22 @@ def test_from_this_machine_answers_equal_plain_onnxruntimes(
     assert np.isfinite(result.outputs["probabilities"]).all()
 
 
+def test_from_this_machine_small_requests_travel_in_frames(
+    stack: Stack, connect: Callable[[], Client]
+) -> None:
+    """The second published port leads to the host, under the number that it offers."""
+    script = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=60).read().decode())
+"""
+    with connect() as client:
+        deadline = time.monotonic() + _BACK_S
+        while "casemate_framed_connections 1.0" not in stack.python("host", script).stdout:
+            assert time.monotonic() < deadline
+            for _ in range(10):
+                client.infer("wdbc", {"features": ROWS})
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_that_restarts_under_load_comes_back_and_no_answer_is_wrong(

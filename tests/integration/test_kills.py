@@ -17,6 +17,7 @@ from casemate.errors import Code
 from casemate_devkit.processes import Service
 from tests.support.attacker import eventually
 from tests.support.deployment import DATA, prepared
+from tests.support.framed_middle import offer_of
 from tests.support.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def test_h13_every_call_ends_once_when_the_enclave_is_killed_under_load(
     assert launcher is not None
     with world.client() as client:
         traffic = Traffic(client)
+        assert eventually(partial(in_frames, offer_of(world.target).port))
         for _ in until_felt(traffic):
             assert eventually(partial(traffic.flows, 0))
             former = launcher.latest["pid"]
@@ -63,6 +65,15 @@ def test_h13_every_call_ends_once_when_the_enclave_is_killed_under_load(
     assert ends[Code.OK] > 150
     assert ends.total() > ends[Code.OK]  # the kills were felt
     assert set(ends) <= RETRYABLE | {Code.OK}
+
+
+def in_frames(port: int) -> bool:
+    """Whether this process has a connection to a host's port for frames."""
+    lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return any(
+        remote.endswith(f":{port:04X}") and state == "01" for _, _, remote, state, *_ in fields
+    )
 
 
 def until_felt(traffic: Traffic) -> Iterator[int]:
@@ -117,6 +128,7 @@ def test_h13_every_call_ends_once_when_the_host_is_killed_under_load(
         world.wait_until_serving()
         with world.client() as client:
             traffic = Traffic(client)
+            assert eventually(partial(in_frames, offer_of(world.target).port))
             for _ in until_felt(traffic):
                 assert eventually(partial(traffic.flows, 0))
                 killed = time.monotonic()

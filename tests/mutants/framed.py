@@ -8,7 +8,7 @@ from tests.mutants.mutant import Mutant
 
 _HOST = "host/casemate_host"
 _CLIENT = "casemate/client"
-_OFFER = ("tests/unit/client/test_framed.py", "tests/unit/client/test_aio_framed.py")
+_OFFER = ("tests/unit/test_framed.py",)
 _RULES = ("tests/integration/host/test_framed.py",)
 _BOUNDS = ("tests/integration/host/test_framed_bounds.py",)
 _OPENING = ("tests/unit/client/test_framed_opening.py",)
