@@ -96,7 +96,7 @@ class Keeper:
         world.host.stop()
         folder = world.operator.directory
         config = folder / "host.toml"
-        text = config.read_text().replace('"127.0.0.1:0"', f'"{world.target}"')
+        text = config.read_text().replace('listen = "127.0.0.1:0"', f'listen = "{world.target}"')
         config.write_text(text)
         self._arguments = ("--config", str(config))
         self._log = folder / "host.log"
