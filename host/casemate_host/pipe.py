@@ -7,6 +7,7 @@ received as other bytes are.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import socket
 
 _SET_SIZE: Final = 1031  # F_SETPIPE_SZ
+# What a kernel says that cannot splice into a socket of this family.
+_NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 class Pipe:
@@ -67,7 +70,12 @@ class Pipe:
         Raises OSError, BlockingIOError for the time-out of ``channel``: it holds the rest then.
         """
         while self._held:
-            self._held -= os.splice(self._out_of, channel.fileno(), self._held)
+            try:
+                self._held -= os.splice(self._out_of, channel.fileno(), self._held)
+            except OSError as error:
+                if error.errno not in _NO_SPLICE:
+                    raise
+                channel.sendall(self.drain())
 
     def drain(self) -> bytes:
         """Return all that it holds, which is copied."""

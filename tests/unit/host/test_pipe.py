@@ -146,6 +146,23 @@ def test_without_pipes_messages_are_received_all_the_same(
         assert channel.message(len(IMAGE)) == IMAGE
 
 
+def test_what_cannot_be_spliced_into_is_sent_a_copy(pair: Pair, tmp_path: Path) -> None:
+    """Linux splices into no file that is opened for appending, and says so as of some sockets."""
+    near, far = pair
+    with (tmp_path / "sent").open("ab") as file:
+
+        class Unspliced:
+            fileno = file.fileno
+            sendall = file.write
+
+        pipe = Pipe.open()
+        with sending(IMAGE, far.sendall):
+            assert pipe.fill(near, len(IMAGE), time.monotonic() + 10)
+        pipe.pour(Unspliced())  # type: ignore[arg-type]
+        pipe.close()
+    assert (tmp_path / "sent").read_bytes() == IMAGE
+
+
 def test_a_message_that_drips_is_late_and_one_that_is_cut_is_over(
     channel: FramedChannel, pair: Pair
 ) -> None:
