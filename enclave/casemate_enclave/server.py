@@ -24,11 +24,12 @@ from casemate.frames import (
 )
 from casemate.hangups import HangUps, Watched
 from casemate_enclave.context import RequestContext, Unsent
+from casemate_enclave.crew import Crew
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.memory import fresh_memory
 from casemate_enclave.stream_link import StreamLink
-from casemate_enclave.turns import Crew, TurnConnection
+from casemate_enclave.turns import TurnConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

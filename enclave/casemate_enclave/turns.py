@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
+    from casemate_enclave.crew import Crew
     from casemate_enclave.runs import Outcome, Run, SharedModel, Steps, Together
 
     # Takes inner type, payload, deadline and the question's context; its steps return inner type
@@ -40,27 +41,6 @@ if TYPE_CHECKING:
 
 
 _SPARE: Final = 2  # that stand by: one is enough
-
-
-class Crew:
-    """How many threads all connections together may have beside two of their own; thread-safe."""
-
-    def __init__(self, most: int = limits.NUMBERED_THREADS) -> None:
-        self._lock = threading.Lock()
-        self._left = most
-
-    def join(self) -> bool:
-        """Take a place; False if there is none."""
-        with self._lock:
-            if not self._left:
-                return False
-            self._left -= 1
-            return True
-
-    def leave(self) -> None:
-        """Give a place back."""
-        with self._lock:
-            self._left += 1
 
 
 class _Question:

@@ -29,10 +29,11 @@ from casemate.errors import CasemateError, Code
 from casemate.frames import ANSWER, FrameType
 from casemate.sealed_model import ModelContents, Serving
 from casemate_enclave.context import Unsent
+from casemate_enclave.crew import Crew
 from casemate_enclave.events import Counter, Journal
 from casemate_enclave.runs import Run
 from casemate_enclave.scheduling import Bounds, ScheduledModel
-from casemate_enclave.turns import Crew, TurnConnection
+from casemate_enclave.turns import TurnConnection
 from tests.support import onnx_bytes as onnx
 from tests.support import workers
 from tests.support.attacker import eventually

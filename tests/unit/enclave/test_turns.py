@@ -14,8 +14,9 @@ from casemate import limits, numbered
 from casemate.errors import Code, FrameError
 from casemate.frames import ANSWER, FrameType
 from casemate_enclave.context import Unsent
+from casemate_enclave.crew import Crew
 from casemate_enclave.numbered_link import NumberedLink
-from casemate_enclave.turns import Crew, TurnConnection
+from casemate_enclave.turns import TurnConnection
 from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
