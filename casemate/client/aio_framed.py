@@ -44,8 +44,8 @@ class AsyncFramed:
         """Whether there is an offer that has not led nowhere of late."""
         return self._way is not None and self._way.promising
 
-    def evidence_came(self, metadata: Iterable[tuple[Any, ...]] | None) -> None:
-        """Take the offer of an answer to `GetEvidence`, in its trailing metadata, for good."""
+    def answer_came(self, metadata: Iterable[tuple[Any, ...]] | None) -> None:
+        """Take the offer of a call's answer, in its trailing metadata, for good."""
         if self._name is None or self._closed:
             return
         offer = offered(metadata)

@@ -55,7 +55,7 @@ def name_of(target: str, access: HostAccess) -> str | None:
 
 
 def offered(metadata: Iterable[tuple[Any, ...]] | None) -> Offer | None:
-    """Return what the trailing metadata of an answer to `GetEvidence` offers, if anything."""
+    """Return what the trailing metadata of an answer offers, if anything."""
     for key, value, *_ in metadata or ():
         if key == framed.METADATA:
             return Offer.parse(value)

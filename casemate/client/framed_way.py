@@ -31,7 +31,7 @@ class FramedWay:
         self._pool = FramedPool(self._hello, target)
 
     def heard(self, metadata: Iterable[tuple[Any, ...]] | None) -> bool:
-        """Note what came with an answer to `GetEvidence`; tell whether it is a new offer.
+        """Note what came with the answer to a call; tell whether it is a new offer.
 
         Connections that were made by the last one take no further call then.
         """

@@ -19,6 +19,7 @@ from casemate.client.access import HostAccess
 from casemate.client.aio_call_stream import AsyncCallStreams
 from casemate.client.aio_framed import AsyncFramed
 from casemate.client.call_stream import METHOD, CallStreams
+from casemate.client.framed import offered
 from casemate.client.framed_way import FramedWay
 from casemate.client.host_words import translated
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
@@ -85,7 +86,7 @@ class HostConnection:
             )
         except grpc.RpcError as error:
             raise translated(error, self.target) from None
-        if method == "GetEvidence" and self._framed.heard(call.trailing_metadata()):
+        if self._framed.heard(call.trailing_metadata()):
             self._shared.renew()
         return answer
 
@@ -261,10 +262,11 @@ class AsyncHostConnection:
         call = self._methods[method](bytes(request), timeout=left, metadata=self._metadata)
         try:
             by_itself: bytes = await call
-            if method == "GetEvidence":
-                self._framed.evidence_came(await call.trailing_metadata())
+            metadata = await call.trailing_metadata()
         except grpc.RpcError as error:
             raise translated(error, self.target) from None
+        if method == "GetEvidence" or offered(metadata) is not None:
+            self._framed.answer_came(metadata)
         return by_itself
 
     def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from casemate import limits
+from casemate import framed, limits
 from casemate.errors import CasemateError, Code
 from casemate_host.call import Call
 from casemate_host.events import Traffic, describe, log
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from casemate.framed import Offer
     from casemate_host.admission import Patience
     from casemate_host.callers import Caller, Callers
     from casemate_host.metrics import Metrics
@@ -47,6 +48,7 @@ class Desk:
         self._patience = patience
         self._tracer = tracer
         self.traffic = Traffic()
+        self.offer: Offer | None = None  # of framed connections, which good answers carry
 
     @contextlib.contextmanager
     def admitted(self, caller: Caller | None, context: grpc.ServicerContext) -> Iterator[Caller]:
@@ -104,6 +106,8 @@ class Desk:
             self.refused(method, result.code, call.caller)
             abort(context, result)
         self._metrics.ended(method, Code.OK, call.caller)
+        if self.offer is not None:
+            context.set_trailing_metadata(((framed.METADATA, self.offer.text),))
         return result
 
     def serve_stream(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
-from casemate import framed, limits
+from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate.frames import FrameType
 from casemate.v1 import confidential_inference_pb2 as pb
@@ -14,7 +14,7 @@ from casemate.wire import HASH_BYTES, digest
 from casemate_host.admission import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import grpc
 
@@ -31,16 +31,7 @@ _REQUEST_MAX: Final = 1024
 class EvidenceService:
     """Shows evidence; each caller has a share of the fresh documents."""
 
-    def __init__(
-        self,
-        desk: Desk,
-        relay: Relay,
-        board: Board,
-        workers: Workers,
-        offer: Callable[[], framed.Offer | None],
-    ) -> None:
-        """``offer``: of framed connections, if the host takes any (SPEC 9.6.3)."""
-        self._offer = offer
+    def __init__(self, desk: Desk, relay: Relay, board: Board, workers: Workers) -> None:
         self._workers = workers
         self._desk = desk
         self._relay = relay
@@ -57,11 +48,7 @@ class EvidenceService:
             call.of(known.name, known.unread)
             with known.asking():
                 data = self._desk.receive(messages, context, _REQUEST_MAX, self._workers)
-                evidence = self._evidence(data, call, known)
-            offer = self._offer()
-            if offer is not None:
-                context.set_trailing_metadata(((framed.METADATA, offer.text),))
-            return evidence, len(data)
+                return self._evidence(data, call, known), len(data)
 
         return self._desk.serve("GetEvidence", context, answer)
 

@@ -33,7 +33,6 @@ from casemate_host.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casemate.framed import Offer
     from casemate_host.call import Call
     from casemate_host.callers import Caller, Callers
     from casemate_host.config import FrontConfig
@@ -76,7 +75,7 @@ class Front:
         self.frames_address: str | None = None
         self._gate = Gate(callers, self._others, self._desk.refused, self._patience)
         self._pace = self._gate.add(f"/{SERVICE}/Infer", Route("Infer", self.unary, self._infer))
-        evidence = EvidenceService(self._desk, relay, board, self._evidence, self._offer).serve
+        evidence = EvidenceService(self._desk, relay, board, self._evidence).serve
         self._gate.add(
             f"/{SERVICE}/GetEvidence",
             Route("GetEvidence", self._evidence, evidence, metered=False),
@@ -149,6 +148,7 @@ class Front:
         except CasemateError:
             self._server.stop(None)
             raise
+        self._desk.offer = self._framed.offer
         self._patience.start()
         self._framed.start()
         self._server.start()
@@ -174,9 +174,6 @@ class Front:
     def report(self) -> None:
         """Log what happened since the last report."""
         self._desk.traffic.report()
-
-    def _offer(self) -> Offer | None:
-        return self._framed.offer
 
     def _infer(
         self, caller: Caller | None, messages: Iterator[bytes], context: grpc.ServicerContext

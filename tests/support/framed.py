@@ -12,7 +12,6 @@ from prometheus_client import generate_latest
 from casemate import framed, frames
 from casemate.framed import Kind, Offer
 from casemate.frames import ANSWER, ERROR, HEAD_BYTES
-from casemate.v1 import confidential_inference_pb2 as pb
 from casemate.v1.confidential_inference_pb2 import (
     NumberedRequest,
     Refusal,
@@ -58,10 +57,10 @@ class Answer(NamedTuple):
         return Refusal.FromString(self.payload)
 
 
-def offer_of(bench: Bench) -> Offer | None:
-    """What the host offers with its evidence, asked over gRPC."""
-    call = bench.channel.unary_unary(SERVICE + "GetEvidence")
-    _, done = call.with_call(pb.GetEvidenceRequest().SerializeToString(), timeout=60)
+def offer_of(bench: Bench, method: str = "GetEvidence", request: bytes = b"") -> Offer | None:
+    """What the host offers with its evidence, or another answer, asked over gRPC."""
+    call = bench.channel.unary_unary(SERVICE + method)
+    _, done = call.with_call(request, timeout=60)
     offers = [value for key, value in done.trailing_metadata() if key == framed.METADATA]
     assert len(offers) <= 1
     return Offer.parse(offers[0]) if offers else None

@@ -126,6 +126,7 @@ class FramedDouble:
     offer: Offer | None = None
     offered: str | None = None  # the metadata, if other than ``offer`` says
     peers: list[Peer] = field(default_factory=list)
+    insists: bool = False  # on its offer, in answers to `Infer`, too
     unary: int = 0
     streams: int = 0
     go: threading.Event = field(default_factory=threading.Event)  # set at the end
@@ -136,8 +137,10 @@ class FramedDouble:
         context.set_trailing_metadata(((METADATA, text),) if text else ())
         return request
 
-    def _infer(self, request: bytes, _: grpc.ServicerContext) -> bytes:
+    def _infer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self.unary += 1
+        if self.insists:
+            self._get_evidence(request, context)
         return b"unary:" + request
 
     def _infer_many(self, messages: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:

@@ -44,9 +44,10 @@ def framed(short_path: Path, chain: Chain, enclave: FakeEnclave) -> Iterator[Ben
 # Offer and hellos
 
 
-def test_the_offer_comes_with_evidence_and_the_host_says_it_first(framed: Bench) -> None:
+def test_the_offer_comes_with_answers_and_the_host_says_it_first(framed: Bench) -> None:
     offer = offer_of(framed)
     assert offer is not None
+    assert offer_of(framed, "Infer", b"question") == offer
     assert framed.host.frames_address == f"127.0.0.1:{offer.port}"
     with connect(framed) as connection:
         assert connection.greeting == offer.greeting

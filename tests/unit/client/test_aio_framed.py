@@ -106,7 +106,7 @@ def test_what_is_no_offer_is_none(offered: str) -> None:
 )
 def test_only_a_plain_address_without_tls_takes_an_offer(target: str, access: HostAccess) -> None:
     framed = AsyncFramed(target, access)
-    framed.evidence_came([(METADATA, Offer.new(7444).text)])
+    framed.answer_came([(METADATA, Offer.new(7444).text)])
     assert not framed.promising
 
 
@@ -266,6 +266,18 @@ def test_a_new_offer_is_taken_though_the_old_led_nowhere() -> None:
             assert becomes_framed(client)
 
 
+@pytest.mark.parametrize("request_", [b"small", LARGE], ids=["small", "large"])
+def test_a_host_that_comes_back_is_found_by_the_offer_in_its_answers(request_: bytes) -> None:
+    with playing() as host, client_of(host) as client:
+        assert becomes_framed(client, request_)
+        with listening(host):
+            for peer in list(host.peers):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            host.insists = True
+            assert eventually(lambda: client.together([request_]) == [b"framed:" + request_])
+            assert host.peers[-1].offer == host.offer
+
+
 def test_the_same_offer_again_changes_nothing() -> None:
     with playing() as host, client_of(host) as client:
         assert becomes_framed(client)
@@ -332,5 +344,5 @@ def test_closing_ends_what_is_being_begun() -> None:
         assert eventually(lambda: bool(client.call(b"x") and host.peers))
         client.hang_up()
         assert eventually(lambda: heard == [b""])
-        client.connection._framed.evidence_came([(METADATA, Offer.new(7444).text)])
+        client.connection._framed.answer_came([(METADATA, Offer.new(7444).text)])
         assert not client.connection._framed.promising

@@ -189,6 +189,18 @@ def test_a_new_offer_is_taken_though_the_old_led_nowhere() -> None:
         connection.warm(LARGE)
 
 
+@sizes
+def test_a_host_that_comes_back_is_found_by_the_offer_in_its_answers(request_: bytes) -> None:
+    with playing() as host, BlockingConnection(host.target) as connection:
+        connection.warm(request_)
+        with listening(host):
+            for peer in list(host.peers):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            host.insists = True
+            assert eventually(lambda: connection.outcome(request_) == b"framed:" + request_)
+            assert host.peers[-1].offer == host.offer
+
+
 def test_the_same_offer_again_and_none_change_nothing() -> None:
     with playing() as host, BlockingConnection(host.target) as connection:
         connection.warm(SMALL)
