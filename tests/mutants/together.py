@@ -15,6 +15,12 @@ _turns = partial(
     tests=("tests/unit/enclave/test_turns.py",),
     package="enclave/casemate_enclave",
 )
+_crew = partial(
+    Mutant,
+    file="crew.py",
+    tests=("tests/unit/enclave/test_turns.py",),
+    package="enclave/casemate_enclave",
+)
 _left = partial(
     Mutant,
     file="left_to_models.py",
@@ -46,7 +52,7 @@ _accelerator = partial(
 # fmt: off
 MUTANTS = (
     _turns("turns: threads are bounded", old="if placed and not self._crew.join():", new="if False:"),
-    _turns("turns: the crew is finite", old="            if not self._left:\n                return False\n            self._left -= 1\n", new=""),
+    _crew("turns: the crew is finite", old="            if not self._left:\n                return False\n            self._left -= 1\n", new=""),
     _turns("turns: places are given back", old="        if placed:\n            self._crew.leave()\n", new=""),
     _turns("turns: who stands by is counted", old="            if self._idle > len(self._tasks) or self._hire():\n                return False\n", new="            if self._idle >= len(self._tasks) or self._hire():\n                return False\n"),
     _turns("turns: spare threads end", old="        if self._idle < _SPARE or now", new="        if True or now"),
