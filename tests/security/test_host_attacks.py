@@ -537,6 +537,7 @@ HOST_LOG_KEYS = {
     *("timestamp", "level", "event", "code", "detail", "file", "retry_seconds", "expires"),
     *("model", "version", "digest", "models", "form", "pcr16", "release", "instance"),
     *("answered", "refused", "request_bytes", "address", "name", "error", "at", "logger", "tls"),
+    "frames",
 }
 
 

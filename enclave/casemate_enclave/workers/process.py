@@ -55,6 +55,8 @@ class Worker:
         self._on_end = ended
         self._dismissed = False
         self._closed = False
+        self._loading = True  # what it says of that may be unread when it has ended
+        self._gone = False
         self._idle: list[Line] = []
         self.pace = Pace()
         self._runs = itertools.count(1)
@@ -68,7 +70,8 @@ class Worker:
     def load(self, settings: bytes, contents: int, patience_s: float) -> int:
         """Hand over what to load, and await the outcome; raises RefusedError.
 
-        Returns the share of the model's nodes that run on accelerators, in percent.
+        Returns the share of the model's nodes that run on accelerators, in percent. Who is refused
+        dismisses the worker.
         """
         command = packets.COMMAND.pack(packets.LOAD, 0)
         self._control.settimeout(patience_s)
@@ -86,6 +89,9 @@ class Worker:
             known = refusal < len(Refusal) and place < _PLACES_MAX
             raise RefusedError.numbered(refusal, place) if known else RefusedError(Refusal.ENDED)
         self._control.settimeout(None)
+        self._loading = False
+        if self._gone:
+            self.close()
         return min(int(place), _ALL)
 
     def run(
@@ -224,6 +230,8 @@ class Worker:
                 self._idle.pop().close()
 
     def _has_ended(self, status: int) -> None:
+        self._gone = True
         if not self._dismissed:
-            self.close()
+            if not self._loading:
+                self.close()
             self._on_end(self, status)
