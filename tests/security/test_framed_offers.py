@@ -178,7 +178,7 @@ def test_h24_an_offer_that_changes_with_every_evidence_gathers_nothing(
     before = threading.active_count()
     with client_of(kind, deployment, lying_host.target) as client:
         for _ in range(8):
-            client.verify()
+            client.verify(timeout_s=60)
             ask(client, expected)
         assert sum(each.visits for each in bystanders) > 0
         assert eventually(lambda: sum(each.left for each in bystanders) <= 2)
