@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ class Stack:
         """Add ``more`` compose files to the first."""
         self._files = [item for path in (FILE, *more) for item in ("--file", str(path))]
         frames = _free_port()
-        self._configuration = tempfile.NamedTemporaryFile("w", suffix=".toml")  # noqa: SIM115 - as long as the stack
-        self._configuration.write(CONFIGURATION.read_text().replace(":8444", f":{frames}"))
-        self._configuration.flush()
-        Path(self._configuration.name).chmod(0o644)  # the container's user reads it
+        descriptor, configuration = tempfile.mkstemp(suffix=".toml")
+        with open(descriptor, "w") as file:  # noqa: PTH123 - Path opens no descriptors
+            file.write(CONFIGURATION.read_text().replace(":8444", f":{frames}"))
+        Path(configuration).chmod(0o644)  # the container's user reads it
+        weakref.finalize(self, os.unlink, configuration)
         self.environment = {
             **os.environ,
             "CASEMATE_PORT": _free_port(),
             "CASEMATE_FRAMES_PORT": frames,
-            "CASEMATE_HOST_CONFIG": self._configuration.name,
+            "CASEMATE_HOST_CONFIG": configuration,
             "CASEMATE_PROMETHEUS_PORT": _free_port(),
         }
 
