@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
 
 _HEAD = struct.Struct(">IBI")
+_LENGTH = struct.Struct(">I")
 HEAD_BYTES = _HEAD.size
 COUNTED = 5  # bytes of the head that the length counts: type and budget
 _SCRATCH = 64 * limits.KIB
@@ -62,6 +63,46 @@ class Frame:
 def encode_head(kind: int, size: int, budget: int = 0) -> bytes:
     """Return what comes before a payload of ``size`` bytes."""
     return _HEAD.pack(COUNTED + size, kind, budget)
+
+
+class Arriving:
+    """Frames of one connection as their bytes arrive, whole or in pieces; each begins with a head.
+
+    Bytes are kept as they came while frames arrive whole; one that comes in pieces is put together
+    in a bytearray, which grows in place, however many these are.
+    """
+
+    def __init__(self, head_bytes: int) -> None:
+        """``head_bytes``: of each frame, its length first."""
+        self._head_bytes = head_bytes
+        self._data: bytes | bytearray = b""
+        self._at = 0
+
+    def add(self, data: bytes) -> None:
+        """Take what has arrived."""
+        if self._at == len(self._data):
+            self._data, self._at = data, 0
+            return
+        if not isinstance(self._data, bytearray):
+            self._data = bytearray(memoryview(self._data)[self._at :])
+        elif self._at:
+            del self._data[: self._at]
+        self._at = 0
+        self._data += data
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something that was not taken."""
+        return self._at < len(self._data)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the frame in hand still lacks; 0 while its head does."""
+        data, at = self._data, self._at
+        if len(data) - at < self._head_bytes:
+            return 0
+        (length,) = _LENGTH.unpack_from(data, at)
+        return max(0, at + _LENGTH.size + int(length) - len(data))
 
 
 def encode_frame(kind: int, payload: Buffer, budget: int = 0) -> bytes:

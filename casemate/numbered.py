@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import limits
 from casemate.errors import Code, FrameError
-from casemate.frames import ANSWER, FrameType
+from casemate.frames import ANSWER, Arriving, FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,48 +61,19 @@ def first(frame: Frame) -> Numbered:
     return Numbered(number, kind, bytes(frame.payload[_INNER.size :]), frame.budget)
 
 
-class FrameBuffer:
+class FrameBuffer(Arriving):
     """Takes bytes as they arrive, gives whole frames of one outer type."""
 
     def __init__(self, outer: int, most: int) -> None:
         """``most``: the largest length that a frame may state."""
+        super().__init__(_HEAD.size)
         self._outer = outer
         self._most = most
-        # bytes as they came while frames arrive whole; a bytearray, which grows in place, for one
-        # that arrives in pieces, however many these are.
-        self._data: bytes | bytearray = b""
-        self._at = 0
-
-    def add(self, data: bytes) -> None:
-        """Take what has arrived."""
-        if self._at == len(self._data):
-            self._data, self._at = data, 0
-            return
-        if not isinstance(self._data, bytearray):
-            self._data = bytearray(memoryview(self._data)[self._at :])
-        elif self._at:
-            del self._data[: self._at]
-        self._at = 0
-        self._data += data
 
     @property
     def rest(self) -> bytes:
         """What has arrived and was not taken."""
         return bytes(self._data[self._at :])
-
-    @property
-    def begun(self) -> bool:
-        """Whether a frame has arrived in part."""
-        return self._at < len(self._data)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that the frame in hand still lacks; 0 while its head does."""
-        data, at = self._data, self._at
-        if len(data) - at < _HEAD.size:
-            return 0
-        (length,) = struct.unpack_from(">I", data, at)
-        return max(0, at + _LENGTH + int(length) - len(data))
 
     def take(self) -> Numbered | None:
         """Return the next whole frame; None until it has arrived.

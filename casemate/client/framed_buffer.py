@@ -7,7 +7,7 @@ from typing import Final
 
 from casemate import limits
 from casemate.client.call_book import BrokenError
-from casemate.frames import COUNTED, ERROR, HEAD_BYTES
+from casemate.frames import COUNTED, ERROR, HEAD_BYTES, Arriving
 
 _HEAD: Final = struct.Struct(">IB")
 _LENGTH: Final = 4  # bytes of the head that the length does not count
@@ -22,41 +22,12 @@ def checked(length: int, kind: int, expected: int) -> bool:
     return kind == ERROR
 
 
-class FrameBuffer:
+class FrameBuffer(Arriving):
     """Takes bytes as they arrive, gives whole frames of one type, or refusals."""
 
     def __init__(self, expected: int) -> None:
+        super().__init__(HEAD_BYTES)
         self._expected = expected
-        # bytes as they came while frames arrive whole; a bytearray, which grows in place, for one
-        # that arrives in pieces, however many these are.
-        self._data: bytes | bytearray = b""
-        self._at = 0
-
-    def add(self, data: bytes) -> None:
-        """Take what has arrived."""
-        if self._at == len(self._data):
-            self._data, self._at = data, 0
-            return
-        if not isinstance(self._data, bytearray):
-            self._data = bytearray(memoryview(self._data)[self._at :])
-        elif self._at:
-            del self._data[: self._at]
-        self._at = 0
-        self._data += data
-
-    @property
-    def begun(self) -> bool:
-        """Whether there is something that was not taken."""
-        return self._at < len(self._data)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that the frame in hand still lacks; 0 while its head does."""
-        data, at = self._data, self._at
-        if len(data) - at < HEAD_BYTES:
-            return 0
-        length, _ = _HEAD.unpack_from(data, at)
-        return max(0, at + _LENGTH + int(length) - len(data))
 
     def take(self) -> tuple[bool, bytes] | None:
         """Return whether the next frame is a refusal, and its payload; None until all is there.
