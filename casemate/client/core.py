@@ -138,9 +138,21 @@ class ClientCore:
     def verify(
         self, observe: Callable[[Step], None] | None, timeout_s: float
     ) -> Steps[VerifiedEvidence]:
-        """Fetch evidence and verify it now."""
-        _, evidence = yield from self._sessions.reach(deadline_after(timeout_s), observe)
-        return evidence
+        """Fetch evidence and verify it now; a host that is asked too often is given its time."""
+        deadline = deadline_after(timeout_s)
+        attempts = Attempts(
+            self._retry, repeatable=True, bound=False, targets=len(self._sessions.targets)
+        )
+        while True:
+            try:
+                _, evidence = yield from self._sessions.reach(deadline, observe)
+            except RequestError as error:
+                if error.code is not Code.OVERLOADED:
+                    raise
+                _, pause = self._go_on(error, attempts, None, deadline)
+            else:
+                return evidence
+            yield Pause(pause)
 
     def ask(self, question: Question, *, repeatable: bool, timeout_s: float) -> Steps[Answer]:
         """Ask until there is an answer, or a failure that asking again does not mend."""

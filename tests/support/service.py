@@ -93,7 +93,11 @@ class Service:
             context.abort_with_status(rpc_status.to_status(status_of(unknown)))
         self.evidence_calls += 1
         nonce = asked.nonce if asked.HasField("nonce") else None
-        return self.on_evidence(self.bundle(nonce)).serialize()
+        try:
+            return self.on_evidence(self.bundle(nonce)).serialize()
+        except CasemateError as error:
+            context.abort_with_status(rpc_status.to_status(status_of(error)))
+            raise
 
     def _infer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self.requests.append(request)

@@ -217,20 +217,52 @@ def test_where_any_replica_may_run_it_only_what_may_run_twice_is_sent_twice(
     assert len(service.requests) == 1 + repeatable
 
 
-def test_evidence_is_asked_for_again(kind: type[Client], service: Service) -> None:
-    make, left = service.on_evidence, [2]
+def evidence_failing(service: Service, code: Code, times: int) -> None:
+    """Let the host fail the next ``times`` calls for evidence."""
+    make, left = service.on_evidence, [times]
 
     def busy(bundle: EvidenceBundle) -> EvidenceBundle:
         if left[0]:
             left[0] -= 1
-            raise RequestError(Code.OVERLOADED, "says the host")
+            raise RequestError(code, "says the host")
         return make(bundle)
 
     service.on_evidence = busy
+
+
+def test_evidence_is_asked_for_again(kind: type[Client], service: Service) -> None:
+    evidence_failing(service, Code.OVERLOADED, times=2)
     with kind(service.target, made.policy(), retry=QUICK) as client:
         client.infer("wdbc", {"x": X})
     assert service.evidence_calls == 3
     assert len(service.requests) == 1
+
+
+def test_verifying_takes_its_turn(kind: type[Client], service: Service) -> None:
+    evidence_failing(service, Code.OVERLOADED, times=QUICK.attempts + 2)
+    with kind(service.target, made.policy(), retry=QUICK) as client:
+        client.verify()
+    assert service.evidence_calls == QUICK.attempts + 3
+
+
+def test_verifying_takes_turns_no_longer_than_asked(kind: type[Client], service: Service) -> None:
+    evidence_failing(service, Code.OVERLOADED, times=10**6)
+    with kind(service.target, made.policy(), retry=QUICK) as client:
+        assert refusal(lambda: client.verify(timeout_s=0.5)).code is Code.OVERLOADED
+    assert service.evidence_calls > 1
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts"),
+    [(Code.UNAVAILABLE, 4), (Code.NOT_CONFIGURED, 4), (Code.OVERLOADED, 0)],
+)
+def test_verifying_says_at_once_what_else_is_wrong(
+    kind: type[Client], service: Service, code: Code, attempts: int
+) -> None:
+    evidence_failing(service, code, times=1)
+    with kind(service.target, made.policy(), retry=RetryPolicy(attempts=attempts)) as client:
+        assert refusal(client.verify).code is code
+    assert service.evidence_calls == 1
 
 
 def test_waits_grow_and_are_spread() -> None:
