@@ -84,13 +84,14 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
 def _print(found: dict[str, object], samples: list[Sample]) -> None:
     rows = findings.medians(samples)
     head = f"{'model':7}{'mode':7}{'in flight':>10}  {'server':12}{'answers/s':>10}{'spread':>8}"
-    print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}")
+    print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}{'busy':>6}")
     for row in rows:
         print(
             f"{row['model']:7}{row['mode']:7}{row['in_flight']:>10}  {row['server']:12}"
             f"{row['throughput']:>10.0f}"
             f"{row['spread_percent']:>7.0f}%{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
             f"{row['server_cpu_s_per_1000']:>12.3f}{row['client_cpu_s_per_1000']:>8.3f}"
+            f"{row['processors']:>6.2f}"
         )
     print()
     for target in findings.targets(samples):

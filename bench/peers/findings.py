@@ -28,6 +28,11 @@ class Figures:
     client_cpu: float
     joules: float | None
 
+    @property
+    def processors(self) -> float:
+        """How many processors were busy: of several, a scheduler may leave some without work."""
+        return self.throughput * (self.server_cpu + self.client_cpu) / 1000
+
     @classmethod
     def of(
         cls,
@@ -107,6 +112,7 @@ def _row(group: Sequence[Sample]) -> dict[str, Any]:
         "p99_ms": statistics.median(each.figures.p99 for each in group),
         "server_cpu_s_per_1000": statistics.median(each.figures.server_cpu for each in group),
         "client_cpu_s_per_1000": statistics.median(each.figures.client_cpu for each in group),
+        "processors": statistics.median(each.figures.processors for each in group),
         "joules_per_1000": statistics.median(joules) if joules else None,
     }
 

@@ -103,6 +103,7 @@ def test_spread_and_cost() -> None:
     (row,) = medians(samples)
     assert row["throughput"] == 1000
     assert row["spread_percent"] == pytest.approx(20)
+    assert row["processors"] == pytest.approx(0.6)  # 1,000 a second at 0.5 + 0.1 s for 1,000
     cost = {each["instance"]: each["dollars_per_million"] for each in costs([row])}
     # 0.5 s for 1,000 is 500 s for a million, of a quarter of an instance.
     assert cost["c7i.xlarge"] == pytest.approx(500 * 0.1785 / 4 / 3600)
