@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from casemate.errors import RequestError
 from casemate.oip.metadata import ModelMetadata, parse_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
     from types import TracebackType
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -106,8 +105,11 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Inference:
         """As `Client.infer`."""
-        ask = partial(tensor_question, model, version, inputs, outputs, receipt=receipt)
-        question = await asyncio.to_thread(ask) if _take_long(inputs) else ask()
+        asked = model, version, inputs, outputs
+        if _take_long(inputs):
+            question = await asyncio.to_thread(tensor_question, *asked, receipt=receipt)
+        else:
+            question = tensor_question(*asked, receipt=receipt)
         return (await self._ask(question, timeout_s, repeatable=repeatable)).inference()
 
     async def metadata(
@@ -170,9 +172,11 @@ class AsyncClient:
         async with AsyncStream(place, driver, outputs=outputs, in_flight=in_flight) as stream:
             yield stream
 
-    async def _ask(self, question: Question, timeout_s: float, *, repeatable: bool) -> Answer:
+    def _ask(
+        self, question: Question, timeout_s: float, *, repeatable: bool
+    ) -> Coroutine[Any, Any, Answer]:
         _, core, driver = self._parts.get()
-        return await driver.run(core.ask(question, repeatable=repeatable, timeout_s=timeout_s))
+        return driver.run(core.ask(question, repeatable=repeatable, timeout_s=timeout_s))
 
     async def aclose(self) -> None:
         """Close the connections and drop the session's keys."""
@@ -196,8 +200,9 @@ class AsyncClient:
 def _take_long(inputs: Mapping[str, np.ndarray]) -> bool:
     """Tell whether encoding them would hold up the loop; how long text is shows only then."""
     size = 0
-    for array in inputs.values():  # perhaps no arrays at all: encoding says so
-        if getattr(array, "dtype", None) == np.object_:
-            return True
-        size += getattr(array, "nbytes", 0)
+    for array in inputs.values():
+        if isinstance(array, np.ndarray):  # encoding says what is none
+            if array.dtype.kind == "O":
+                return True
+            size += array.nbytes
     return size >= LARGE

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from casemate import limits
-from casemate.client.call_book import BrokenError, CallBook, Failure
+from casemate.client.aio_call_book import AsyncCallBook
+from casemate.client.call_book import BrokenError, Failure
 from casemate.client.call_stream import Opening
 from casemate.client.host_words import translated
 from casemate.errors import Code
@@ -51,37 +52,6 @@ class AsyncCallStreams:
         self._opening.over(refusal)
 
 
-class _Question:
-    """One call that waits."""
-
-    def __init__(self) -> None:
-        self.outcome: asyncio.Future[bytes | Failure] = asyncio.get_running_loop().create_future()
-
-    def settle(self, outcome: bytes | Failure) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
-
-
-async def ask(
-    book: CallBook, request: bytes, timeout_s: float, target: str, wake: Callable[[], None]
-) -> bytes:
-    """Ask by ``book`` and return the answer; ``wake`` whoever sends. Raises RequestError."""
-    question = _Question()
-    number = book.ask(question, request, timeout_s)
-    wake()
-    late = Failure(Code.DEADLINE_EXCEEDED, f"{target}: no answer before the deadline")
-    timer = asyncio.get_running_loop().call_later(timeout_s, question.settle, late)
-    try:
-        outcome = await question.outcome
-    finally:
-        timer.cancel()
-        if book.give_up(number):
-            wake()
-    if isinstance(outcome, bytes):
-        return outcome
-    raise outcome.error()
-
-
 class _CallStream:
     """One stream: a task reads, another sends what waits."""
 
@@ -97,8 +67,8 @@ class _CallStream:
         self._write = getattr(inner, "send_serialized_message", call.write)
         self._target = target
         self._ended = ended
-        self._book = CallBook()
         self._waiting = asyncio.Event()  # to be sent
+        self._book = AsyncCallBook(target, self._waiting.set)
         self._taking = False  # questions
         self._task = asyncio.create_task(self._run(), name="call stream")
 
@@ -106,7 +76,7 @@ class _CallStream:
         """As `AsyncCallStreams.call`."""
         if not self._taking:
             return None
-        return await ask(self._book, request, timeout_s, self._target, self._waiting.set)
+        return await self._book.call(request, timeout_s)
 
     async def close(self) -> None:
         """End the call and its tasks; questions under way fail."""

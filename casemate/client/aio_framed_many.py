@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from casemate.client.aio_call_stream import ask
+from casemate.client.aio_call_book import AsyncCallBook
 from casemate.client.aio_framed_wire import Wire
-from casemate.client.call_book import CallBook, Failure
+from casemate.client.call_book import Failure
 from casemate.client.framed import refusal_in
 from casemate.errors import Code
 from casemate.framed import Kind
@@ -26,7 +26,7 @@ class ManyCalls:
         """``ended`` is told once no further call is taken."""
         self._target = target
         self._ended = ended
-        self._book = CallBook()
+        self._book = AsyncCallBook(target, self._soon)
         self._loop = asyncio.get_running_loop()
         self._due = False  # a message will be sent in this turn of the loop
         self._taking = True
@@ -41,7 +41,7 @@ class ManyCalls:
         """Ask, and wait for the answer, which raises RequestError; None if no call is taken."""
         if not self._taking:
             return None
-        return ask(self._book, request, timeout_s, self._target, self._soon)
+        return self._book.call(request, timeout_s)
 
     def retire(self) -> None:
         """Take no further call; the connection ends with the last answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +12,8 @@ from casemate.errors import CLEAR_CODES, Code, RequestError
 from casemate.v1.confidential_inference_pb2 import NumberedRequest, SealedRequests, SealedResponses
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from casemate.v1.confidential_inference_pb2 import Refusal
 
 _NUMBERS: Final = 1 << 32
@@ -50,15 +52,18 @@ class Asked(Protocol):
         ...
 
 
+A = TypeVar("A", bound=Asked)
+
+
 class BrokenError(Exception):
     """The host broke the rules of the stream: nothing that it says on it can be told apart."""
 
 
-class CallBook:
+class CallBook(Generic[A]):
     """Questions under way on one stream, and what is to be sent; not thread-safe."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, Asked] = {}
+        self._asked: dict[int, A] = {}
         self._given_up: set[int] = set()
         self._outbox: list[NumberedRequest] = []
         self._number = 0
@@ -73,7 +78,7 @@ class CallBook:
         """Whether no question is under way."""
         return not self._asked
 
-    def ask(self, asked: Asked, request: bytes, timeout_s: float) -> int:
+    def ask(self, asked: A, request: bytes, timeout_s: float) -> int:
         """Put a question into the outbox; return its number."""
         number = self._next_number()
         self._asked[number] = asked
@@ -93,9 +98,9 @@ class CallBook:
         self._outbox.append(NumberedRequest(number=number))
         return True
 
-    def anyone(self) -> Asked | None:
-        """Return whoever has waited longest."""
-        return next(iter(self._asked.values()), None)
+    def under_way(self) -> Iterable[A]:
+        """Return those who wait, whoever has waited longest first."""
+        return self._asked.values()
 
     def next_message(self) -> bytes | None:
         """Return what is to be sent now; None if nothing is."""

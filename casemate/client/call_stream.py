@@ -167,7 +167,7 @@ class _CallStream:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._reading = threading.Lock()
-        self._book = CallBook()
+        self._book: CallBook[_Question] = CallBook()
         self._reader: _Question | None = None
         self._sending = False
         self._taking = False  # questions
@@ -244,9 +244,9 @@ class _CallStream:
             self._send(self._next_message())
 
     def _have_one_read(self) -> None:
-        asked = self._book.anyone()
-        if isinstance(asked, _Question):
-            asked.rouse()
+        for question in self._book.under_way():
+            question.rouse()
+            return
 
     def _late(self) -> Failure:
         return Failure(Code.DEADLINE_EXCEEDED, f"{self._target}: no answer before the deadline")

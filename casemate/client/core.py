@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import tensors
 from casemate.allocator import expect_large_messages
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
-from casemate.client.steps import Alone, Ask, Pause, deadline_after, remaining, worked
+from casemate.client.steps import LARGE, Alone, Ask, Pause, Work, deadline_after, remaining, worked
 from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealed_message import parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
@@ -72,7 +73,7 @@ class Answer(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """What is asked of which model: tensors, or sealed data with its ``H(m)``."""
 
@@ -83,9 +84,12 @@ class Question:
     receipt: bool = False
     operation: str = INFER
 
+    def size(self) -> int:
+        """Return the bytes of its content."""
+        return sum(map(len, self.content))
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+
+class _Asked(NamedTuple):
     """A sealed question, which may be sent as it is more than once."""
 
     session: Session
@@ -157,24 +161,31 @@ class ClientCore:
     def ask(self, question: Question, *, repeatable: bool, timeout_s: float) -> Steps[Answer]:
         """Ask until there is an answer, or a failure that asking again does not mend."""
         deadline = deadline_after(timeout_s)
-        attempts = Attempts(
-            self._retry,
-            repeatable=repeatable,
-            bound=not self._sessions.any_replica,
-            targets=len(self._sessions.targets),
-        )
+        attempts: Attempts | None = None  # made for the first failure: nearly all calls have none
         asked: _Asked | None = None
         while True:
             try:
                 if asked is None:
-                    asked = yield from self._seal(question, deadline)
+                    asked = self._sealed_at_once(question) or (
+                        yield from self._seal(question, deadline)
+                    )
                 return (yield from self._send(asked, question, deadline))
             except RequestError as error:
+                attempts = attempts or self._attempts(repeatable=repeatable)
                 again, pause = self._go_on(error, attempts, asked, deadline)
             if again is Again.RESEALED:
                 asked = None
             if pause:
                 yield Pause(pause)
+
+    def _attempts(self, *, repeatable: bool) -> Attempts:
+        sessions = self._sessions
+        return Attempts(
+            self._retry,
+            repeatable=repeatable,
+            bound=not sessions.any_replica,
+            targets=len(sessions.targets),
+        )
 
     def _go_on(
         self, error: RequestError, attempts: Attempts, asked: _Asked | None, deadline: float
@@ -225,29 +236,29 @@ class ClientCore:
         """Return verified evidence of the instance that answered, or refuse its answer."""
         return (yield from self._sessions.answered_by(session, instance_digest, deadline))
 
+    def _sealed_at_once(self, question: Question) -> _Asked | None:
+        """Seal if there is nothing to wait for: a short message, for a model of a live session."""
+        session = self._session
+        if session is None or not session.live() or question.size() >= LARGE:
+            return None
+        entry = session.models.get((question.model, question.version))
+        return None if entry is None else _sealed(question, session, entry)
+
     def _seal(self, question: Question, deadline: float) -> Steps[_Asked]:
         session, entry = yield from self.pinned(question.model, question.version, deadline)
-        call: SealedCall = yield from worked(
-            sum(map(len, question.content)),
-            lambda: session.keys.seal(
-                model=question.model,
-                version=entry.version,
-                digest=entry.digest,
-                message=question.content,
-                sealed_data=question.sealed_data,
-                receipt=question.receipt,
-                operation=question.operation,
-            ),
-        )
-        return _Asked(session, entry, call)
+        return (yield from worked(question.size(), partial(_sealed, question, session, entry)))
 
     def _send(self, asked: _Asked, question: Question, deadline: float) -> Steps[Answer]:
         session, call = asked.session, asked.call
         data: bytes = yield Ask(session.connection, "Infer", call.request, remaining(deadline))
-        answer: OpenedAnswer = yield from worked(
-            len(data), lambda: call.open(*parse_sealed(memoryview(data)))
-        )
-        evidence = yield from self._sessions.answered_by(session, answer.instance_digest, deadline)
+        answer: OpenedAnswer
+        if len(data) < LARGE:
+            answer = call.open(*parse_sealed(data))
+        else:
+            answer = yield Work(lambda: call.open(*parse_sealed(data)))
+        evidence = session.verified.get(answer.instance_digest)
+        if evidence is None:
+            evidence = yield from self.answered_by(session, answer.instance_digest, deadline)
         return _released(asked, question, answer, evidence)
 
     def live_session(self, deadline: float, renew: Session | None = None) -> Steps[Session]:
@@ -269,6 +280,19 @@ class ClientCore:
     def drop(self) -> None:
         """Forget the session and its keys."""
         self._session = None
+
+
+def _sealed(question: Question, session: Session, entry: LogEntry) -> _Asked:
+    call = session.keys.seal(
+        model=question.model,
+        version=entry.version,
+        digest=entry.digest,
+        message=question.content,
+        sealed_data=question.sealed_data,
+        receipt=question.receipt,
+        operation=question.operation,
+    )
+    return _Asked(session, entry, call)
 
 
 def _released(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from casemate import limits
@@ -44,9 +44,9 @@ class Session:
     ends_at: int  # ms, by this machine's clock
     # The same moment by a clock that nobody sets; but it stands still while the machine sleeps.
     ends_at_monotonic: float
+    # By H(instance_config): that of `evidence`, and other replicas' that answered, verified since.
+    verified: dict[bytes, VerifiedEvidence]
     lost: bool = False
-    # By H(instance_config): other replicas that answered, verified since the session began.
-    replicas: dict[bytes, VerifiedEvidence] = field(default_factory=dict)
 
     def live(self) -> bool:
         """Whether another request may be sealed in it."""
@@ -86,7 +86,8 @@ class Sessions:
         ends_at = not_after - min(_RENEW_MARGIN, lifetime // 4)
         monotonic = time.monotonic() + (ends_at - _now()) / 1000
         models = loaded_models(evidence.log)
-        return Session(connection, evidence, keys, models, ends_at, monotonic)
+        verified = {evidence.instance_digest: evidence}
+        return Session(connection, evidence, keys, models, ends_at, monotonic, verified)
 
     def _keys(self, evidence: VerifiedEvidence, not_before: int, not_after: int) -> DataKeySession:
         own = evidence.instance.instance_id
@@ -138,23 +139,22 @@ class Sessions:
         self, session: Session, instance_digest: bytes, deadline: float
     ) -> Steps[VerifiedEvidence]:
         """Return verified evidence of the instance that answered, or refuse its answer."""
-        if instance_digest == session.evidence.instance_digest:
-            return session.evidence
+        known = session.verified.get(instance_digest)
+        if known is not None:
+            return known
         if not self.any_replica:
             detail = "the answer comes from an instance whose evidence was not verified"
             raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, detail)
-        known = session.replicas.get(instance_digest)
-        if known is not None:
-            return known
         for connection in self.targets.in_order() * _REPLICA_TRIES:
             try:
                 evidence = yield from self._fetch(connection, deadline, instance=instance_digest)
             except RequestError:
                 continue  # it serves another instance, or none
             if evidence.instance_digest == instance_digest:
-                if len(session.replicas) >= _REPLICAS_MAX:
-                    session.replicas.clear()
-                session.replicas[instance_digest] = evidence
+                if len(session.verified) > _REPLICAS_MAX:
+                    own = session.evidence
+                    session.verified = {own.instance_digest: own}
+                session.verified[instance_digest] = evidence
                 return evidence
         detail = "the instance that answered shows no evidence"
         raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, detail)

@@ -81,7 +81,7 @@ class Answers(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """Make a unary call; its outcome is the answer's bytes."""
 
@@ -91,21 +91,21 @@ class Ask:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pause:
     """Wait."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work(Generic[T]):
     """Run ``function``, which blocks or takes long: an event loop gives it a thread."""
 
     function: Callable[[], T]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Alone(Generic[T]):
     """Take a course that no other call of this client takes at the same time."""
 
@@ -113,14 +113,14 @@ class Alone(Generic[T]):
     deadline: float  # seconds of time.monotonic
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Take:
     """Wait for a stream's next message; its outcome is as that of HostStream.take."""
 
     call: HostStream
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Give:
     """Hand over an answer of a stream, and wait while whoever takes it has no room."""
 

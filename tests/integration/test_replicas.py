@@ -155,7 +155,7 @@ def test_any_replica_answers_and_each_is_verified(
         assert len(set(instances)) == 2
         session = client._parts.get().core._session
         assert session is not None
-        assert len(session.replicas) == 1  # beside the one that the session began with
+        assert len(session.verified) == 2  # with the one that the session began with
 
 
 def test_h19_a_release_that_the_policy_does_not_accept_gives_no_answer(

@@ -39,6 +39,12 @@ _loop = partial(
     tests=("tests/unit/client/test_call_stream.py",),
     package="casemate/client",
 )
+_loop_book = partial(
+    Mutant,
+    file="aio_call_book.py",
+    tests=("tests/unit/client/test_call_stream.py", "tests/unit/client/test_aio_call_book.py"),
+    package="casemate/client",
+)
 _deadline = partial(
     Mutant, file="steps.py", tests=("tests/unit/client/test_client.py",), package="casemate/client"
 )
@@ -78,8 +84,10 @@ MUTANTS = (
     _polled("polled: interrupted", old="                self._due, self._ended = 0, True\n", new="                pass\n"),
     _loop("loop: large ones by themselves", old="        if len(request) > limits.CALL_STREAM_REQUEST_MAX:\n            return None\n", new=""),
     _loop("loop: nothing before the host's word", old="        if not self._taking:\n            return None\n", new=""),
-    _loop("loop: its deadline", old="    timer = asyncio.get_running_loop().call_later(timeout_s, question.settle, late)\n", new="    timer = asyncio.get_running_loop().call_later(timeout_s + 100, question.settle, late)\n"),
-    _loop("loop: the host is told", old="        if book.give_up(number):\n            wake()\n", new=""),
+    _loop_book("loop: its deadline", old="            if question.until <= now:\n", new="            if question.until + 100 <= now:\n"),
+    _loop_book("loop: an earlier deadline", old="        if until < self._look_at:\n", new="        if self._look is None:\n"),
+    _loop_book("loop: the next deadline", old="        self._look_next(max(first, now + _GRAIN_S))\n", new=""),
+    _loop_book("loop: the host is told", old="            if self.give_up(number):\n                self._wake()\n", new="            pass\n"),
     _loop("loop: ended when the host wants it", old="                if self._book.answered(message):", new="                if self._book.answered(message) and False:"),
     _loop("loop: its end is this side's, too", old="                    await self._call.done_writing()\n", new=""),
     _loop("loop: with it all end", old="            self._book.fail(failure)\n", new=""),

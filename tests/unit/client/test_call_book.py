@@ -22,7 +22,7 @@ def answers(*numbers: int) -> bytes:
     return SealedResponses(responses=entries).SerializeToString()
 
 
-def given_up(book: CallBook) -> int:
+def given_up(book: CallBook[Asked]) -> int:
     number = book.ask(Asked(), b"question", 1.0)
     assert book.next_message()
     assert book.give_up(number)
@@ -31,7 +31,7 @@ def given_up(book: CallBook) -> int:
 
 
 def test_a_late_answer_to_a_question_that_was_given_up_is_dropped_once() -> None:
-    book, other = CallBook(), Asked()
+    book, other = CallBook[Asked](), Asked()
     late = given_up(book)
     number = book.ask(other, b"another", 1.0)
     book.answered(answers(late, number))
@@ -41,7 +41,7 @@ def test_a_late_answer_to_a_question_that_was_given_up_is_dropped_once() -> None
 
 
 def test_a_host_that_answers_nothing_that_was_given_up_loses_the_stream() -> None:
-    book = CallBook()
+    book = CallBook[Asked]()
     for _ in range(limits.CALL_STREAM_GIVEN_UP_MAX):
         given_up(book)
     book.answered(answers())
@@ -51,7 +51,7 @@ def test_a_host_that_answers_nothing_that_was_given_up_loses_the_stream() -> Non
 
 
 def test_nobody_is_answered_twice() -> None:
-    book, asked = CallBook(), Asked()
+    book, asked = CallBook[Asked](), Asked()
     number = book.ask(asked, b"question", 1.0)
     with pytest.raises(BrokenError):
         book.answered(answers(number, number))
