@@ -30,7 +30,7 @@ class Slots:
     """At most ``count`` at a time; the excess is refused at once, never queued."""
 
     def __init__(self, count: int) -> None:
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._count = count
         self._taken = 0
 
@@ -46,11 +46,10 @@ class Slots:
                 raise ShedError("too many calls at a time", limits.RETRY_S)
             self._taken += 1
 
-    def free(self) -> None:
-        """Give a slot back."""
+    def free(self, count: int = 1) -> None:
+        """Give ``count`` slots back."""
         with self._lock:
-            self._taken -= 1
-            self._lock.notify_all()
+            self._taken -= count
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -60,11 +59,6 @@ class Slots:
             yield
         finally:
             self.free()
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """Wait until no slot is taken; False when ``timeout_s`` passed first."""
-        with self._lock:
-            return self._lock.wait_for(lambda: self._taken == 0, timeout_s)
 
 
 class TokenBucket:

@@ -11,20 +11,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
-
 from casemate import frames, limits
 from casemate.errors import CasemateError, Code, FrameError
 from casemate.frames import ANSWER, ERROR, FrameType
-from casemate.v1.confidential_inference_pb2 import (
-    NumberedResponse,
-    SealedRequests,
-    SealedResponses,
-)
+from casemate_host import call_messages
 from casemate_host.admission import ShedError
 from casemate_host.posting import Listener, Posted
 from casemate_host.ready import ReadyAnswers
-from casemate_host.status import to_refusal
 from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
@@ -33,6 +26,7 @@ if TYPE_CHECKING:
 
     from casemate.v1.confidential_inference_pb2 import NumberedRequest
     from casemate_host.call import Call
+    from casemate_host.call_messages import Entry
     from casemate_host.callers import Caller
     from casemate_host.infer_admission import InferAdmission
     from casemate_host.posting import PostingConnection
@@ -49,14 +43,16 @@ class _Question(Posted):
 
     __slots__ = ("again", "asked", "begun", "length", "trace", "until")
 
-    def __init__(self, entry: NumberedRequest, request: bytes, stream: CallStream) -> None:
+    def __init__(
+        self, entry: NumberedRequest, request: bytes, stream: CallStream, now: float
+    ) -> None:
         """``request``: the entry's, which protobuf would copy again."""
         budget = min(entry.budget or limits.FRAME_BUDGET_DEFAULT, limits.FRAME_BUDGET_MAX)
-        super().__init__(FrameType.REQUEST, request, budget, stream.listener, stream.settled)
+        super().__init__(FrameType.REQUEST, request, budget, stream)
         self.asked = entry.number
         self.length = len(request)
-        self.begun = time.monotonic()
-        self.until = self.begun + budget / 1000 + _GRACE_S
+        self.begun = now
+        self.until = now + budget / 1000 + _GRACE_S
         self.again = False
         self.trace: Trace = NO_TRACE
 
@@ -119,9 +115,12 @@ class CallStream:
 
     def _take(self, message: bytes) -> None:
         posts: list[_Question] = []
-        for entry in _parse(message):
+        now = time.monotonic()
+        for entry in call_messages.read_requests(message):
             if request := entry.request:
-                posts += self._let_in(_Question(entry, request, self))
+                question = _Question(entry, request, self, now)
+                if self._let_in(question):
+                    posts.append(question)
             else:
                 self._post(posts)
                 posts = []
@@ -130,8 +129,8 @@ class CallStream:
         if self._ready or not self.listener.listening:
             self.listener.rouse()
 
-    def _let_in(self, question: _Question) -> Sequence[_Question]:
-        """Note a question, unless it is refused."""
+    def _let_in(self, question: _Question) -> bool:
+        """Note a question, unless it is refused; tell whether it is to be asked."""
         try:
             if not question.asked or question.asked in self._under_way:
                 raise _malformed("a request without a number, or with that of one under way")
@@ -144,16 +143,15 @@ class CallStream:
         except CasemateError as error:
             if error.code is Code.MALFORMED:
                 raise
-            self._admission.refused(self._caller, error.code)
-            self._answer(question, error)
-            return ()
+            self._refuse(question, error)
+            return False
         with self._lock:
             if not self._over:
                 self._under_way[question.asked] = question
                 self._used = question.begun
-                return (question,)
+                return True
         self._admission.leave(self._caller)
-        return ()
+        return False
 
     def _post(self, posts: Sequence[_Question]) -> None:
         if not posts:
@@ -163,7 +161,7 @@ class CallStream:
         except FrameError as error:
             for question in posts:
                 question.lost = error
-                self.settled(question)
+            self.settled(posts)
 
     def _given_up(self, number: int) -> None:
         """The client no longer waits: its answer is an error, and the enclave hears of it."""
@@ -188,53 +186,63 @@ class CallStream:
 
     # Ends of questions, in whichever thread hears of them
 
-    def settled(self, post: Posted) -> None:
-        """Take what became of a question; waits for nothing."""
-        question = self._left(post)
-        if question is None:
-            return
-        if question.unsent and not question.again:
-            with self._lock:
-                question.again = True
-                self._under_way[question.asked] = question
-                self._unsent.append(question)
-            return
-        self._admission.leave(self._caller)
-        outcome = _outcome(question)
-        question.trace.end(outcome.code if isinstance(outcome, CasemateError) else Code.OK)
-        if isinstance(outcome, CasemateError):
-            self._admission.refused(self._caller, outcome.code)
-            if outcome is question.lost:
-                self._relay.lost()
-        else:
-            took_s = time.monotonic() - question.begun
-            self._admission.answered(self._caller, question.length, took_s)
-        self._answer(question, outcome)
+    def settled(self, posts: Sequence[Posted]) -> None:
+        """Take what became of questions; waits for nothing."""
+        ended = [question for question in self._left(posts) if not self._is_again(question)]
+        self._admission.leave(self._caller, len(ended))
+        answered: list[_Question] = []
+        entries: list[Entry] = []
+        for question in ended:
+            outcome = _outcome(question)
+            if isinstance(outcome, CasemateError):
+                self._refuse(question, outcome)
+                if outcome is question.lost:
+                    self._relay.lost()
+            else:
+                question.trace.end(Code.OK)
+                answered.append(question)
+                entries.append(call_messages.answered(question.asked, outcome))
+        if answered:
+            now = time.monotonic()
+            sizes = [question.length for question in answered]
+            took_s = [now - question.begun for question in answered]
+            self._admission.answered(self._caller, sizes, took_s)
+            self._ready.add(entries)
 
-    def _left(self, post: Posted) -> _Question | None:
-        """Return the question if it was under way until now."""
+    def _left(self, posts: Sequence[Posted]) -> list[_Question]:
+        """Return the questions that were under way until now."""
+        left: list[_Question] = []
         with self._lock:
-            if not isinstance(post, _Question) or self._under_way.get(post.asked) is not post:
-                return None
-            return self._under_way.pop(post.asked)
+            for post in posts:
+                if isinstance(post, _Question) and self._under_way.get(post.asked) is post:
+                    del self._under_way[post.asked]
+                    left.append(post)
+        return left
+
+    def _is_again(self, question: _Question) -> bool:
+        """Whether it never reached the enclave and is asked once more."""
+        if not question.unsent or question.again:
+            return False
+        with self._lock:
+            question.again = True
+            self._under_way[question.asked] = question
+            self._unsent.append(question)
+        return True
 
     def _drop(self, question: _Question, error: CasemateError) -> None:
         """End a question that has no answer yet."""
-        if self._left(question) is None:
+        if not self._left((question,)):
             return
         if question.connection is not None:
             question.connection.give_up(question)
-        question.trace.end(error.code)
         self._admission.leave(self._caller)
-        self._admission.refused(self._caller, error.code)
-        self._answer(question, error)
+        self._refuse(question, error)
 
-    def _answer(self, question: _Question, outcome: bytes | CasemateError) -> None:
-        if isinstance(outcome, bytes):
-            entry = NumberedResponse(number=question.asked, response=outcome)
-        else:
-            entry = NumberedResponse(number=question.asked, refusal=to_refusal(outcome))
-        self._ready.add(entry)
+    def _refuse(self, question: _Question, error: CasemateError) -> None:
+        """Answer with ``error``."""
+        question.trace.end(error.code)
+        self._admission.refused(self._caller, error.code)
+        self._ready.add((call_messages.refused(question.asked, error),))
 
     # Answers: the thread that gives them to the client
 
@@ -254,7 +262,7 @@ class CallStream:
             self._expire(now)
             if self._should_retire(now):
                 self._retired_at = now
-                yield SealedResponses(last=True).SerializeToString()
+                yield call_messages.LAST
             self._listen(now)
 
     def _messages(self) -> Iterator[bytes]:
@@ -264,7 +272,7 @@ class CallStream:
                 with self._room:
                     self._room.notify()
             try:
-                yield SealedResponses(responses=entries).SerializeToString()
+                yield call_messages.write_responses(entries)
             finally:
                 self._ready.taken(entries)
 
@@ -368,15 +376,3 @@ def _outcome(question: _Question) -> bytes | CasemateError:
 
 def _malformed(detail: str) -> CasemateError:
     return CasemateError(Code.MALFORMED, detail)
-
-
-def _parse(message: bytes) -> Sequence[NumberedRequest]:
-    if len(message) > limits.CALL_STREAM_MESSAGE_MAX:
-        raise CasemateError(Code.TOO_LARGE, f"a message of {len(message)} bytes")
-    try:
-        entries = SealedRequests.FromString(message).requests
-    except DecodeError:
-        raise _malformed("a message that cannot be read") from None
-    if len(entries) > limits.CALL_STREAM_ENTRIES_MAX:
-        raise CasemateError(Code.TOO_LARGE, f"{len(entries)} requests in one message")
-    return entries

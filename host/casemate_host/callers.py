@@ -149,10 +149,10 @@ class Caller:
             self.leave()
             raise
 
-    def leave(self) -> None:
-        """End a call."""
+    def leave(self, count: int = 1) -> None:
+        """End ``count`` calls."""
         if self._slots is not None:
-            self._slots.free()
+            self._slots.free(count)
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:

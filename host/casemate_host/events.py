@@ -69,11 +69,11 @@ class Traffic:
         self._refused: Counter[str] = Counter()
         self._sizes: Counter[int] = Counter()
 
-    def answered(self, method: str, size: int) -> None:
-        """Count an answered call with a request of ``size`` bytes."""
+    def answered(self, method: str, *sizes: int) -> None:
+        """Count answered calls with requests of ``sizes`` bytes."""
         with self._lock:
-            self._calls[method] += 1
-            self._sizes[size_bucket(size)] += 1
+            self._calls[method] += len(sizes)
+            self._sizes.update(map(size_bucket, sizes))
 
     def refused(self, method: str, code: Code) -> None:
         """Count a call that ended with ``code``."""

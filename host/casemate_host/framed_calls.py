@@ -87,7 +87,8 @@ class FramedCalls:
             answer = self._relayed(connection, request, call)
         except CasemateError as error:
             return error
-        self._admission.answered(caller, size, time.monotonic() - begun, received - begun)
+        took_s = time.monotonic() - begun
+        self._admission.answered(caller, [size], [took_s], received - begun)
         return answer
 
     def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes | Pipe:

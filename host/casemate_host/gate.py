@@ -170,11 +170,12 @@ class Pace:
         self._between_s = 0.0
         self._last = time.monotonic()
 
-    def ended(self) -> None:
-        """Note that a call was answered."""
+    def ended(self, count: int = 1) -> None:
+        """Note that ``count`` calls were answered, at the same time."""
         now = time.monotonic()
         # Racing threads lose a sample, which a hint can bear.
-        self._between_s += 0.1 * (min(now - self._last, 1.0) - self._between_s)
+        weight = 1 - 0.9**count
+        self._between_s += weight * (min((now - self._last) / count, 1.0) - self._between_s)
         self._last = now
 
     def wait_s(self) -> float:

@@ -27,7 +27,7 @@ class Buckets:
 
 
 class Histogram:
-    """Durations added one by one; thread-safe."""
+    """Counts durations; thread-safe."""
 
     __slots__ = ("_counts", "_lock", "_sum_us")
 
@@ -36,13 +36,13 @@ class Histogram:
         self._counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
         self._sum_us = 0
 
-    def add(self, seconds: float) -> None:
-        """Add a duration in seconds."""
-        microseconds = int(seconds * 1_000_000)
-        bucket = bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)
+    def add(self, *seconds: float) -> None:
+        """Add durations in seconds."""
+        microseconds = [int(each * 1_000_000) for each in seconds]
         with self._lock:
-            self._counts[bucket] += 1
-            self._sum_us += microseconds
+            for each in microseconds:
+                self._counts[bisect.bisect_left(limits.STEP_BOUNDS_US, each)] += 1
+            self._sum_us += sum(microseconds)
 
     def read(self) -> Buckets:
         """Return the present state."""

@@ -12,6 +12,8 @@ from casemate.errors import CasemateError, Code
 from casemate_host.admission import ShedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casemate_host.admission import Patience
     from casemate_host.callers import Caller
     from casemate_host.desk import Desk
@@ -65,21 +67,25 @@ class InferAdmission:
         trace.caller(caller.name)
         return trace
 
-    def leave(self, caller: Caller) -> None:
-        """End a question that was let in."""
-        self.workers.let_go()
-        caller.leave()
+    def leave(self, caller: Caller, count: int = 1) -> None:
+        """End ``count`` questions that were let in."""
+        self.workers.let_go(count)
+        caller.leave(count)
 
     def answered(
-        self, caller: Caller, size: int, took_s: float, received_s: float | None = None
+        self,
+        caller: Caller,
+        sizes: Sequence[int],
+        took_s: Sequence[float],
+        received_s: float | None = None,
     ) -> None:
-        """Count an answered question of ``size`` bytes; ``received_s``: how long it was in coming.
+        """Count questions that were answered together, of ``sizes`` bytes and in ``took_s`` each.
 
-        The latter is part of ``took_s``, and None where it did not come by itself.
+        ``received_s``: how much of that their arrival took; None where they came on a stream.
         """
-        self._pace.ended()
+        self._pace.ended(len(sizes))
         self._metrics.answered(caller.name, took_s, received_s)
-        self._desk.traffic.answered(METHOD, size)
+        self._desk.traffic.answered(METHOD, *sizes)
 
     def refused(self, caller: Caller, code: Code) -> None:
         """Count a question that ended with ``code``, let in or not."""

@@ -22,7 +22,7 @@ from casemate.errors import CasemateError, Code
 from casemate_host.histogram import Buckets, Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from prometheus_client.core import Metric
 
@@ -57,18 +57,19 @@ class Metrics:
             if caller is not None:
                 self._callers[caller, str(code)] += 1
 
-    def answered(self, caller: str, took_s: float, received_s: float | None = None) -> None:
-        """Count an `Infer` answered in ``took_s`` seconds that came otherwise than by gRPC.
+    def answered(self, caller: str, took_s: Sequence[float], received_s: float | None) -> None:
+        """Count `Infer`s answered in ``took_s`` seconds each that came otherwise than by gRPC.
 
-        ``received_s``: how much of that its arrival took; None on a stream.
+        ``received_s``: how much of that the arrival took; None on a stream.
         """
         with self._lock:
-            self._ended[_ANSWERED] += 1
-            self._callers[caller, _ANSWERED[1]] += 1
+            self._ended[_ANSWERED] += len(took_s)
+            self._callers[caller, _ANSWERED[1]] += len(took_s)
+        self.calls.add(*took_s)
         if received_s is not None:
             self._admission.add(received_s)
-        self._relay.add(took_s if received_s is None else took_s - received_s)
-        self.calls.add(took_s)
+            took_s = [each - received_s for each in took_s]
+        self._relay.add(*took_s)
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show what ``read`` returns at the time, as ``casemate_<name>``."""

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from casemate import numbered
 from casemate_host.shared import SharedConnection, UnsentError
@@ -39,34 +39,37 @@ class Listener:
 
     def rouse(self) -> None:
         """Wake it, or keep it from going to sleep once."""
-        with contextlib.suppress(RuntimeError):  # it was roused before
-            self._wake.release()
+        if self._wake.locked():  # else it was roused before
+            with contextlib.suppress(RuntimeError):  # or just now
+                self._wake.release()
 
     def sleep(self, timeout_s: float) -> None:
         """Wait until roused."""
         self._wake.acquire(timeout=timeout_s)
 
 
+class Poster(Protocol):
+    """Who posts questions."""
+
+    listener: Listener
+
+    def settled(self, posts: Sequence[Posted]) -> None:
+        """Hear what became of some of them; neither blocks nor raises."""
+        ...
+
+
 class Posted:
-    """One question of ``kind``; ``settled`` is told of its end and neither blocks nor raises."""
+    """One question of ``kind``."""
 
     __slots__ = (
-        *("_kind", "_listener", "_settled", "answer", "budget_ms", "connection"),
-        *("frame", "lost", "number", "payload", "size", "unsent"),
+        *("_kind", "answer", "budget_ms", "connection", "frame", "lost", "number", "payload"),
+        *("poster", "size", "unsent"),
     )
 
-    def __init__(
-        self,
-        kind: FrameType,
-        payload: Buffer,
-        budget_ms: int,
-        listener: Listener,
-        settled: Callable[[Posted], None],
-    ) -> None:
+    def __init__(self, kind: FrameType, payload: Buffer, budget_ms: int, poster: Poster) -> None:
         self._kind = kind
         self.payload = payload
-        self._listener = listener
-        self._settled = settled
+        self.poster = poster
         self.budget_ms = budget_ms
         self.connection: PostingConnection | None = None
         self.number = 0
@@ -84,19 +87,19 @@ class Posted:
     @property
     def reads(self) -> bool:
         """Whether somebody who listens for it would read if roused."""
-        return not self.done and self._listener.listening
+        return not self.done and self.poster.listener.listening
 
     def rouse(self) -> None:
         """Pass on what became of it, and wake who listens."""
         if self.done:
-            self._settled(self)
-        self._listener.rouse()
+            self.poster.settled((self,))
+        self.poster.listener.rouse()
 
     def on(self, connection: PostingConnection, number: int) -> None:
         """Note where it is asked."""
         self.connection, self.number = connection, number
         self.frame = numbered.question(number, self._kind, self.payload, self.budget_ms)
-        self.size = sum(map(len, self.frame))
+        self.size = len(self.frame[0]) + len(self.payload)
         self.lost, self.unsent = None, False
 
 
@@ -157,11 +160,22 @@ class PostingConnection(SharedConnection):
                 self._have_one_read()
 
     def _taken_by(self, number: int) -> Asking | None:
-        with self._lock:
-            question = self._questions.get(number)
+        question = self._questions.get(number)
+        if isinstance(question, Posted):
+            self._drop(question)
+        return question
+
+    def _pass_on(self, answered: Sequence[Asking]) -> None:
+        """Tell each poster of all its questions at once."""
+        posts: dict[Poster, list[Posted]] = {}
+        for question in answered:
             if isinstance(question, Posted):
-                self._drop(question)
-            return question
+                posts.setdefault(question.poster, []).append(question)
+            else:
+                question.rouse()
+        for poster, theirs in posts.items():
+            poster.settled(theirs)
+            poster.listener.rouse()
 
     def _lost(self, error: FrameError) -> None:
         super()._lost(error)

@@ -21,6 +21,8 @@ from casemate.errors import Code, FrameError
 from casemate.frames import ANSWER, ERROR, FrameType
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casemate.numbered import Numbered
     from casemate.wire import Buffer
     from casemate_host.call import Call
@@ -248,12 +250,14 @@ class SharedConnection:
 
     def _send(self, batch: list[Asking]) -> None:
         buffers = [piece for question in batch for piece in question.frame]
+        size = sum([question.size for question in batch])
         sent = 0
         try:
-            while buffers:
+            while sent < size:
                 taken = self._channel.sendmsg(buffers)
                 sent += taken
-                buffers = frames.unsent(buffers, taken)
+                if sent < size:
+                    buffers = frames.unsent(buffers, taken)
         except OSError:
             self._over = True
             for question in batch:
@@ -319,18 +323,26 @@ class SharedConnection:
         return False
 
     def _hand_out(self) -> None:
-        while (answer := self._frames.take()) is not None:
-            question = self._taken_by(answer.number)
-            if question is None:  # its call has given up
-                self._given_up.discard(answer.number)
-                continue
-            question.answer = answer
-            question.rouse()
+        answered: list[Asking] = []
+        try:
+            with self._lock:
+                while (answer := self._frames.take()) is not None:
+                    question = self._taken_by(answer.number)
+                    if question is None:  # its call has given up
+                        self._given_up.discard(answer.number)
+                        continue
+                    question.answer = answer
+                    answered.append(question)
+        finally:  # what came before a frame that is none is answered all the same
+            self._pass_on(answered)
 
     def _taken_by(self, number: int) -> Asking | None:
-        """Return who waits for the answer to ``number``."""
-        with self._lock:
-            return self._questions.get(number)
+        """Return who waits for the answer to ``number``; the lock is held."""
+        return self._questions.get(number)
+
+    def _pass_on(self, answered: Sequence[Asking]) -> None:
+        for question in answered:
+            question.rouse()
 
     def _last_word(self) -> FrameError:
         """What the enclave said when it refused the connection, if it did."""

@@ -159,9 +159,12 @@ class Workers(ThreadPoolExecutor):
         with self._lock:
             self._held += 1
 
-    def let_go(self) -> None:
-        """Count a call without a thread no longer."""
-        self._ended(None)
+    def let_go(self, count: int = 1) -> None:
+        """Count ``count`` calls without a thread no longer."""
+        with self._lock:
+            self._held -= count
+            if not self._held and self._awaiting:
+                self._changed.notify_all()
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until no call is left; False when ``timeout_s`` passed first."""
@@ -172,8 +175,5 @@ class Workers(ThreadPoolExecutor):
             finally:
                 self._awaiting -= 1
 
-    def _ended(self, _future: Future[Any] | None) -> None:
-        with self._lock:
-            self._held -= 1
-            if not self._held and self._awaiting:
-                self._changed.notify_all()
+    def _ended(self, _future: Future[Any]) -> None:
+        self.let_go()

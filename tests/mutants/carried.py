@@ -45,6 +45,7 @@ _pipe = partial(Mutant, tests=("tests/unit/host/test_pipe.py",), package=_HOST)
 
 _BOOK = "call_book.py"
 _CALLS = "call_stream.py"
+_MESSAGES = "call_messages.py"
 _BOOK_TESTS = ("tests/unit/client/test_call_book.py",)
 
 # fmt: off
@@ -66,11 +67,11 @@ MUTANTS = (
     _stream("carried: numbers", old="if not question.asked or question.asked in self._under_way:", new="if False:"),
     _stream("carried: a flood is shed", old="if len(self._under_way) >= limits.CALL_STREAM_UNDER_WAY:", new="if False:"),
     _stream("carried: read no further", old="            self._room.wait_for(lambda: self._over or self._has_room())\n", new="            pass\n"),
-    _stream("carried: messages are bounded", old="    if len(message) > limits.CALL_STREAM_MESSAGE_MAX:", new="    if False:"),
-    _stream("carried: entries are bounded", old="    if len(entries) > limits.CALL_STREAM_ENTRIES_MAX:", new="    if False:"),
-    _stream("carried: what cannot be read", old="""        raise _malformed("a message that cannot be read") from None\n""", new="        return ()\n"),
+    _stream("carried: messages are bounded", old="    if len(message) > limits.CALL_STREAM_MESSAGE_MAX:", new="    if False:", file=_MESSAGES),
+    _stream("carried: entries are bounded", old="    if len(entries) > limits.CALL_STREAM_ENTRIES_MAX:", new="    if False:", file=_MESSAGES),
+    _stream("carried: what cannot be read", old="""        raise CasemateError(Code.MALFORMED, "a message that cannot be read") from None\n""", new="        return ()\n", file=_MESSAGES),
     _stream("carried: given up", old="            question.connection.give_up(question)\n", new="            pass\n"),
-    _stream("carried: place is given back", old="        question.trace.end(error.code)\n        self._admission.leave(self._caller)\n", new="        question.trace.end(error.code)\n"),
+    _stream("carried: place is given back", old="        self._admission.leave(self._caller)\n        self._refuse(question, error)\n", new="        self._refuse(question, error)\n"),
     _stream("carried: forgotten by the enclave", old="            self._drop(question, FrameError(Code.DEADLINE_EXCEEDED, detail))\n", new="            pass\n"),
     _stream("carried: old streams end", old="return self._retiring or old or idle", new="return self._retiring"),
     _stream("carried: who does not end is cut", old="now - self._retired_at > limits.CALL_STREAM_CLOSE_S", new="False"),

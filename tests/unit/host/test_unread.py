@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from casemate import limits
-from casemate.v1.confidential_inference_pb2 import NumberedResponse
+from casemate_host import call_messages
 from casemate_host.admission import ShedError
 from casemate_host.ready import ReadyAnswers
 from casemate_host.unread import Unread
 
 
-def answer(size: int) -> NumberedResponse:
-    return NumberedResponse(number=1, response=bytes(size))
+def answer(size: int) -> list[call_messages.Entry]:
+    return [call_messages.answered(1, bytes(size))]
 
 
 def test_c3_what_a_stream_holds_keeps_its_caller_out_until_it_is_taken() -> None:
