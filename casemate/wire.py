@@ -54,5 +54,7 @@ def extract(data_key: bytes) -> bytes:
 
 def expand(prk: bytes, name: str, *context: bytes) -> bytes:
     """Return ``X(prk, name, context...)``, 32 bytes (SPEC 1.4)."""
-    info = label(name) + lp(*context)
+    info = label(name)
+    for part in context:
+        info += _LENGTH.pack(len(part)) + part
     return HKDFExpand(_SHA384, KEY_BYTES, info).derive(prk)

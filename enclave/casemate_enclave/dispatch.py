@@ -9,7 +9,6 @@ from casemate.errors import CasemateError, Code, KeyReleaseError
 from casemate.frames import COUNTED, FrameType
 from casemate_enclave.enclave import State
 from casemate_enclave.events import Counter, Event
-from casemate_enclave.runs import finish
 from casemate_enclave.stream_link import HungUpError
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class Dispatcher:
         state = self._enclave.state
         if FrameType.REQUEST not in self._table[state]:
             raise _refusal(state, FrameType.REQUEST)
-        return self._sealed(payload, deadline, context)
+        return self._enclave.parts.service.answering(payload, deadline, context)
 
     def _configure(self, exchange: Exchange) -> Answer:
         try:
@@ -157,18 +156,8 @@ class Dispatcher:
 
     def _request(self, exchange: Exchange) -> Answer:
         with exchange.watched():
-            return finish(self._sealed(exchange.payload, exchange.deadline, exchange.context))
-
-    def _sealed(
-        self, payload: memoryview, deadline: float, context: RequestContext
-    ) -> Steps[tuple[Buffer, ...]]:
-        self._journal.count(Counter.REQUESTS)
-        try:
             service = self._enclave.parts.service
-            return (yield from service.answering(payload, deadline, context))
-        except CasemateError:
-            self._journal.count(Counter.REQUESTS_REFUSED)
-            raise
+            return service.answer(exchange.payload, exchange.deadline, exchange.context)
 
     def _stream(self, exchange: Exchange) -> None:
         self._journal.count(Counter.STREAMS)

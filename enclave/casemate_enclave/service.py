@@ -30,7 +30,7 @@ from casemate.kms_context import data_context
 from casemate.oip.metadata import PLATFORM, ModelMetadata, encode_metadata
 from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.admission import Admission, Session
-from casemate_enclave.events import Step
+from casemate_enclave.events import Counter, Step
 from casemate_enclave.looping import last_piece
 from casemate_enclave.runs import Run, finish
 from casemate_enclave.shares import Owner
@@ -149,18 +149,23 @@ class RequestService:
         self, payload: memoryview, deadline: float, context: RequestContext | None = None
     ) -> Steps[tuple[wire.Buffer, ...]]:
         """Do as ``answer`` step by step."""
-        raw_header, ciphertext = parse_sealed(payload)
-        now = self._clock.now()
-        session, sequence = self._admission.admit(raw_header, len(ciphertext), now)
-        prk, known = self._cached(session, now)
-        if prk is None:
-            yield None
-            prk = self._unwrap(session, deadline)
-            now = self._clock.now()  # that may have taken longer than the session had left
-        begun = time.monotonic_ns()
-        opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
-        asker = identify(raw_header, session.header, opened.preamble_bytes, known)
-        owner = self._accept(raw_header, session, sequence, prk, asker, now)
+        self._journal.count(Counter.REQUESTS)
+        try:
+            raw_header, ciphertext = parse_sealed(payload)
+            now = self._clock.now()
+            session, sequence = self._admission.admit(raw_header, len(ciphertext), now)
+            prk, known = self._cached(session, now)
+            if prk is None:
+                yield None
+                prk = self._unwrap(session, deadline)
+                now = self._clock.now()  # that may have taken longer than the session had left
+            begun = time.monotonic_ns()
+            opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
+            asker = identify(raw_header, session.header, opened.preamble_bytes, known)
+            owner = self._accept(raw_header, session, sequence, prk, asker, now)
+        except CasemateError:
+            self._journal.count(Counter.REQUESTS_REFUSED)
+            raise
         if context is not None:
             context.owner = owner or session.header.key_commitment
         accepted = time.monotonic_ns()

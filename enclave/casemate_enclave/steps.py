@@ -7,15 +7,18 @@ move together, whatever is under way at the time.
 
 from __future__ import annotations
 
-import bisect
 import threading
 import time
+from bisect import bisect_left
+from collections import Counter
 from enum import StrEnum, unique
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
 
@@ -31,6 +34,7 @@ class Step(StrEnum):
 
 
 _OF_AN_ANSWER: Final = (Step.OPEN, Step.QUEUE, Step.RUN, Step.SEAL)
+_place: Final = partial(bisect_left, limits.STEP_BOUNDS_US)  # of microseconds in a histogram
 
 
 class Timed:
@@ -67,8 +71,14 @@ class _Histogram:
 
     def add(self, microseconds: int, count: int = 1) -> None:
         """Add a duration ``count`` times."""
-        self.counts[bisect.bisect_left(limits.STEP_BOUNDS_US, microseconds)] += count
+        self.counts[_place(microseconds)] += count
         self.sum_us += microseconds * count
+
+    def add_all(self, durations: Collection[int]) -> None:
+        """Add each of ``durations``, in microseconds."""
+        for place, count in Counter(map(_place, durations)).items():
+            self.counts[place] += count
+        self.sum_us += sum(durations)
 
     def answer(self, total: int) -> dict[str, list[int] | int]:
         """As in SPEC 9.3, filled up with zero durations to ``total``."""
@@ -128,9 +138,8 @@ class Steps:
             return self._published
 
     def _answer(self) -> dict[str, dict[str, list[int] | int]]:
-        for answer in self._answers:
-            for step, microseconds in zip(_OF_AN_ANSWER, answer, strict=True):
-                self._steps[step].add(microseconds)
+        for step, durations in zip(_OF_AN_ANSWER, zip(*self._answers, strict=True), strict=False):
+            self._steps[step].add_all(durations)
         self._answers.clear()
         sealed = sum(self._steps[Step.SEAL].counts)
         # A refusal inside the seal may have reached neither: that must not show.

@@ -13,8 +13,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from casemate import limits, numbered
 from casemate.errors import Code, FrameError, RequestError
@@ -158,7 +157,7 @@ class TurnConnection:
     def _answer_together(self, questions: Iterable[_Question]) -> None:
         waiting: dict[SharedModel, list[_Question]] = {}
         for question in questions:
-            need = self._advance(question, partial(next, question.steps))
+            need = self._advance(question, question.steps.send)
             if need is not None:
                 waiting.setdefault(need.model, []).append(question)
         begun = [u for model, asking in waiting.items() for u in self._begin(model, asking)]
@@ -169,14 +168,19 @@ class TurnConnection:
             self._await(under_way, until)
 
     def _advance(
-        self, question: _Question, step: Callable[[], Run | None], *, may_wait: bool = True
+        self,
+        question: _Question,
+        step: Callable[[Any], Run | None],
+        outcome: Outcome | None = None,
+        *,
+        may_wait: bool = True,
     ) -> Run | None:
         """Take an answer one step further; return the run that it then waits for, if any.
 
         Whatever else it may wait for is another thread's; so are runs unless they ``may_wait``.
         """
         try:
-            need = question.need = step()
+            need = question.need = step(outcome)
         except StopIteration as end:
             self._put(question, *end.value)
             return None
@@ -229,9 +233,9 @@ class TurnConnection:
             question.repeated = outcome is Left.LOST
             self._post(question)
         elif isinstance(outcome, RequestError):
-            self._advance(question, partial(steps.throw, outcome), may_wait=False)
+            self._advance(question, steps.throw, outcome, may_wait=False)
         else:
-            self._advance(question, partial(steps.send, outcome), may_wait=False)
+            self._advance(question, steps.send, outcome, may_wait=False)
 
     # Other threads
 
