@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
 
     Array = npt.NDArray[Any]
+    _Tensor = tuple[str, str, tuple[int, ...]]  # as in ``Description``
 
 BYTES: Final = "BYTES"
 # numpy has no bfloat16: here a type of its own, around the 16 bits (SPEC 5.6.2).
@@ -88,6 +89,7 @@ class _Layout(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
     length: int
+    size: int  # in bytes; of strings only their own lengths tell
 
 
 class _Asked(NamedTuple):
@@ -118,9 +120,8 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
 
 def request_pieces(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Buffer]:
     """Return what ``to_request`` does in pieces, tensors that are not small as views."""
-    contents = [_content(name, array) for name, array in inputs.items()]
-    described = _described_request(tuple([described for described, _ in contents]), tuple(outputs))
-    return _pieces(described, REQUEST_RAW, [raw for _, raw in contents])
+    tensors, raws = _contents(inputs)
+    return _pieces(_described_request(tensors, tuple(outputs)), REQUEST_RAW, raws)
 
 
 def to_response(
@@ -134,18 +135,17 @@ def response_pieces(
     outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
 ) -> list[Buffer]:
     """Return what ``to_response`` does in pieces, tensors that are not small as views."""
-    contents = [_content(name, array) for name, array in outputs.items()]
-    tensors = tuple([described for described, _ in contents])
+    tensors, raws = _contents(outputs)
     describe = _described_response.__wrapped__ if request_id else _described_response
     described = describe(tensors, model, version, request_id)
-    return _pieces(described, RESPONSE_RAW, [raw for _, raw in contents])
+    return _pieces(described, RESPONSE_RAW, raws)
 
 
 # Nearly all messages describe the same few tensors, and a description has no value of any.
 
 
 @functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
-def _described_request(tensors: tuple[Description, ...], outputs: tuple[str, ...]) -> bytes:
+def _described_request(tensors: tuple[_Tensor, ...], outputs: tuple[str, ...]) -> bytes:
     message = pb.ModelInferRequest()
     for name, datatype, shape in tensors:
         message.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -156,7 +156,7 @@ def _described_request(tensors: tuple[Description, ...], outputs: tuple[str, ...
 
 @functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
 def _described_response(
-    tensors: tuple[Description, ...], model: str, version: int, request_id: str
+    tensors: tuple[_Tensor, ...], model: str, version: int, request_id: str
 ) -> bytes:
     message = pb.ModelInferResponse(model_name=model, model_version=str(version), id=request_id)
     for name, datatype, shape in tensors:
@@ -185,20 +185,32 @@ def response_lead(head: memoryview) -> int:
     return protowire.locate(head, RESPONSE_RAW, limits.STREAM_LONG)
 
 
-def _content(name: str, array: Array) -> tuple[Description, Buffer]:
-    """Return how a message describes ``array``, and its raw contents, a view if that pays."""
-    if array.dtype.kind in "OSU":
-        try:
-            packed = strings.pack(array.reshape(-1).tolist())
-        except TypeError:
-            raise _invalid_input(name, "an element is neither text nor bytes") from None
-        return Description(name, BYTES, array.shape), packed
-    datatype = _NAMES.get(array.dtype)
-    if datatype is None:
-        array, datatype = _converted(name, array)
-    small = array.nbytes <= _SMALL
-    raw = array.tobytes() if small else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return Description(name, datatype, array.shape), raw
+def _contents(arrays: Mapping[str, Array]) -> tuple[tuple[_Tensor, ...], list[Buffer]]:
+    """Return how a message describes ``arrays``, and their raw contents, views if that pays."""
+    tensors: list[_Tensor] = []
+    raws: list[Buffer] = []
+    for name, given in arrays.items():
+        array, datatype = given, _NAMES.get(given.dtype)
+        if datatype is None and given.dtype.kind in "OSU":
+            datatype = BYTES
+            raws.append(_packed(name, given))
+        else:
+            if datatype is None:
+                array, datatype = _converted(name, given)
+            raws.append(array.tobytes() if array.nbytes <= _SMALL else _bytes_of(array))
+        tensors.append((name, datatype, array.shape))
+    return tuple(tensors), raws
+
+
+def _packed(name: str, array: Array) -> bytes:
+    try:
+        return strings.pack(array.reshape(-1).tolist())
+    except TypeError:
+        raise _invalid_input(name, "an element is neither text nor bytes") from None
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _converted(name: str, array: Array) -> tuple[Array, str]:
@@ -333,11 +345,11 @@ def _layout(tensor: Description) -> _Layout:
     if datatype == BYTES:
         if count > limits.STRINGS_MAX:
             raise _invalid_input(name, f"{count} strings, limit {limits.STRINGS_MAX}")
-        return _Layout(name, datatype, shape, None, count)
+        return _Layout(name, datatype, shape, None, count, 0)
     dtype = NUMERIC.get(datatype)
     if dtype is None:
         raise _invalid_input(name, f"unknown datatype {datatype[:16]!r}")
-    return _Layout(name, datatype, shape, dtype, count)
+    return _Layout(name, datatype, shape, dtype, count, count * dtype.itemsize)
 
 
 def _arrays(
@@ -356,14 +368,14 @@ def _arrays(
 
 def _check_fit(layout: _Layout, raw: memoryview) -> None:
     """Refuse raw contents that are not those of datatype and shape."""
-    name, datatype, shape, dtype, length = layout
+    name, datatype, shape, dtype, _, size = layout
     if dtype is None:
         _check_strings(layout, raw)
         return
-    if len(raw) != length * dtype.itemsize:
-        detail = f"{length * dtype.itemsize} for {datatype} of shape {list(shape)}"
+    if len(raw) != size:
+        detail = f"{size} for {datatype} of shape {list(shape)}"
         raise _invalid_input(name, f"{len(raw)} bytes, {detail}")
-    if dtype.kind == "b" and length and np.frombuffer(raw, np.uint8).max() > 1:
+    if datatype == "BOOL" and size and np.frombuffer(raw, np.uint8).max() > 1:
         raise _invalid_input(name, "a BOOL byte is neither 0 nor 1")
 
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
     Tensors = Mapping[str, Array]
+    _Described = tuple[str, str, tuple[int, ...], int]  # as in ``Part``
 
 ALIGNMENT: Final = 64  # as numpy's kernels and onnxruntime's like it best
+_SMALL: Final = 4 * limits.KIB  # a copy of so much costs less than to do without it
 _NAMES: Final = {dtype: name for name, dtype in NUMERIC.items()}
 _RANK_MAX: Final = 32  # of outputs that no header declares; numpy takes 64
 _TENSORS_MAX: Final = 4 * limits.TENSORS_MAX  # declared and undeclared ones of a model
@@ -55,7 +57,7 @@ class Layout(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Tensors ready to leave; ``raws`` are arrays of numbers, or bytes of BYTES tensors."""
+    """Tensors ready to leave; ``raws`` are arrays of numbers, or their bytes, or those of text."""
 
     description: bytes
     layout: Layout
@@ -63,22 +65,26 @@ class Packed(NamedTuple):
 
 
 def pack(tensors: Tensors, wanted: Sequence[str] = ()) -> Packed:
-    """Describe ``tensors``; no byte of a number is copied."""
-    parts, raws = [], []
+    """Describe ``tensors``; numbers are copied only if they are few."""
+    parts: list[_Described] = []
+    raws: list[Array | bytes] = []
     for name, array in tensors.items():
-        datatype = _NAMES.get(array.dtype)
-        raw: Array | bytes = array
+        datatype, size = _NAMES.get(array.dtype), array.nbytes
         if datatype is None:
-            datatype, raw = BYTES, strings.pack(array.reshape(-1).tolist())
-        size = len(raw) if isinstance(raw, bytes) else array.nbytes
-        parts.append(Part(name, datatype, array.shape, size))
-        raws.append(raw)
-    description, layout = _described(tuple(wanted), tuple(parts))
-    return Packed(description, layout, raws)
+            raw = strings.pack(array.reshape(-1).tolist())
+            datatype, size = BYTES, len(raw)
+            raws.append(raw)
+        else:
+            raws.append(array.tobytes() if size <= _SMALL else array)
+        parts.append((name, datatype, array.shape, size))
+    return Packed(*_described(tuple(wanted), tuple(parts)), raws)
 
 
 @functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
-def _described(wanted: tuple[str, ...], parts: tuple[Part, ...]) -> tuple[bytes, Layout]:
+def _described(
+    wanted: tuple[str, ...], described: tuple[_Described, ...]
+) -> tuple[bytes, Layout]:
+    parts = tuple(Part(*fields) for fields in described)
     description = cbor.encode(
         [list(wanted), [[*part[:2], list(part[2]), part[3]] for part in parts]]
     )
@@ -134,8 +140,7 @@ def scatter(packed: Packed) -> list[Buffer]:
     """Return the bytes of ``packed`` in pieces, each tensor at its place."""
     pieces: list[Any] = []
     for raw, part in zip(packed.raws, packed.layout.parts, strict=True):
-        if part.size:
-            pieces.append(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw))
+        pieces.append(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw))
         if gap := -part.size % ALIGNMENT:
             pieces.append(bytes(gap))
     return pieces
@@ -151,28 +156,28 @@ def place(packed: Packed, memory: Buffer) -> None:
             np.frombuffer(memory, raw.dtype, raw.size, at).reshape(raw.shape)[...] = raw
 
 
-def take(layout: Layout, memory: Buffer, start: int, *, copy: bool) -> dict[str, Array]:
-    """Return the tensors that lie in ``memory`` from ``start`` on, as views unless ``copy``.
+def take(layout: Layout, memory: memoryview, start: int, *, copy: bool) -> dict[str, Array]:
+    """Return the tensors that lie in ``memory`` from ``start`` on; read-only with ``copy``, or views.
 
     Text is always copied. Raises PacketError if it is none, or passes the end.
     """
     if start + layout.total > len(memory):
         raise PacketError("tensors pass the end")
-    pairs = zip(layout.parts, layout.places, strict=True)
+    arrays: dict[str, Array] = {}
     try:
-        return {part.name: _take(part, memory, start + at, copy=copy) for part, at in pairs}
+        for part, place in zip(layout.parts, layout.places, strict=True):
+            name, datatype, shape, size = part
+            at = start + place
+            dtype = NUMERIC.get(datatype)
+            if dtype is None:
+                arrays[name] = _text(part, bytes(memory[at : at + size]))
+            elif copy:
+                arrays[name] = np.ndarray(shape, dtype, bytes(memory[at : at + size]))
+            else:
+                arrays[name] = np.ndarray(shape, dtype, memory, at)
     except ValueError as error:  # numpy's: dimensions that no array can have
         raise PacketError("not an array") from error
-
-
-def _take(part: Part, memory: Buffer, at: int, *, copy: bool) -> Array:
-    if part.datatype == BYTES:
-        return _text(part, bytes(memoryview(memory)[at : at + part.size]))
-    dtype = NUMERIC[part.datatype]
-    if not part.size:
-        return np.empty(part.shape, dtype)
-    array = np.frombuffer(memory, dtype, part.size // dtype.itemsize, at).reshape(part.shape)
-    return array.copy() if copy else array
+    return arrays
 
 
 def _text(part: Part, raw: bytes) -> Array:
