@@ -64,12 +64,14 @@ def bytes_field(data: memoryview, at: int, number: int) -> tuple[memoryview, int
 
     Raises WireError if another field begins there, or none, or it passes the end.
     """
-    size = len(data)
+    size, begin = len(data), at + 2
     if at >= size or data[at] != number << 3 | BYTES:
         raise WireError("another field than the one that is due")
-    begin = at + 2
     if begin > size or (length := data[at + 1]) >= _CONTINUES:
-        length, begin = _varint(data, at + 1)
+        if begin < size and 0 < (high := data[begin]) < _CONTINUES:  # nearly all have two bytes
+            length, begin = length & 0x7F | high << 7, at + 3
+        else:
+            length, begin = _varint(data, at + 1)
     end = begin + length
     if end > size:
         raise WireError("field passes the end")

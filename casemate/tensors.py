@@ -27,7 +27,7 @@ from casemate.oip.messages import (
 from casemate.oip.v2 import inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -120,8 +120,8 @@ def to_request(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> byte
 
 def request_pieces(inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Buffer]:
     """Return what ``to_request`` does in pieces, tensors that are not small as views."""
-    tensors, raws = _contents(inputs)
-    return _pieces(_described_request(tensors, tuple(outputs)), REQUEST_RAW, raws)
+    tensors, contents = _contents(REQUEST_RAW, inputs)
+    return [_described_request(tensors, tuple(outputs)), *contents]
 
 
 def to_response(
@@ -135,10 +135,9 @@ def response_pieces(
     outputs: Mapping[str, Array], model: str, version: int, request_id: str = ""
 ) -> list[Buffer]:
     """Return what ``to_response`` does in pieces, tensors that are not small as views."""
-    tensors, raws = _contents(outputs)
+    tensors, contents = _contents(RESPONSE_RAW, outputs)
     describe = _described_response.__wrapped__ if request_id else _described_response
-    described = describe(tensors, model, version, request_id)
-    return _pieces(described, RESPONSE_RAW, raws)
+    return [describe(tensors, model, version, request_id), *contents]
 
 
 # Nearly all messages describe the same few tensors, and a description has no value of any.
@@ -164,14 +163,6 @@ def _described_response(
     return message.SerializeToString()
 
 
-def _pieces(described: bytes, number: int, raws: Iterable[Buffer]) -> list[Buffer]:
-    # Raw contents have the highest field number: appended, each tensor is copied once, not thrice.
-    pieces: list[Buffer] = [described]
-    for raw in raws:
-        pieces += (protowire.bytes_head(number, len(raw)), raw)
-    return pieces
-
-
 def request_lead(head: memoryview) -> int:
     """Return where in the beginning of a ``ModelInferRequest`` its first long tensor lies, or 0.
 
@@ -185,36 +176,32 @@ def response_lead(head: memoryview) -> int:
     return protowire.locate(head, RESPONSE_RAW, limits.STREAM_LONG)
 
 
-def _contents(arrays: Mapping[str, Array]) -> tuple[tuple[_Tensor, ...], list[Buffer]]:
-    """Return how a message describes ``arrays``, and their raw contents, views if that pays."""
+def _contents(number: int, arrays: Mapping[str, Array]) -> tuple[tuple[_Tensor, ...], list[Buffer]]:
+    """Return how a message describes ``arrays``, and the fields ``number`` that end it."""
     tensors: list[_Tensor] = []
-    raws: list[Buffer] = []
+    contents: list[Buffer] = []
     for name, given in arrays.items():
         array, datatype = given, _NAMES.get(given.dtype)
-        if datatype is None and given.dtype.kind in "OSU":
-            datatype = BYTES
-            raws.append(_packed(name, given))
-        else:
-            if datatype is None:
-                array, datatype = _converted(name, given)
-            raws.append(array.tobytes() if array.nbytes <= _SMALL else _bytes_of(array))
-        tensors.append((name, datatype, array.shape))
-    return tuple(tensors), raws
+        if datatype is None:
+            array, datatype = _converted(name, given)
+        size = array.nbytes
+        raw: Buffer = array.tobytes() if size <= _SMALL else _view(array)
+        contents += (protowire.bytes_head(number, size), raw)
+        tensors.append((name, datatype, given.shape))
+    return tuple(tensors), contents
 
 
-def _packed(name: str, array: Array) -> bytes:
-    try:
-        return strings.pack(array.reshape(-1).tolist())
-    except TypeError:
-        raise _invalid_input(name, "an element is neither text nor bytes") from None
-
-
-def _bytes_of(array: Array) -> memoryview:
+def _view(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _converted(name: str, array: Array) -> tuple[Array, str]:
-    """Return ``array`` as the protocol has it, little-endian; raises RequestError."""
+    """Return ``array`` as the protocol has it, little-endian or packed; raises RequestError."""
+    if array.dtype.kind in "OSU":
+        try:
+            return np.frombuffer(strings.pack(array.reshape(-1).tolist()), np.uint8), BYTES
+        except TypeError:
+            raise _invalid_input(name, "an element is neither text nor bytes") from None
     if array.dtype.name == "bfloat16":
         return array.view(BFLOAT16), _NAMES[BFLOAT16]
     dtype = array.dtype.newbyteorder("<")

@@ -25,7 +25,10 @@ _STATE = hashlib.sha384()  # to copy: OpenSSL looks the algorithm up for each ne
 
 def lp(*parts: Buffer) -> bytes:
     """Return ``LP(part)`` for each part, concatenated (SPEC 1.1)."""
-    return b"".join([_LENGTH.pack(len(part)) + part for part in parts])
+    prefixed = b""
+    for part in parts:
+        prefixed += _LENGTH.pack(len(part)) + part
+    return prefixed
 
 
 def lp_list(parts: Iterable[bytes]) -> bytes:
@@ -54,7 +57,5 @@ def extract(data_key: bytes) -> bytes:
 
 def expand(prk: bytes, name: str, *context: bytes) -> bytes:
     """Return ``X(prk, name, context...)``, 32 bytes (SPEC 1.4)."""
-    info = label(name)
-    for part in context:
-        info += _LENGTH.pack(len(part)) + part
+    info = label(name) + lp(*context)
     return HKDFExpand(_SHA384, KEY_BYTES, info).derive(prk)

@@ -47,6 +47,7 @@ _PLAIN_MAX: Final = 384  # below any trailer with a receipt, whose blinders are 
 # A trailer begins so, then comes its unit: of a stream's good answers all else is the same.
 _BEFORE_UNIT: Final = b"\xabav\x01dunit"
 _UNIT_0: Final = b"\0"
+_NO_RECEIPT: Final = [None, None, None]  # nor its blinders
 _U32_MAX: Final = (1 << 32) - 1
 _NONE: Final = type(None)
 _CALLER: Final = struct.Struct(">BBQQ32s16s32s48s")
@@ -179,12 +180,14 @@ class Trailer(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the CBOR map, ``detail`` cut to its bound; raises ValueError if out of bounds."""
-        bare = self.receipt is self.question_blinder is self.answer_blinder is None
-        if self.status is not Code.OK or self.detail or not bare:
+        status, detail, model, version, digest, unit, final, *receipt = self
+        if status is not Code.OK or detail or receipt != _NO_RECEIPT:
             return self._encode()
-        _require(0 <= self.unit <= _U32_MAX, "unit out of bounds")
-        end = _plain_end(self.model, self.version, self.digest, self.final)
-        return _BEFORE_UNIT + cbor.encode_uint(self.unit) + end
+        end = _plain_end(model, version, digest, final)
+        if not unit:
+            return _BEFORE_UNIT + _UNIT_0 + end
+        _require(0 <= unit <= _U32_MAX, "unit out of bounds")
+        return _BEFORE_UNIT + cbor.encode_uint(unit) + end
 
     def _encode(self) -> bytes:
         self._check()

@@ -83,7 +83,12 @@ def part_length(part: Part) -> int:
 
 def request_unit(parts: Sequence[Part]) -> PaddedUnit:
     """Return the unit of non-empty ``parts``; raises EnvelopeError (TOO_LARGE)."""
-    pieces, length = _framed(parts)
+    pieces: list[Buffer] = []
+    length = 0
+    for part in parts:
+        framed, size = _framed(part)
+        pieces += framed
+        length += size
     return PaddedUnit(pieces, padded_length(length))
 
 
@@ -94,7 +99,7 @@ def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUn
     """
     if len(trailer) > limits.TRAILER_MAX:
         raise ValueError("the trailer is larger than its room")
-    pieces, length = _framed(() if message is None else (message,))
+    pieces, length = ([], 0) if message is None else _framed(message)
     pieces += (_LENGTH.pack(len(trailer)), trailer)
     return PaddedUnit(pieces, padded_answer(length, floor))
 
@@ -109,18 +114,13 @@ def pack_response(message: Part | None, trailer: Buffer, floor: int) -> bytes:
     return response_unit(message, trailer, floor).whole()
 
 
-def _framed(parts: Sequence[Part]) -> tuple[list[Buffer], int]:
-    """Return the parts, each with its length before it, in pieces, and the bytes of all."""
-    framed: list[Buffer] = []
-    total = 0
-    for part in parts:
-        pieces = part if isinstance(part, (list, tuple)) else (part,)
-        size = sum(map(len, pieces))
-        if not size:
-            raise ValueError("a part of a unit is empty")
-        framed += (_LENGTH.pack(size), *pieces)
-        total += _PREFIX + size
-    return framed, total
+def _framed(part: Part) -> tuple[list[Buffer], int]:
+    """Return a part with its length before it, in pieces, and the bytes of all."""
+    pieces = part if isinstance(part, (list, tuple)) else (part,)
+    size = sum(map(len, pieces))
+    if not size:
+        raise ValueError("a part of a unit is empty")
+    return [_LENGTH.pack(size), *pieces], _PREFIX + size
 
 
 def require_zeros(view: memoryview) -> None:
@@ -136,16 +136,16 @@ def split_parts(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
     What follows them is zeros. Raises BrokenSealError.
     """
     parts: list[memoryview] = []
-    at, size = 0, len(unit)
-    while size - at >= _PREFIX:
+    at, start, size = 0, _PREFIX, len(unit)
+    while start <= size:
         (length,) = _LENGTH.unpack_from(unit, at)
-        if length == 0:
+        if not length:
             break
-        start = at + _PREFIX
-        if length > size - start or len(parts) == most:
-            raise BrokenSealError
         at = start + length
+        if at > size or len(parts) == most:
+            raise BrokenSealError
         parts.append(unit[start:at])
+        start = at + _PREFIX
     require_zeros(unit[at:])
     return parts, at
 
@@ -155,7 +155,8 @@ def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
     parts, length = split_parts(unit, 2)
     if len(parts) != 2 or len(unit) != padded_length(length):  # noqa: PLR2004 - SPEC 5.6
         raise BrokenSealError
-    return parts[0], parts[1]
+    preamble, message = parts
+    return preamble, message
 
 
 def split_single(unit: memoryview) -> memoryview:

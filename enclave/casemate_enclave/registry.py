@@ -85,15 +85,13 @@ class ModelRegistry:
         self._memory = MemoryBudget(bounds.memory_bytes)
         self._lock = threading.Lock()
         self._models: dict[str, dict[int, ServedModel]] = {}
+        # What is looked up for each request, made anew with every change.
+        self._found: dict[tuple[str, int | None], ServedModel] = {}
         self._listed: frozenset[bytes] = frozenset()
 
     def find(self, name: str, version: int | None) -> ServedModel:
         """Return that version, or the highest; raises RequestError(UNKNOWN_MODEL)."""
-        with self._lock:
-            versions = self._models.get(name)
-            if not versions:
-                raise _unknown()
-            model = versions.get(version if version is not None else max(versions))
+        model = self._found.get((name, version))
         if model is None:
             raise _unknown()
         return model
@@ -179,7 +177,7 @@ class ModelRegistry:
                 self._drop(former)
             served = ServedModel.of(header, digest, scheduled, loaded)
             self._models.setdefault(header.name, {})[header.version] = served
-            self._list_callers()
+            self._show()
         hold.keep(cost_of_serving(header.total_bytes), loaded)
 
     def _check(self, header: ModelHeader, replaces: int | None) -> ServedModel | None:
@@ -190,7 +188,13 @@ class ModelRegistry:
             raise ModelError(Code.MODEL_REJECTED, "this version is loaded: unload it first")
         return former
 
-    def _list_callers(self) -> None:
+    def _show(self) -> None:
+        """Let requests find what is loaded now."""
+        found: dict[tuple[str, int | None], ServedModel] = {}
+        for name, versions in self._models.items():
+            found |= {(name, version): model for version, model in versions.items()}
+            found[name, None] = versions[max(versions)]
+        self._found = found
         lists = (m.header.callers for versions in self._models.values() for m in versions.values())
         self._listed = frozenset(key for keys in lists if keys != "any" for key in keys)
 
@@ -210,7 +214,7 @@ class ModelRegistry:
         del versions[model.header.version]
         if not versions:
             del self._models[model.header.name]
-        self._list_callers()
+        self._show()
 
     def _entry(self, op: str, header: ModelHeader, digest: bytes) -> LogEntry:
         callers = callers_digest(header.callers)

@@ -64,7 +64,7 @@ CHUNKS = (
     Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: zeros", _UNITS, "if not _ZEROS.startswith(view[at : at + _BLOCK]):", "if False:", VECTORS + SEALING + PROPERTIES),
-    Mutant("unit: parts", _UNITS, "if length > size - start or len(parts) == most:", "if length > size - start:", VECTORS + SEALING + PROPERTIES),
+    Mutant("unit: parts", _UNITS, "if at > size or len(parts) == most:", "if at > size:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: request's bucket", _UNITS, "or len(unit) != padded_length(length):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's bucket", _UNITS, "or len(unit) != padme(len(unit)):", "or False:", VECTORS + SEALING + PROPERTIES),
     Mutant("unit: answer's room", _UNITS, "if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):", "if False:", VECTORS + SEALING + PROPERTIES),
@@ -221,7 +221,7 @@ STREAMS = (
     Mutant("stream read: receipt", _STREAMING, "if (trailer.receipt is not None) != (bool(messages) and trailer.final and self._receipt):", "if False:", STREAM_TESTS),
     Mutant("trailer: refusals are final", _MESSAGES, "_require(self.final or self.status is Code.OK,", "_require(True,", MESSAGES),
     Mutant("trailer: unit", _MESSAGES, "_require(self.unit <= _U32_MAX,", "_require(True,", MESSAGES),
-    Mutant("trailer: unit of a good one", _MESSAGES, "_require(0 <= self.unit <= _U32_MAX,", "_require(True,", MESSAGES),
+    Mutant("trailer: unit of a good one", _MESSAGES, "_require(0 <= unit <= _U32_MAX,", "_require(True,", MESSAGES),
     Mutant("trailer: unit of a known one", _MESSAGES, "if unit > _U32_MAX:", "if False:", MESSAGES),
 )
 

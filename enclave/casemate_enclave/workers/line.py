@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -112,38 +113,33 @@ class Line:
             if not size:
                 raise WorkerLostError
             if self._one is None:
-                return self._read_several(self._memory[:size])
+                return self._read(self._memory[:size])
             return self._read_one(self._one, size)
         except (OSError, PacketError) as error:
             raise WorkerLostError from error
 
-    def _read_several(self, memory: memoryview) -> Iterator[tuple[int, _Back]]:
-        try:
-            yield from self._read(memory)
-        except PacketError as error:
-            raise WorkerLostError from error
-
     def _read(self, memory: memoryview) -> Iterator[tuple[int, _Back]]:
         at, size = 0, len(memory)
-        while at < size:
-            if size - at < packets.ANSWER.size:
-                raise PacketError("half an answer")
-            status, length, number, _, spent = packets.ANSWER.unpack_from(memory, at)
-            begin = at + packets.ANSWER.size
-            end = begin + length
-            at = aligned(end)
-            if status == packets.DONE_INLINE and end <= size:
-                self._pace.note(spent / 1e9)
-                layout = read_description(bytes(memory[begin:end]))
-                yield number, take(layout, memory, at, copy=True)
-                at += layout.total
-            elif status == packets.ALONE:
-                self._pace.beware()
-                yield number, None
-            elif 0 <= status - packets.FAILED < len(_FAILURES):
-                yield number, RunError(_FAILURES[status - packets.FAILED])
-            else:
-                raise PacketError("not an answer")
+        try:
+            while at < size:
+                status, length, number, _, spent = packets.ANSWER.unpack_from(memory, at)
+                begin = at + packets.ANSWER.size
+                end = begin + length
+                at = aligned(end)
+                if status == packets.DONE_INLINE and end <= size:
+                    self._pace.note(spent / 1e9)
+                    layout = read_description(bytes(memory[begin:end]))
+                    yield number, take(layout, memory, at, copy=True)
+                    at += layout.total
+                elif status == packets.ALONE:
+                    self._pace.beware()
+                    yield number, None
+                elif 0 <= status - packets.FAILED < len(_FAILURES):
+                    yield number, RunError(_FAILURES[status - packets.FAILED])
+                else:
+                    raise WorkerLostError
+        except (PacketError, struct.error) as error:  # the latter of half an answer
+            raise WorkerLostError from error
 
     def _read_one(self, number: int, size: int) -> tuple[tuple[int, _Back], ...]:
         try:

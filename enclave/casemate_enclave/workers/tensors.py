@@ -81,9 +81,7 @@ def pack(tensors: Tensors, wanted: Sequence[str] = ()) -> Packed:
 
 
 @functools.lru_cache(maxsize=limits.DESCRIPTIONS_KEPT)
-def _described(
-    wanted: tuple[str, ...], described: tuple[_Described, ...]
-) -> tuple[bytes, Layout]:
+def _described(wanted: tuple[str, ...], described: tuple[_Described, ...]) -> tuple[bytes, Layout]:
     parts = tuple(Part(*fields) for fields in described)
     description = cbor.encode(
         [list(wanted), [[*part[:2], list(part[2]), part[3]] for part in parts]]
@@ -157,9 +155,10 @@ def place(packed: Packed, memory: Buffer) -> None:
 
 
 def take(layout: Layout, memory: memoryview, start: int, *, copy: bool) -> dict[str, Array]:
-    """Return the tensors that lie in ``memory`` from ``start`` on; read-only with ``copy``, or views.
+    """Return the tensors that lie in ``memory`` from ``start`` on, as views unless ``copy``.
 
-    Text is always copied. Raises PacketError if it is none, or passes the end.
+    Copies are read-only; text is always copied. Raises PacketError if it is none, or passes the
+    end.
     """
     if start + layout.total > len(memory):
         raise PacketError("tensors pass the end")

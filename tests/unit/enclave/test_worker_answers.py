@@ -378,7 +378,7 @@ def test_tensors_lie_where_the_description_says() -> None:
     place(packed, placed)
     assert len(sent) == layout.total == aligned(layout.total)
     for memory in (sent, bytes(placed)):
-        for name, array in take(layout, memory, 0, copy=True).items():
+        for name, array in take(layout, memoryview(memory), 0, copy=True).items():
             assert array.tolist() == tensors[name].tolist()
             assert array.dtype == tensors[name].dtype
 
