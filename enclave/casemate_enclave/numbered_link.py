@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from casemate.wire import Buffer
     from casemate_enclave.context import RequestContext
 
-_READ: Final = 128 * limits.KIB
-_JOINED: Final = 64 * limits.KIB  # pieces below it are cheaper to join than to gather
+_READ: Final = 64 * limits.KIB
+_JOINED: Final = 16 * limits.KIB  # pieces below it are cheaper to join than to gather
 
 
 class NumberedLink:
