@@ -27,6 +27,7 @@ class Kind(IntEnum):
     """Types of frames on a framed connection; an answer has bit 7 set."""
 
     REQUEST = 3
+    STREAM = 4
     HELLO = 33
     MANY = 34
 

@@ -19,6 +19,7 @@ from casemate.hangups import HangUps
 from casemate_host.events import describe, log
 from casemate_host.framed_calls import FramedCalls
 from casemate_host.framed_channel import FramedChannel, GoneError
+from casemate_host.framed_chunks import FramedChunks
 from casemate_host.framed_connection import FramedConnection
 from casemate_host.framed_streams import FramedStreams
 from casemate_host.toml_table import parse_endpoint
@@ -50,9 +51,13 @@ class FramedServer:
         *,
         admission: InferAdmission,
         streams: OpenStreams,
+        carrying: InferAdmission,
         within_s: float,
     ) -> None:
-        """``within_s``: how long a client may take to send one frame, and to take one."""
+        """``carrying``: lets in streams of chunks.
+
+        ``within_s``: how long a client may take to send one frame, and to take one.
+        """
         self._listen = listen
         self._callers = callers
         self._desk = desk
@@ -62,6 +67,7 @@ class FramedServer:
         self._hang_ups = HangUps()
         self._calls = FramedCalls(relay, admission, self._hang_ups)
         self._streams = FramedStreams(desk, streams, self._hang_ups)
+        self._chunks = FramedChunks(relay, carrying, within_s)
         self._workers = Workers(limits.FRAMED_MAX, "framed")
         self._lock = threading.Lock()
         self._open: set[FramedConnection] = set()
@@ -191,6 +197,8 @@ class FramedServer:
             size, kind, _ = head
             if kind == Kind.MANY:
                 self._streams.serve(connection, caller, size)
+            elif kind == Kind.STREAM:
+                self._chunks.serve(connection, caller, head)
             else:
                 self._calls.serve(connection, caller, head)
 

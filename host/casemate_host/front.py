@@ -7,6 +7,7 @@ them, so no kind of call can take the workers of another, and nobody waits for o
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -82,20 +83,20 @@ class Front:
         )
         self.streams = Workers(config.streams, "stream")
         streaming = StreamService(self._desk, relay, board, self.streams).serve
-        self._gate.add(
+        stream_pace = self._gate.add(
             f"/{SERVICE}/InferStream",
             Route("InferStream", self.streams, streaming, response_streaming=True),
         )
         self._carriers = Workers(limits.CALL_STREAMS_MAX, "call-stream")
-        admission = InferAdmission(
+        admission_of = partial(
+            InferAdmission,
             self._desk,
             board,
             metrics,
-            self.unary,
-            self._pace,
             patience=self._patience,
             tracer=tracer,
         )
+        admission = admission_of(self.unary, self._pace)
         self._open_streams = OpenStreams(relay, admission)
         call_stream = CallStreamService(self._desk, self._open_streams, self._patience).serve
         self._gate.add(
@@ -112,6 +113,7 @@ class Front:
             *(config.frames, callers, self._desk, relay),
             admission=admission,
             streams=self._open_streams,
+            carrying=admission_of(self.streams, stream_pace, method="InferStream"),
             within_s=config.receive_s,
         )
         metrics.gauge("framed_connections", "Framed connections", lambda: self._framed.connections)

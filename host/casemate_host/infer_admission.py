@@ -39,10 +39,12 @@ class InferAdmission:
         *,
         patience: Patience,
         tracer: Tracer,
+        method: str = METHOD,
     ) -> None:
-        """``workers``: those of `Infer`, whose number bounds all kinds together."""
+        """``workers``: those of ``method``, whose number bounds all kinds together."""
         self.patience = patience
         self.workers = workers
+        self._method = method
         self._tracer = tracer
         self._desk = desk
         self._board = board
@@ -63,7 +65,7 @@ class InferAdmission:
             raise CasemateError(Code.TOO_LARGE, f"{size} bytes, limit {most}")
         caller.enter()
         self.workers.hold()
-        trace = self._tracer.begin(METHOD, metadata)
+        trace = self._tracer.begin(self._method, metadata)
         trace.caller(caller.name)
         return trace
 
@@ -87,6 +89,10 @@ class InferAdmission:
         self._metrics.answered(caller.name, took_s, received_s)
         self._desk.traffic.answered(METHOD, *sizes)
 
+    def carried(self, caller: Caller, size: int) -> None:
+        """Count a stream that came to its end, with ``size`` bytes of answers."""
+        self._desk.answered(self._method, size, caller.name)
+
     def refused(self, caller: Caller, code: Code) -> None:
         """Count a question that ended with ``code``, let in or not."""
-        self._desk.refused(METHOD, code, caller.name)
+        self._desk.refused(self._method, code, caller.name)

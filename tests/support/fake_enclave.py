@@ -25,6 +25,7 @@ from casemate.frames import FrameType
 from casemate.sealed_model import ModelHeader, seal_model
 from casemate.tensors import TensorSpec
 from tests.support import evidence, nitro_pki
+from tests.support.fake_streams import FakeStreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +92,9 @@ class FakeEnclave:
         default_factory=lambda: {"run": {"counts": [2, *[0] * 17, 1], "sum_us": 70_000_090}}
     )
     released: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.streams = FakeStreams(self.released)
 
     def start(self) -> FakeEnclave:
         self._lock = threading.Lock()
@@ -163,6 +167,9 @@ class FakeEnclave:
             while (frame := frames.receive_frame(channel)) is not None:
                 if frame.type == FrameType.REQUEST:
                     self.budgets.append(frame.budget)
+                if frame.type == FrameType.STREAM:
+                    self.streams.serve(channel, frame)
+                    break
                 if frame.type == FrameType.NUMBERED:
                     with self._lock:
                         self.shared += not shared

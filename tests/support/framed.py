@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct(">IBI")
 REQUEST_ANSWER = Kind.REQUEST | ANSWER
+STREAM_ANSWER = Kind.STREAM | ANSWER
 MANY_ANSWER = Kind.MANY | ANSWER
 HELLO_ANSWER = Kind.HELLO | ANSWER
 
@@ -163,6 +164,20 @@ class RawFramed:
             taken += self.take_message()
         assert len(taken) == count, taken
         return taken
+
+    def stream(self, *messages: bytes, budget: int = 100_000) -> None:
+        """Ask these messages of one stream."""
+        for message in messages:
+            self.send(Kind.STREAM, message, budget)
+
+    def take_stream(self) -> list[bytes]:
+        """What a stream answers until its end; raises EndedError."""
+        taken: list[bytes] = []
+        while (answer := self.take()).kind == STREAM_ANSWER:
+            if not answer.payload:
+                return taken
+            taken.append(answer.payload)
+        raise EndedError(answer.refusal)
 
     def ended(self) -> str | None:
         """Wait for the host's end; the reason that it gives, if any."""
