@@ -391,7 +391,7 @@ def test_restarting_measures_again_and_takes_a_fresh_bank(probe: Path) -> None:
 def test_crashes_are_named_never_quoted_and_each_start_waits_longer(probe: Path) -> None:
     base, starts, times = probe.parent, [], []
     with launcher(probe, "--restart") as process:
-        for end in ("segv", "kill", "segv", ""):
+        for end in ("segv", "kill", ""):
             starts.append(started(process))
             times.append(time.monotonic())
             facts(base / "run")
@@ -405,12 +405,12 @@ def test_crashes_are_named_never_quoted_and_each_start_waits_longer(probe: Path)
         said = process.stderr.read()
     assert all(gone(start["pid"]) for start in starts)
     assert len({start["module_id"] for start in starts}) == len(starts)
-    assert said.count("signal SIGSEGV") == 2
+    assert said.count("signal SIGSEGV") == 1
     assert said.count("signal SIGKILL") == 1
     assert "last event FAILED (INTERNAL); 1 lines that were no events withheld" in said
     assert "planted-secret" not in said
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert all(pause >= least for pause, least in zip(pauses, (1, 2, 4), strict=True))
+    assert all(pause >= least for pause, least in zip(pauses, (1, 2), strict=True))
     # No core where the kernel would put one: the enclave's directory, the shared one, ours.
     for folder in (probe, base / "run", base, Path.cwd()):
         assert not [path for path in folder.glob("core*") if path.is_file()]

@@ -550,7 +550,7 @@ def test_c3_a_full_session_table_refuses_new_sessions_and_keeps_the_live_ones(
 
     served = Code.UNKNOWN_MODEL
     expected = [served] * 4 + [Code.OVERLOADED] * 20 + [served] * 5
-    assert patiently(full, expected.__eq__, (8, 40)) == expected
+    assert patiently(full, expected.__eq__, (3, 10, 40)) == expected
 
 
 def code_of(enclave: EnclaveSocket, call: SealedCall) -> Code:

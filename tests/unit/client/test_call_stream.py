@@ -31,6 +31,7 @@ from casemate.v1.confidential_inference_pb2 import (
 )
 from tests.support.attacker import eventually
 from tests.support.framed_host import FramedDouble, Peer, listening
+from tests.support.threads import Newcomers
 
 Script = Callable[["Host", Iterator[SealedRequests]], Iterator[SealedResponses | bytes]]
 
@@ -507,6 +508,7 @@ def test_an_idle_stream_that_the_host_ended_fails_no_call(
 
 
 def test_closing_fails_what_is_under_way_and_leaves_no_thread(connect: Connect) -> None:
+    threads = Newcomers()
     with playing(silent) as host:
         connection = ready(connect, host)
         with ThreadPoolExecutor(1) as pool:
@@ -514,7 +516,7 @@ def test_closing_fails_what_is_under_way_and_leaves_no_thread(connect: Connect) 
             assert eventually(lambda: len(host.asked) == 2)
             connection.hang_up()
             assert waiting.result() == [Code.UNAVAILABLE] * 2
-    assert eventually(lambda: "call-stream" not in {each.name for each in threading.enumerate()})
+    assert eventually(lambda: "call-stream" not in threads.names())
 
 
 def test_a_grpc_without_the_inner_calls_makes_calls(monkeypatch: pytest.MonkeyPatch) -> None:

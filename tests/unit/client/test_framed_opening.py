@@ -18,6 +18,7 @@ from casemate.v1.confidential_inference_pb2 import NumberedRequest, SealedReques
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import LARGE, SMALL, BlockingConnection
 from tests.support.framed_host import FramedDouble, Peer, echo, listening, playing
+from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -282,6 +283,7 @@ def test_the_hello_carries_the_token() -> None:
 def test_calls_wait_for_no_port_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first connection that hangs for ten minutes holds up no call, and no end."""
     monkeypatch.setattr(limits, "FRAMED_CONNECT_S", 600.0)
+    threads = Newcomers()
     with playing(_mute) as host:
         connection = BlockingConnection(host.target)
         assert eventually(
@@ -293,15 +295,11 @@ def test_calls_wait_for_no_port_that_does_not_answer(monkeypatch: pytest.MonkeyP
             assert connection.call(LARGE) == b"unary:" + LARGE
             assert by_grpc(connection, SMALL)
         connection.close()
-        assert eventually(lambda: bool(not _threads()))
+        assert eventually(lambda: not threads.names() & {"framed-connect", "call-stream"})
 
 
 def _mute(host: FramedDouble, _: Peer) -> None:
     host.go.wait(100)
-
-
-def _threads() -> set[str]:
-    return {each.name for each in threading.enumerate()} & {"framed-connect", "call-stream"}
 
 
 def test_a_host_with_several_addresses_is_found_at_the_one_that_greets(

@@ -17,6 +17,7 @@ from casemate.frames import ANSWER, Frame
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import LARGE, SMALL, BlockingConnection, signals_every
 from tests.support.framed_host import FramedDouble, Peer, playing
+from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -374,14 +375,21 @@ def test_a_call_without_time_for_a_connection_ends_in_time_and_blames_nobody() -
 def test_without_a_thread_to_spare_calls_are_made_by_themselves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(_: threading.Thread) -> None:
+    refused = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name != "framed-connect":  # the host's, in this process
+            return start(thread)
+        refused.append(thread)
         raise RuntimeError("can't start new thread")
 
     with playing() as host, BlockingConnection(host.target) as connection:
         with monkeypatch.context() as patched:
-            patched.setattr("casemate.client.framed_pool.threading.Thread.start", refuse)
+            patched.setattr(threading.Thread, "start", refuse)
             for _ in range(3):
                 assert connection.call(LARGE) == b"unary:" + LARGE
+        assert len(refused) == 1  # and is not tried again at once
         assert host.peers == []
 
 
@@ -392,6 +400,7 @@ def test_closing_fails_what_is_under_way_and_leaves_nothing_open() -> None:
         waiting.set()
 
     acting = Acting(wait)
+    threads = Newcomers()
     with playing(acting) as host:
         connection = BlockingConnection(host.target)
         connection.warm(LARGE)
@@ -401,7 +410,7 @@ def test_closing_fails_what_is_under_way_and_leaves_nothing_open() -> None:
             connection.close()
             assert held.result() is Code.UNAVAILABLE
         assert eventually(lambda: acting.ends == 1)
-        assert "framed-connect" not in {each.name for each in threading.enumerate()}
+        assert "framed-connect" not in threads.names()
 
 
 @pytest.fixture

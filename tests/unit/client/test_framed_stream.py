@@ -29,6 +29,7 @@ from casemate.v1.confidential_inference_pb2 import (
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import SMALL, BlockingConnection
 from tests.support.framed_host import FramedDouble, Peer, echo, playing
+from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,6 +256,7 @@ def test_when_the_host_wants_it_ended_what_is_under_way_is_answered_first() -> N
 def test_closing_fails_what_is_under_way_and_leaves_nothing_open() -> None:
     waiting = threading.Event()
     acting = Acting(lambda *_: waiting.set())
+    threads = Newcomers()
     with playing(acting) as host:
         connection = BlockingConnection(host.target)
         connection.warm(SMALL)
@@ -264,7 +266,7 @@ def test_closing_fails_what_is_under_way_and_leaves_nothing_open() -> None:
             connection.close()
             assert held.result() is Code.UNAVAILABLE
         assert eventually(lambda: acting.ends == 1)
-        assert eventually(lambda: "call-stream" not in {t.name for t in threading.enumerate()})
+        assert eventually(lambda: "call-stream" not in threads.names())
 
 
 def test_an_interrupted_call_ends_the_connection() -> None:
