@@ -21,7 +21,7 @@ from casemate.frames import COUNTED
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from casemate.client.access import HostAccess
     from casemate.wire import Buffer
@@ -57,10 +57,17 @@ class AsyncFramed:
         host = FramedHost(self._name, offer) if offer is not None else None
         self._way = _Way(host, self._hello, self._target) if host is not None else None
 
-    def call(self, request: Buffer, timeout_s: float) -> Awaitable[bytes | None] | None:
-        """Ask, and wait for the answer; None, here or there, if the call is to be made otherwise.
+    def shared(self, request: Buffer, timeout_s: float) -> Coroutine[Any, Any, bytes] | None:
+        """Ask on the connection of many, and wait for the answer; None if that cannot be now.
 
         Raises RequestError when it is awaited.
+        """
+        return None if self._way is None else self._way.shared(request, timeout_s)
+
+    def call(self, request: Buffer, timeout_s: float) -> Awaitable[bytes | None] | None:
+        """Make a large call as ``shared`` does a small one, or see to what that one lacks.
+
+        None, here or there, if the call is to be made otherwise.
         """
         return None if self._way is None else self._way.call(request, timeout_s)
 
@@ -98,13 +105,17 @@ class _Way:
         """Whether nothing is open any more."""
         return not (self._tasks or self._pool or self._many or self._still_leaving())
 
+    def shared(self, request: Buffer, timeout_s: float) -> Coroutine[Any, Any, bytes] | None:
+        """As `AsyncFramed.shared`."""
+        if self._many is None or len(request) > limits.CALL_STREAM_REQUEST_MAX:
+            return None
+        return self._many.call(bytes(request), timeout_s)
+
     def call(self, request: Buffer, timeout_s: float) -> Awaitable[bytes | None] | None:
         """As `AsyncFramed.call`."""
         if len(request) > limits.CALL_STREAM_REQUEST_MAX:
             return None if len(request) > _REQUEST_MAX else self._exchange(request, timeout_s)
-        if self._many is not None:
-            return self._many.call(bytes(request), timeout_s)
-        if not self._tasks and self.promising and self._opening.wanted():
+        if self._many is None and not self._tasks and self.promising and self._opening.wanted():
             self._open(self._begin)
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from casemate.client.aio_call_book import AsyncCallBook
 from casemate.client.aio_framed_wire import Wire
@@ -14,7 +14,7 @@ from casemate.framed import Kind
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 
 class ManyCalls:
@@ -37,7 +37,7 @@ class ManyCalls:
         """Whether the connection is at its end."""
         return self._wire.over
 
-    def call(self, request: bytes, timeout_s: float) -> Awaitable[bytes] | None:
+    def call(self, request: bytes, timeout_s: float) -> Coroutine[Any, Any, bytes] | None:
         """Ask, and wait for the answer, which raises RequestError; None if no call is taken."""
         if not self._taking:
             return None

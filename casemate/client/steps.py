@@ -193,8 +193,8 @@ class Driver:
 
     def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         match effect:
-            case Ask(connection, method, request, timeout_s):
-                return connection.call(method, request, timeout_s)
+            case Ask():
+                return effect.connection.call(effect.method, effect.request, effect.timeout_s)
             case Pause(seconds):
                 return time.sleep(seconds)
             case Work(function):
@@ -240,8 +240,8 @@ class AsyncDriver:
 
     def _performed(self, effect: Effect) -> Any:  # noqa: ANN401 - an awaitable of each effect's outcome
         match effect:
-            case Ask(connection, method, request, timeout_s):
-                return connection.call(method, request, timeout_s)
+            case Ask():
+                return effect.connection.call(effect.method, effect.request, effect.timeout_s)
             case Pause(seconds):
                 return asyncio.sleep(seconds)
             case Work(function):

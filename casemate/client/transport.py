@@ -27,7 +27,7 @@ from casemate.errors import Code, RequestError
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
     from types import TracebackType
 
     from casemate.wire import Buffer
@@ -242,8 +242,12 @@ class AsyncHostConnection:
         self._methods = {name: self._channel.unary_unary(_SERVICE + name) for name in _METHODS}
         return self._channel
 
-    async def call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
+    def call(self, method: str, request: Buffer, timeout_s: float) -> Coroutine[Any, Any, bytes]:
         """As `HostConnection.call`."""
+        shared = self._framed.shared(request, timeout_s) if method == "Infer" else None
+        return shared or self._call(method, request, timeout_s)
+
+    async def _call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
         self._opened()
         until = time.monotonic() + timeout_s
         if method == "Infer":

@@ -133,6 +133,11 @@ def seal_pieces(key: bytes, aad: bytes, pieces: Iterable[Buffer], length: int) -
     return ChunkCipher(key, aad).seal_all(pieces, length)
 
 
+def seal_alone(key: bytes, aad: bytes, chunk: bytes) -> bytes:
+    """Seal ``chunk``, a whole content of at most ``limits.CHUNK`` bytes."""
+    return AESGCM(key).encrypt(_ALONE, chunk, aad)
+
+
 def seal_scattered(
     key: bytes, aad: bytes, chunks: Iterable[Sequence[Buffer]], out: memoryview
 ) -> None:

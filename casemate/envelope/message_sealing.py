@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casemate import limits
-from casemate.envelope.chunks import seal_pieces, seal_scattered, sealed_length
+from casemate.envelope.chunks import seal_alone, seal_scattered, sealed_length
 from casemate.envelope.sealed_message import encode_sealed, sealed_front
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def seal_message(header: bytes, key: bytes, aad: bytes, unit: PaddedUnit) -> Buf
     that was not cleared before.
     """
     if unit.length < limits.SEALED_IN_PLACE_MIN:
-        return b"".join(encode_sealed(header, seal_pieces(key, aad, unit.chunks(), unit.length)))
+        return b"".join(encode_sealed(header, seal_alone(key, aad, unit.whole())))
     front = sealed_front(header, sealed_length(unit.length))
     room = np.empty(len(front) + sealed_length(unit.length), np.uint8).data
     room[: len(front)] = front

@@ -6,8 +6,7 @@ import functools
 import os
 import secrets
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casemate import limits, wire
 from casemate.attestation.structures import KeyConfig, audience_hash, key_id
@@ -25,7 +24,7 @@ from casemate.envelope.message_sealing import seal_message
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import parse_sealed
 from casemate.envelope.streaming import SealedStream
-from casemate.envelope.units import part_length, request_unit, split_response
+from casemate.envelope.units import request_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 _UNSET = b""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenedAnswer:
+class OpenedAnswer(NamedTuple):
     """An authenticated answer.
 
     Unless the session was pinned to an instance, the caller compares ``instance_digest`` with
@@ -232,9 +230,10 @@ class DataKeySession(Guarded):
         preamble = self._preamble(
             model, version, digest, sealed_data, receipt=receipt, operation=operation
         )
-        if not part_length(message):
-            raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty")
-        unit = request_unit((preamble, message))
+        try:
+            unit = request_unit((preamble, message))
+        except ValueError:
+            raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty") from None
         header = self._next_header()
         th = wire.digest(header)
         key = wire.expand(self._prk, "request", th)

@@ -76,13 +76,11 @@ class PaddedUnit:
             yield zeros
 
 
-def part_length(part: Part) -> int:
-    """Return the bytes of a part, which may lie in pieces."""
-    return sum(map(len, part)) if isinstance(part, (list, tuple)) else len(part)
-
-
 def request_unit(parts: Sequence[Part]) -> PaddedUnit:
-    """Return the unit of non-empty ``parts``; raises EnvelopeError (TOO_LARGE)."""
+    """Return the unit of ``parts``.
+
+    Raises EnvelopeError (TOO_LARGE), and ValueError if a part is empty.
+    """
     pieces: list[Buffer] = []
     length = 0
     for part in parts:

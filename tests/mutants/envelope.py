@@ -60,6 +60,7 @@ CHUNKS = (
     Mutant("chunk: aad sealed", _CHUNKS, "chunk, self._aad, out", "chunk, None, out", VECTORS),
     Mutant("chunk: aad opened", _CHUNKS, "sealed, self._aad, out", "sealed, None, out", VECTORS),
     Mutant("chunk: aad of one sealed", _CHUNKS, "encrypt(_ALONE, chunk, self._aad)", "encrypt(_ALONE, chunk, None)", VECTORS),
+    Mutant("chunk: aad of a message sealed", _CHUNKS, "encrypt(_ALONE, chunk, aad)", "encrypt(_ALONE, chunk, None)", VECTORS + SEALING),
     Mutant("chunk: aad of one opened", _CHUNKS, "decrypt(_ALONE, sealed, aad)", "decrypt(_ALONE, sealed, None)", VECTORS),
     Mutant("chunk: flag of one", _CHUNKS, "_nonce(0, Flag.LAST)", "_nonce(0, Flag.MORE)", VECTORS),
     Mutant("chunk: tag alone", _CHUNKS, "<= TAG_BYTES or not chunks", "< 0 or not chunks", VECTORS + SEALING + PROPERTIES),
