@@ -5,7 +5,7 @@ An answer is written by hand around the enclave's bytes, which protobuf would co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
@@ -29,11 +29,7 @@ _RESPONSE: Final = 2
 LAST: Final = SealedResponses(last=True).SerializeToString()  # asks the client to end its side
 
 
-class Entry(NamedTuple):
-    """One entry of ``SealedResponses``: what precedes the answer, and the answer; both in bytes."""
-
-    front: bytes
-    answer: bytes
+Entry = tuple[bytes, bytes]  # of ``SealedResponses``: what precedes the answer, and the answer
 
 
 def read_requests(message: bytes) -> Sequence[NumberedRequest]:
@@ -53,13 +49,13 @@ def answered(number: int, answer: bytes) -> Entry:
     """Return the entry that answers question ``number``."""
     size = len(answer)
     inner = _NUMBER + protowire.encode_varint(number) + protowire.bytes_head(_RESPONSE, size)
-    return Entry(protowire.bytes_head(_RESPONSES, len(inner) + size) + inner, answer)
+    return protowire.bytes_head(_RESPONSES, len(inner) + size) + inner, answer
 
 
 def refused(number: int, error: CasemateError) -> Entry:
     """Return the entry that refuses question ``number``."""
     entry = NumberedResponse(number=number, refusal=to_refusal(error))
-    return Entry(SealedResponses(responses=(entry,)).SerializeToString(), b"")
+    return SealedResponses(responses=(entry,)).SerializeToString(), b""
 
 
 def write_responses(entries: Iterable[Entry]) -> bytes:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from casemate_host.relay import Relay
     from casemate_host.tracing import Metadata, Trace
 
+_ANSWERED: Final = FrameType.REQUEST | ANSWER
 _GRACE_S: Final = 0.5  # the enclave ends what exceeds its budget itself; this is for its answer
 _LOOK_S: Final = 1.0
 _LINGER_S: Final = 0.05  # after the last answer: the next question will then wake nobody
@@ -41,7 +42,7 @@ _LINGER_S: Final = 0.05  # after the last answer: the next question will then wa
 class _Question(Posted):
     """One call of the client, by the client's number."""
 
-    __slots__ = ("again", "asked", "begun", "length", "trace", "until")
+    __slots__ = ("again", "asked", "begun", "length", "trace")
 
     def __init__(
         self, entry: NumberedRequest, request: bytes, stream: CallStream, now: float
@@ -52,9 +53,13 @@ class _Question(Posted):
         self.asked = entry.number
         self.length = len(request)
         self.begun = now
-        self.until = now + budget / 1000 + _GRACE_S
         self.again = False
         self.trace: Trace = NO_TRACE
+
+    @property
+    def until(self) -> float:
+        """When the enclave should have ended it, with some time for its answer."""
+        return self.begun + self.budget_ms / 1000 + _GRACE_S
 
 
 class CallStream:
@@ -139,7 +144,8 @@ class CallStream:
             question.trace = self._admission.enter(
                 self._caller, question.length, limits.CALL_STREAM_REQUEST_MAX, self._metadata
             )
-            self._caller.spend(question.length)
+            if self._caller.quota is not None:
+                self._caller.quota.spend(question.length)
         except CasemateError as error:
             if error.code is Code.MALFORMED:
                 raise
@@ -188,7 +194,11 @@ class CallStream:
 
     def settled(self, posts: Sequence[Posted]) -> None:
         """Take what became of questions; waits for nothing."""
-        ended = [question for question in self._left(posts) if not self._is_again(question)]
+        ended = [
+            question
+            for question in self._left(posts)
+            if not question.unsent or not self._is_again(question)
+        ]
         self._admission.leave(self._caller, len(ended))
         answered: list[_Question] = []
         entries: list[Entry] = []
@@ -220,8 +230,8 @@ class CallStream:
         return left
 
     def _is_again(self, question: _Question) -> bool:
-        """Whether it never reached the enclave and is asked once more."""
-        if not question.unsent or question.again:
+        """Whether what never reached the enclave is asked once more."""
+        if question.again:
             return False
         with self._lock:
             question.again = True
@@ -250,24 +260,28 @@ class CallStream:
         """Yield messages until both sides are done; raises CasemateError."""
         yield b""  # questions may come
         while True:
-            self._news = False
-            yield from self._messages()
+            news, self._news = self._news, False
+            if self._ready:
+                yield from self._messages()
             self._call.remaining_s()
             if self._fault is not None:
                 raise self._fault
             if self._complete and not self._under_way and not self._ready:
                 return
+            if self._unsent:
+                self._ask_again()
             now = time.monotonic()
-            self._ask_again()
-            self._expire(now)
-            if self._should_retire(now):
-                self._retired_at = now
-                yield call_messages.LAST
+            if news or now >= self._next_look:
+                self._next_look = now + _LOOK_S
+                self._expire(now)
+                if self._should_retire(now):
+                    self._retired_at = now
+                    yield call_messages.LAST
             self._listen(now)
 
     def _messages(self) -> Iterator[bytes]:
         """Yield what is ready, as much in a message as fits."""
-        while self._ready and (entries := self._ready.take()):
+        while entries := self._ready.take():
             if self._full:
                 with self._room:
                     self._room.notify()
@@ -278,16 +292,12 @@ class CallStream:
 
     def _ask_again(self) -> None:
         """Ask what never reached the enclave once more, on another connection."""
-        if self._unsent:
-            with self._lock:
-                posts, self._unsent = self._unsent, []
-            self._post(posts)
+        with self._lock:
+            posts, self._unsent = self._unsent, []
+        self._post(posts)
 
     def _expire(self, now: float) -> None:
         """End what the enclave should have ended by itself."""
-        if now < self._next_look:
-            return
-        self._next_look = now + _LOOK_S
         with self._lock:
             late = [question for question in self._under_way.values() if question.until <= now]
         for question in late:
@@ -367,11 +377,11 @@ def _outcome(question: _Question) -> bytes | CasemateError:
     answer = question.answer
     if answer is None:
         raise AssertionError
+    if answer.type == _ANSWERED:
+        return answer.payload
     if answer.type == ERROR:
         return frames.remote_error(answer.payload)
-    if answer.type != FrameType.REQUEST | ANSWER:
-        return FrameError(Code.INTERNAL, f"answer of type {answer.type} to a request")
-    return answer.payload
+    return FrameError(Code.INTERNAL, f"answer of type {answer.type} to a request")
 
 
 def _malformed(detail: str) -> CasemateError:

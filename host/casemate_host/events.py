@@ -73,7 +73,8 @@ class Traffic:
         """Count answered calls with requests of ``sizes`` bytes."""
         with self._lock:
             self._calls[method] += len(sizes)
-            self._sizes.update(map(size_bucket, sizes))
+            for size in sizes:
+                self._sizes[size_bucket(size)] += 1
 
     def refused(self, method: str, code: Code) -> None:
         """Count a call that ended with ``code``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import threading
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from casemate import limits
@@ -29,22 +29,29 @@ class Buckets:
 class Histogram:
     """Counts durations; thread-safe."""
 
-    __slots__ = ("_counts", "_lock", "_sum_us")
+    __slots__ = ("_counts", "_lock", "_parts", "_sum_us")
 
-    def __init__(self) -> None:
+    def __init__(self, *parts: Histogram) -> None:
+        """``parts``: what is counted there counts here as well."""
+        self._parts = parts
         self._lock = threading.Lock()
         self._counts = [0] * (len(limits.STEP_BOUNDS_US) + 1)
         self._sum_us = 0
 
     def add(self, *seconds: float) -> None:
         """Add durations in seconds."""
-        microseconds = [int(each * 1_000_000) for each in seconds]
         with self._lock:
-            for each in microseconds:
-                self._counts[bisect.bisect_left(limits.STEP_BOUNDS_US, each)] += 1
-            self._sum_us += sum(microseconds)
+            for each in seconds:
+                microseconds = int(each * 1_000_000)
+                self._counts[bisect_left(limits.STEP_BOUNDS_US, microseconds)] += 1
+                self._sum_us += microseconds
 
     def read(self) -> Buckets:
         """Return the present state."""
         with self._lock:
-            return Buckets(tuple(self._counts), self._sum_us)
+            counts, sum_us = list(self._counts), self._sum_us
+        for part in self._parts:
+            other = part.read()
+            counts = [own + theirs for own, theirs in zip(counts, other.counts, strict=True)]
+            sum_us += other.sum_us
+        return Buckets(tuple(counts), sum_us)

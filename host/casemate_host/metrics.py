@@ -40,9 +40,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._admission, self._relay = Histogram(), Histogram()
+        self._streamed = Histogram()  # their arrival takes no time of their own
+        self._admission, self._relay = Histogram(), Histogram(self._streamed)
         self.steps = {ADMISSION: self._admission, RELAY: self._relay}
-        self.calls = Histogram()
+        self.calls = Histogram(self._streamed)
         self._lock = threading.Lock()
         self._ended: Counter[tuple[str, str]] = Counter()
         self._callers: Counter[tuple[str, str]] = Counter()
@@ -65,11 +66,12 @@ class Metrics:
         with self._lock:
             self._ended[_ANSWERED] += len(took_s)
             self._callers[caller, _ANSWERED[1]] += len(took_s)
-        self.calls.add(*took_s)
-        if received_s is not None:
+        if received_s is None:
+            self._streamed.add(*took_s)
+        else:
             self._admission.add(received_s)
-            took_s = [each - received_s for each in took_s]
-        self._relay.add(*took_s)
+            self._relay.add(*[each - received_s for each in took_s])
+            self.calls.add(*took_s)
 
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Show what ``read`` returns at the time, as ``casemate_<name>``."""

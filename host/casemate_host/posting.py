@@ -162,7 +162,7 @@ class PostingConnection(SharedConnection):
     def _taken_by(self, number: int) -> Asking | None:
         question = self._questions.get(number)
         if isinstance(question, Posted):
-            self._drop(question)
+            del self._questions[number]
         return question
 
     def _pass_on(self, answered: Sequence[Asking]) -> None:

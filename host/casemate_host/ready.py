@@ -47,7 +47,7 @@ class ReadyAnswers:
             entries, size = [], 0
             while self._entries and size < limits.CALL_STREAM_MESSAGE:
                 entries.append(self._entries.popleft())
-                size += len(entries[-1].answer)
+                size += len(entries[-1][1])
             self.size -= size
             return entries
 

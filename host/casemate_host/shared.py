@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _READ: Final = 64 * limits.KIB
 _LOOK_S: Final = 0.05  # how late the reading call may notice its deadline, or that it was cancelled
+_LOOK_MS: Final = _LOOK_S * 1000
 _SEND_S: Final = 5.0  # an enclave that takes nothing for so long is lost
 _GRACE_S: Final = 0.5  # the enclave ends what exceeds its budget itself; this is for its answer
 _FRESH_S: Final = 0.05
@@ -115,6 +116,8 @@ class SharedConnection:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, look)
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send)
         self._channel = channel
+        self._arriving = select.poll()
+        self._arriving.register(channel, select.POLLIN)
         self._frames = numbered.FrameBuffer(FrameType.NUMBERED | ANSWER, limits.FRAME_MAX)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -186,7 +189,7 @@ class SharedConnection:
         """Whether the connection is open and, as it must be between exchanges, silent."""
         if self._questions or self._given_up or time.monotonic() - self._used < _FRESH_S:
             return True
-        poll = select.poll()
+        poll = select.poll()  # a thread may be waiting at the other one
         poll.register(self._channel, select.POLLIN)
         if not poll.poll(0):
             return True
@@ -307,6 +310,9 @@ class SharedConnection:
 
     def _read_once(self, how: int) -> bool:
         """Tell whether something came."""
+        # Bytes are waited for by poll: recv is woken whenever the enclave takes some, too.
+        if not how and not self._arriving.poll(_LOOK_MS):
+            return False
         try:
             missing = min(self._frames.missing, limits.VSOCK_AWAITED)
             how |= socket.MSG_WAITALL if missing else 0
@@ -333,6 +339,7 @@ class SharedConnection:
                         continue
                     question.answer = answer
                     answered.append(question)
+                self._used = time.monotonic()
         finally:  # what came before a frame that is none is answered all the same
             self._pass_on(answered)
 

@@ -39,13 +39,8 @@ class Unread:
         self._most = calls
         self._lock = threading.Lock()
         self._answers: dict[int, _Answer] = {}
-        self._on_streams = 0
+        self.count = 0  # how many there are
         self._size = 0
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._answers) + self._on_streams
 
     def check(self) -> None:
         """Raise ShedError(OVERLOADED) if too much is unread for a further call."""
@@ -57,6 +52,7 @@ class Unread:
         answer = _Answer(time.monotonic() + within_s, context, size)
         with self._lock:
             self._answers[id(context)] = answer
+            self.count += 1
             self._size += size
 
     def ended(self, context: grpc.ServicerContext) -> None:
@@ -64,6 +60,7 @@ class Unread:
         with self._lock:
             answer = self._answers.pop(id(context), None)
             if answer is not None:
+                self.count -= 1
                 self._size -= answer.size
 
     def on_stream(self, count: int, size: int) -> None:
@@ -72,7 +69,7 @@ class Unread:
         Negative numbers: gRPC has taken so many, which it does as the client reads them.
         """
         with self._lock:
-            self._on_streams += count
+            self.count += count
             self._size += size
 
     def late(self, now: float) -> list[grpc.ServicerContext]:

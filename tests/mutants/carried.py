@@ -84,7 +84,7 @@ MUTANTS = (
     _unread("unread: bytes", old=" or self._size >= limits.UNREAD_BYTES:", new=":"),
     _unread("unread: in time", old="if answer.until <= now]", new="if False]"),
     _unread("unread: ended", old="                self._size -= answer.size\n", new="                pass\n"),
-    _unread("unread: on streams", old="            self._on_streams += count\n            self._size += size\n", new="            pass\n", tests=("tests/unit/host/test_unread.py",)),
+    _unread("unread: on streams", old="            self.count += count\n            self._size += size\n", new="            pass\n", tests=("tests/unit/host/test_unread.py",)),
     _caller("caller: unread answers", old="        self.unread.check()\n        if self._slots", new="        if self._slots", tests=("tests/integration/host/test_unread.py",)),
     _caller("caller: places come back", old="        except ShedError:\n            self.leave()\n            raise\n", new="        except ShedError:\n            raise\n"),
     _caller("caller: a day's calls", old="self._calls is not None and self._used_calls >= self._calls", new="False"),
