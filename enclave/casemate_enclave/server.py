@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -125,12 +126,16 @@ class Server:
 
     def serve(self) -> None:
         """Accept until ``stop`` or ``finish``."""
+        arrivals = select.poll()  # wakes when the listener is hung up; `accept` does not
+        arrivals.register(self._listener, select.POLLIN)
         with self._listener:
-            self._listener.settimeout(limits.LIFE_LOOK_S)  # to notice that it is to end
+            self._listener.setblocking(False)
             while not self._stopping:
+                if not arrivals.poll(limits.LIFE_LOOK_S * 1000):  # to notice that it is to end
+                    continue
                 try:
                     channel, peer = self._listener.accept()
-                except TimeoutError:
+                except BlockingIOError:
                     continue
                 except OSError:
                     if not self._stopping:

@@ -689,6 +689,16 @@ def test_a_half_sent_frame_holds_a_connection_only_so_long(
         assert exchange(idle, FrameType.HEALTH)
 
 
+def test_an_enclave_ends_when_it_is_told_and_not_when_it_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "LIFE_LOOK_S", 1000.0)
+    with Bench() as running:
+        assert running.health()
+    with Bench() as running:
+        running.server.finish()
+
+
 def test_connections_are_bounded_and_the_others_are_served(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

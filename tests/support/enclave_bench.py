@@ -135,7 +135,7 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.server.stop()
-        self._thread.join(5)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         self.directory.cleanup()
 

@@ -34,7 +34,7 @@ for number, line in enumerate(sys.stdin, 1):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "STEADY_S", 2.0)
+    monkeypatch.setattr(soak, "STEADY_S", 1.0)
     monkeypatch.setattr(soak, "REST_MAX_S", 60.0)
 
 
