@@ -7,6 +7,7 @@ reader yields views and leaves nothing to interpretation (SPEC 5.6, 9.3).
 from __future__ import annotations
 
 import functools
+import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ VARINT: Final = 0
 BYTES: Final = 2
 _VARINT_BYTES_MAX: Final = 10  # 64 bits, seven in a byte
 _CONTINUES: Final = 0x80
+_THREE: Final = struct.Struct("BBB")  # a tag, and a length of one or two bytes
 _ONE_BYTE: Final = [bytes([value]) for value in range(_CONTINUES)]
 
 
@@ -64,16 +66,20 @@ def bytes_field(data: memoryview, at: int, number: int) -> tuple[memoryview, int
 
     Raises WireError if another field begins there, or none, or it passes the end.
     """
-    size, begin = len(data), at + 2
-    if at >= size or data[at] != number << 3 | BYTES:
+    try:
+        tag, low, high = _THREE.unpack_from(data, at)
+    except struct.error:  # less than three are left: as if what is cut went on
+        tag, low, high = bytes(data[at:]).ljust(3, b"\xff")
+    if tag != number << 3 | BYTES:
         raise WireError("another field than the one that is due")
-    if begin > size or (length := data[at + 1]) >= _CONTINUES:
-        if begin < size and 0 < (high := data[begin]) < _CONTINUES:  # nearly all have two bytes
-            length, begin = length & 0x7F | high << 7, at + 3
-        else:
-            length, begin = _varint(data, at + 1)
+    if low < _CONTINUES:
+        length, begin = low, at + 2
+    elif 0 < high < _CONTINUES:
+        length, begin = low & 0x7F | high << 7, at + 3
+    else:
+        length, begin = _varint(data, at + 1)
     end = begin + length
-    if end > size:
+    if end > len(data):
         raise WireError("field passes the end")
     return data[begin:end], end
 

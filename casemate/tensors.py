@@ -76,7 +76,7 @@ class InferRequest(NamedTuple):
     """
 
     inputs: dict[str, Array]
-    outputs: list[str]
+    outputs: tuple[str, ...]
     id: str
     timeout_us: int | None
 
@@ -96,7 +96,7 @@ class _Asked(NamedTuple):
     """What a request says beside its contents, found to fit the model."""
 
     layouts: list[_Layout]
-    requested: list[str]
+    requested: tuple[str, ...]
     id: str
     timeout_us: int | None
 
@@ -233,7 +233,7 @@ class RequestReader:
         """
         asked, raws = self._messages.read(memoryview(message))
         arrays = _arrays(asked.layouts, raws, text=True, align=False)
-        return InferRequest(arrays, list(asked.requested), asked.id, asked.timeout_us)
+        return InferRequest(arrays, asked.requested, asked.id, asked.timeout_us)
 
     def _asked(self, described: Described) -> _Asked:
         _check_names([tensor.name for tensor in described.tensors], self._inputs)
@@ -241,7 +241,7 @@ class RequestReader:
         for layout in layouts:
             _check_spec(layout, self._inputs[layout.name])
         requested = _check_requested(described.requested, self._outputs)
-        return _Asked(layouts, requested, described.id, described.timeout_us)
+        return _Asked(layouts, tuple(requested), described.id, described.timeout_us)
 
 
 def read_request(
@@ -347,10 +347,10 @@ def _arrays(
         raise invalid_request(f"{len(layouts)} tensors and {len(raws)} raw contents")
     for layout, raw in zip(layouts, raws, strict=True):
         _check_fit(layout, raw)
-    return {
-        layout.name: _array(layout, raw, text=text, align=align)
-        for layout, raw in zip(layouts, raws, strict=True)
-    }
+    arrays: dict[str, Array] = {}
+    for layout, raw in zip(layouts, raws, strict=True):
+        arrays[layout.name] = _array(layout, raw, text=text, align=align)
+    return arrays
 
 
 def _check_fit(layout: _Layout, raw: memoryview) -> None:

@@ -150,11 +150,18 @@ def split_parts(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
 
 def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
     """Return the two parts of a request's unit, as views; raises BrokenSealError."""
-    parts, length = split_parts(unit, 2)
-    if len(parts) != 2 or len(unit) != padded_length(length):  # noqa: PLR2004 - SPEC 5.6
+    try:
+        (first,) = _LENGTH.unpack_from(unit)
+        middle = _PREFIX + first
+        (second,) = _LENGTH.unpack_from(unit, middle)
+    except struct.error:
+        raise BrokenSealError from None
+    start = middle + _PREFIX
+    end = start + second
+    if not first or not second or len(unit) != padded_length(end):
         raise BrokenSealError
-    preamble, message = parts
-    return preamble, message
+    require_zeros(unit[end:])
+    return unit[_PREFIX:middle], unit[start:end]
 
 
 def split_single(unit: memoryview) -> memoryview:

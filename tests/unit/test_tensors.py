@@ -71,8 +71,8 @@ def test_arrays_come_out_as_they_went_in() -> None:
     arrays, requested, *_ = read(to_request({"x": X, "n": N}, ["score"]))
     np.testing.assert_array_equal(arrays["x"], X)
     np.testing.assert_array_equal(arrays["n"], N)
-    assert requested == ["score"]
-    assert read(to_request({"n": N, "x": X}))[1] == ["label", "score"]
+    assert requested == ("score",)
+    assert read(to_request({"n": N, "x": X}))[1] == ("label", "score")
 
 
 def test_the_message_is_the_protocols() -> None:

@@ -47,12 +47,22 @@ class Part(NamedTuple):
     size: int
 
 
+class Placed(NamedTuple):
+    """Where a tensor of ``size`` bytes lies; without a dtype it is text."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    size: int
+    at: int
+    gap: bytes  # zeros up to where the next one lies
+
+
 class Layout(NamedTuple):
-    """What a description says: the outputs that are asked for, the tensors, where they lie."""
+    """What a description says: the outputs that are asked for, and where the tensors lie."""
 
     wanted: tuple[str, ...]
-    parts: tuple[Part, ...]
-    places: tuple[int, ...]
+    tensors: tuple[Placed, ...]
     total: int
 
 
@@ -92,11 +102,12 @@ def _described(wanted: tuple[str, ...], described: tuple[_Described, ...]) -> tu
 
 
 def _layout(wanted: tuple[str, ...], parts: tuple[Part, ...]) -> Layout:
-    places, total = [], 0
-    for part in parts:
-        places.append(total)
-        total = aligned(total + part.size)
-    return Layout(wanted, parts, tuple(places), total)
+    tensors, at = [], 0
+    for name, datatype, shape, size in parts:
+        gap = bytes(-size % ALIGNMENT)
+        tensors.append(Placed(name, NUMERIC.get(datatype), shape, size, at, gap))
+        at += size + len(gap)
+    return Layout(wanted, tuple(tensors), at)
 
 
 def aligned(size: int) -> int:
@@ -137,21 +148,18 @@ def _whole(value: object) -> bool:
 def scatter(packed: Packed) -> list[Buffer]:
     """Return the bytes of ``packed`` in pieces, each tensor at its place."""
     pieces: list[Any] = []
-    for raw, part in zip(packed.raws, packed.layout.parts, strict=True):
-        pieces.append(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw))
-        if gap := -part.size % ALIGNMENT:
-            pieces.append(bytes(gap))
+    for raw, placed in zip(packed.raws, packed.layout.tensors, strict=True):
+        pieces += (raw if isinstance(raw, bytes) else np.ascontiguousarray(raw), placed.gap)
     return pieces
 
 
-def place(packed: Packed, memory: Buffer) -> None:
+def place(packed: Packed, memory: memoryview) -> None:
     """Copy the bytes of ``packed`` into ``memory``, each tensor to its place."""
-    layout = packed.layout
-    for raw, part, at in zip(packed.raws, layout.parts, layout.places, strict=True):
+    for raw, placed in zip(packed.raws, packed.layout.tensors, strict=True):
         if isinstance(raw, bytes):
-            np.frombuffer(memory, np.uint8, part.size, at)[...] = np.frombuffer(raw, np.uint8)
-        elif part.size:
-            np.frombuffer(memory, raw.dtype, raw.size, at).reshape(raw.shape)[...] = raw
+            memory[placed.at : placed.at + placed.size] = raw
+        else:
+            np.ndarray(placed.shape, placed.dtype, memory, placed.at)[...] = raw
 
 
 def take(layout: Layout, memory: memoryview, start: int, *, copy: bool) -> dict[str, Array]:
@@ -164,12 +172,10 @@ def take(layout: Layout, memory: memoryview, start: int, *, copy: bool) -> dict[
         raise PacketError("tensors pass the end")
     arrays: dict[str, Array] = {}
     try:
-        for part, place in zip(layout.parts, layout.places, strict=True):
-            name, datatype, shape, size = part
+        for name, dtype, shape, size, place, _ in layout.tensors:
             at = start + place
-            dtype = NUMERIC.get(datatype)
             if dtype is None:
-                arrays[name] = _text(part, bytes(memory[at : at + size]))
+                arrays[name] = _text(shape, bytes(memory[at : at + size]))
             elif copy:
                 arrays[name] = np.ndarray(shape, dtype, bytes(memory[at : at + size]))
             else:
@@ -179,8 +185,8 @@ def take(layout: Layout, memory: memoryview, start: int, *, copy: bool) -> dict[
     return arrays
 
 
-def _text(part: Part, raw: bytes) -> Array:
-    count = math.prod(part.shape)
+def _text(shape: tuple[int, ...], raw: bytes) -> Array:
+    count = math.prod(shape)
     if not strings.fit(memoryview(raw), count):
         raise PacketError("text that is not its shape's")
     array = np.empty(count, np.object_)
@@ -188,4 +194,4 @@ def _text(part: Part, raw: bytes) -> Array:
         array[:] = [item.decode() for item in strings.unpack(memoryview(raw))]
     except UnicodeDecodeError:
         raise PacketError("text that is not UTF-8") from None
-    return array.reshape(part.shape)
+    return array.reshape(shape)

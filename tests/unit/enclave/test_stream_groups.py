@@ -84,7 +84,7 @@ class Answering:
     def ask(self, question: StreamQuestion, deadline: float, cancellation: Cancellation) -> Asked:
         inputs: Any = {"x": question.unit}
         run = Run(self._model, inputs, ["y"], deadline, cancellation)
-        return Asked(question, InferRequest(inputs, ["y"], "", None), None, run, 0)
+        return Asked(question, InferRequest(inputs, ("y",), "", None), None, run, 0)
 
     def answer(self, back: Sequence[tuple[Asked, Outcome]]) -> Back:
         return [(asked.question, self._answer(asked, outcome)) for asked, outcome in back]

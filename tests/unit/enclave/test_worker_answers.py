@@ -375,7 +375,7 @@ def test_tensors_lie_where_the_description_says() -> None:
     assert layout.wanted == ("y",)
     sent = b"".join(map(bytes, scatter(packed)))
     placed = bytearray(len(sent))
-    place(packed, placed)
+    place(packed, memoryview(placed))
     assert len(sent) == layout.total == aligned(layout.total)
     for memory in (sent, bytes(placed)):
         for name, array in take(layout, memoryview(memory), 0, copy=True).items():

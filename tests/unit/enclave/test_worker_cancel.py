@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-LAYOUT = Layout((), (), (), 0)
+LAYOUT = Layout((), (), 0)
 
 
 class Run:
