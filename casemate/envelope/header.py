@@ -154,6 +154,11 @@ def _check_kms(wrapped_key: bytes) -> None:
         raise _malformed("not the ARN of a single-Region KMS key") from None
 
 
+def response_header(response_nonce: bytes, instance_digest: bytes) -> bytes:
+    """Return a response header in the layout of SPEC 5.7, 81 bytes."""
+    return _RESPONSE.pack(VERSION, response_nonce, instance_digest)
+
+
 class ResponseHeader(NamedTuple):
     """The header of one sealed response (SPEC 5.7)."""
 
@@ -162,7 +167,7 @@ class ResponseHeader(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the layout of SPEC 5.7, 81 bytes."""
-        return _RESPONSE.pack(VERSION, self.response_nonce, self.instance_digest)
+        return response_header(self.response_nonce, self.instance_digest)
 
     @classmethod
     def parse(cls, data: bytes) -> ResponseHeader:

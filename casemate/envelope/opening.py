@@ -14,7 +14,7 @@ from casemate import wire
 from casemate.envelope.chunks import BrokenSealError, ChunkCipher, open_content
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
-from casemate.envelope.header import RequestHeader, ResponseHeader
+from casemate.envelope.header import RequestHeader, response_header
 from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.units import response_unit, split_request
@@ -78,7 +78,7 @@ class OpenedRequest(Guarded):
 
     def _drawn(self, instance_digest: bytes) -> tuple[bytes, ChunkCipher]:
         nonce = secrets.token_bytes(_RESPONSE_NONCE_BYTES)
-        header = ResponseHeader(nonce, instance_digest).encode()
+        header = response_header(nonce, instance_digest)
         rh = wire.digest(header)
         return header, ChunkCipher(self.response_key(rh), rh)
 

@@ -10,7 +10,7 @@ import hmac
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader
 from casemate.envelope.messages import METADATA, SEALED_STATUSES, Preamble, Trailer
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from casemate_enclave.keys import KeyCache, KeyRing
     from casemate_enclave.lifetime import Lifetime
     from casemate_enclave.objects import ObjectOpener
-    from casemate_enclave.receipts import BlindedReceipt, ReceiptIssuer
+    from casemate_enclave.receipts import ReceiptIssuer
     from casemate_enclave.registry import ModelRegistry, ServedModel
     from casemate_enclave.runs import Steps
     from casemate_enclave.unwraps import Unwraps
@@ -64,24 +64,18 @@ class Bounds:
 
 @dataclass(slots=True, eq=False)
 class _Outcome:
-    status: Code
-    detail: str = ""
-    model: ServedModel | None = None
+    """What is to be sealed, in the answer bucket ``floor``; no message unless it is good."""
+
+    trailer: Trailer
+    floor: int
     message: wire.Pieces | None = field(default=None, repr=False)
-    receipt: BlindedReceipt | None = None
 
-    @property
-    def trailer(self) -> Trailer:
-        if self.model is None:
-            return Trailer(self.status, self.detail)
-        trailer = self.model.trailer
-        if self.status is not Code.OK:
-            trailer = trailer._replace(status=self.status, detail=self.detail)
-        return trailer if self.receipt is None else self.receipt.within(trailer)
-
-    @property
-    def floor(self) -> int:
-        return self.model.header.answer_bucket if self.model else 0
+    @classmethod
+    def refused(cls, status: Code, detail: str, model: ServedModel | None) -> Self:
+        if model is None:
+            return cls(Trailer(status, detail), 0)
+        trailer = model.trailer._replace(status=status, detail=detail)
+        return cls(trailer, model.header.answer_bucket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +163,13 @@ class RequestService:
         if context is not None:
             context.owner = owner or session.header.key_commitment
         accepted = time.monotonic_ns()
-        outcome = yield from self._outcome(opened, asker, deadline, context)
+        model, outcome = yield from self._outcome(opened, asker, deadline, context)
         ran = time.monotonic_ns()
-        sealed = encode_sealed(*self._seal(opened, outcome))
+        try:
+            sealed = self._seal(opened, outcome)
+        except Exception:  # noqa: BLE001 - as in _outcome; most likely it is too large for a frame
+            failed = _Outcome.refused(Code.MODEL_FAILED, "the answer cannot be sealed", model)
+            sealed = self._seal(opened, failed)
         self._journal.answered(accepted - begun, ran - accepted, time.monotonic_ns() - ran)
         return sealed
 
@@ -256,8 +254,8 @@ class RequestService:
         asker: Asker,
         deadline: float,
         context: RequestContext | None,
-    ) -> Steps[_Outcome]:
-        """Run the request; never raises."""
+    ) -> Steps[tuple[ServedModel | None, _Outcome]]:
+        """Run the request; never raises. Returns the model that was asked, if there is one."""
         model, preamble, caller = None, asker.preamble, asker.caller
         try:
             if preamble is None:
@@ -277,15 +275,17 @@ class RequestService:
                     opened.message, name, caller=caller, model=model.digest, deadline=deadline
                 )
                 message = yield from _run_sealed(model, tensors, deadline, context)
-            receipt = None
+            trailer = model.trailer
             if preamble.receipt:
                 receipt = self._receipts.issue(model, opened.th, opened.message, message)
-            return _Outcome(Code.OK, "", model, message, receipt)
+                trailer = receipt.within(trailer)
+            return model, _Outcome(trailer, model.header.answer_bucket, message)
         except CasemateError as refusal:
-            sealed = refusal.code in SEALED_STATUSES
-            return _Outcome(refusal.code if sealed else Code.MODEL_FAILED, refusal.detail, model)
+            code = refusal.code if refusal.code in SEALED_STATUSES else Code.MODEL_FAILED
+            return model, _Outcome.refused(code, refusal.detail, model)
         except Exception:  # noqa: BLE001 - whatever it is, the host does not learn that it happened
-            return _Outcome(Code.MODEL_FAILED, "the request failed inside the enclave", model)
+            detail = "the request failed inside the enclave"
+            return model, _Outcome.refused(Code.MODEL_FAILED, detail, model)
 
     def _metadata(self, model: ServedModel) -> bytes:
         if not model.ready:
@@ -296,21 +296,15 @@ class RequestService:
             ModelMetadata(header.name, versions, PLATFORM, header.inputs, header.outputs)
         )
 
-    def _seal(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
-        try:
-            return self._seal_one(opened, outcome)
-        except Exception:  # noqa: BLE001 - as above; most likely the answer is too large for a frame
-            failed = _Outcome(Code.MODEL_FAILED, "the answer cannot be sealed", outcome.model)
-            return self._seal_one(opened, failed)
-
-    def _seal_one(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[bytes, wire.Buffer]:
-        return seal_response(
+    def _seal(self, opened: OpenedRequest, outcome: _Outcome) -> tuple[wire.Buffer, ...]:
+        header, ciphertext = seal_response(
             opened,
             instance_digest=self._identity.instance_digest,
             message=outcome.message,
             trailer=outcome.trailer,
             floor=outcome.floor,
         )
+        return encode_sealed(header, ciphertext)
 
 
 def _own_place(payload: memoryview, ciphertext: memoryview) -> memoryview | None:

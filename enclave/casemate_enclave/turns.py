@@ -138,6 +138,7 @@ class TurnConnection:
         """Return the questions to answer now; those that are given up are ended."""
         now = time.monotonic()
         questions = []
+        reads_on = False  # somebody, while these are answered
         for frame in frames:
             if frame.type == FrameType.CANCEL:
                 self._cancel(frame)
@@ -147,9 +148,9 @@ class TurnConnection:
             payload = memoryview(frame.payload)
             steps = self._answer(frame.type, payload, now + budget / 1000, context)
             question = _Question(frame.number, context, steps)
-            if self._is_waited_with(question):
-                continue
-            questions.append(question)
+            reads_on = reads_on or not self._is_waited_with(question)
+            if reads_on:
+                questions.append(question)
         return questions
 
     # Answering

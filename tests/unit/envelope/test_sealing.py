@@ -200,6 +200,18 @@ def test_no_part_of_a_unit_is_empty() -> None:
             units.pack_unit(parts)
 
 
+@pytest.mark.parametrize("lengths", [(0, 7), (7, 0), (0, 0), (1 << 32) - 1, 1020])
+def test_a_request_has_two_parts(lengths: tuple[int, int] | int) -> None:
+    if isinstance(lengths, int):  # one, that passes the end or leaves no room for another
+        unit = struct.pack(">I", lengths) + bytes(1020)
+    else:
+        unit = b"".join(struct.pack(">I", size) + b"p" * size for size in lengths).ljust(
+            1024, b"\0"
+        )
+    with pytest.raises(BrokenSealError):
+        units.split_request(memoryview(unit))
+
+
 def test_one_ciphertext_with_two_keys_is_refused_by_the_commitment() -> None:
     header = parse_request_header(env.seal(env.kms_session()).header)
     assert opening.check_commitment(header, env.KMS_DATA_KEY)
