@@ -96,7 +96,7 @@ HEADER = (
     Mutant("hpke: key_config", _HPKE, 'wire.label("data-key") + key_config', 'wire.label("data-key")', HPKE + VECTORS),
     Mutant("guard: repr", "envelope/guard.py", 'return f"<{type(self).__name__}: redacted>"', "return object.__repr__(self)", GUARD),
     Mutant("sealed message: end", _SEALED, "if end != len(view):", "if False:", SEALED_MESSAGES),
-    Mutant("sealed message: order", _PROTOWIRE, "if at >= size or data[at] != number << 3 | BYTES:", "if at >= size:", SEALED_MESSAGES),
+    Mutant("sealed message: order", _PROTOWIRE, "if tag != number << 3 | BYTES:", "if False:", SEALED_MESSAGES),
     Mutant("sealed message: sizes", _SEALED, "if not 0 < len(header) <= limits.HEADER_MAX or not ciphertext:", "if False:", SEALED_MESSAGES),
 )
 
