@@ -6,6 +6,7 @@ No call waits for a connection where none was had before: the first is made besi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from casemate import limits
 from casemate.client.aio_framed_many import ManyCalls
 from casemate.client.aio_framed_opening import opened
 from casemate.client.aio_framed_pool import Pool
+from casemate.client.aio_framed_stream import AsyncFramedStream
 from casemate.client.call_stream import Opening
 from casemate.client.framed import FramedHost, hello_of, name_of, offered
 from casemate.client.framed_dial import NowhereError
@@ -37,6 +39,7 @@ class AsyncFramed:
         self._hello = hello_of(access)
         self._way: _Way | None = None
         self._old: list[_Way] = []
+        self._streams: set[AsyncFramedStream] = set()
         self._closed = False
 
     @property
@@ -71,9 +74,21 @@ class AsyncFramed:
         """
         return None if self._way is None else self._way.call(request, timeout_s)
 
+    def stream(self, timeout_s: float) -> AsyncFramedStream | None:
+        """Return a stream that is to be begun; None if no offer may lead somewhere."""
+        if self._way is None or not self._way.promising:
+            return None
+        connect = self._way.connected
+        stream = AsyncFramedStream(connect, self._target, timeout_s, self._streams.discard)
+        self._streams.add(stream)
+        return stream
+
     async def close(self) -> None:
-        """End all connections; calls under way fail."""
+        """End all connections; what is under way fails."""
         self._closed = True
+        for stream in [*self._streams]:
+            stream.cancel()
+            await stream.ended()
         ways, self._way, self._old = [*self._old, self._way], None, []
         for way in ways:
             if way is not None:
@@ -149,17 +164,25 @@ class _Way:
 
     def _open(self, use: Callable[[socket.socket], None]) -> asyncio.Task[None]:
         async def work() -> None:
-            try:
-                use(await opened(self.host, self._hello))
-                self._proven = True
-            except (NowhereError, OSError):  # the latter: this process has no room for it
-                again = time.monotonic() + limits.CALL_STREAM_AGAIN_S
-                self._not_before = max(self._not_before, again)
+            with contextlib.suppress(NowhereError, OSError):
+                use(await self.connected(limits.FRAMED_CONNECT_S))
 
         task = asyncio.create_task(work(), name="framed connection")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def connected(self, within_s: float) -> socket.socket:
+        """Return a new connection, of which nobody knows; raises NowhereError, OSError."""
+        try:
+            sock = await opened(self.host, self._hello, within_s)
+        except (NowhereError, OSError) as error:  # the latter: this process has no room for it
+            if isinstance(error, OSError) or error.tells(within_s):
+                again = time.monotonic() + limits.CALL_STREAM_AGAIN_S
+                self._not_before = max(self._not_before, again)
+            raise
+        self._proven = True
+        return sock
 
     def retire(self) -> None:
         """Ask nothing more; what was asked is answered."""

@@ -7,34 +7,33 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
-from casemate import limits
 from casemate.client.framed import WELCOME
-from casemate.client.framed_dial import NowhereError, prepare
+from casemate.client.framed_dial import NowhereError, nowhere, prepare
 
 if TYPE_CHECKING:
     from casemate.client.framed import FramedHost
 
 
-async def opened(host: FramedHost, hello: bytes) -> socket.socket:
+async def opened(host: FramedHost, hello: bytes, within_s: float) -> socket.socket:
     """Return a connection to the host that made the offer, on which anything may be asked.
 
-    It does not block. Raises NowhereError, after at most FRAMED_CONNECT_S.
+    It does not block. Raises NowhereError, after at most ``within_s``.
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + limits.FRAMED_CONNECT_S
+    until = loop.time() + within_s
     try:
         async with asyncio.timeout_at(until):
             found = await loop.getaddrinfo(*host.address, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise NowhereError(type(error).__name__) from None
-    why = "no address"
+    why: NowhereError | OSError = NowhereError("no address")
     for left, (family, _, _, _, address) in zip(range(len(found), 0, -1), found, strict=True):
         try:
             async with asyncio.timeout((until - loop.time()) / left):  # a silent one's share
                 return await _reached(family, address, (host.offer.greeting, hello))
         except (OSError, NowhereError) as error:
-            why = str(error)
-    raise NowhereError(why)
+            why = error
+    raise nowhere(why)
 
 
 async def _reached(

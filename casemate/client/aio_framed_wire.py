@@ -12,7 +12,7 @@ from casemate import frames, limits
 from casemate.client.call_book import BrokenError
 from casemate.client.framed_buffer import FrameBuffer
 from casemate.client.framed_dial import NO_SIGNAL
-from casemate.frames import ANSWER
+from casemate.frames import ANSWER, COUNTED
 
 if TYPE_CHECKING:
     from casemate.framed import Kind
@@ -41,15 +41,22 @@ class Listener(Protocol):
 class Wire:
     """A connection that was greeted: frames of one kind go out, and their answers come."""
 
-    def __init__(self, sock: socket.socket, kind: Kind, listener: Listener) -> None:
-        """Take over ``sock``, which does not block."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        kind: Kind,
+        listener: Listener,
+        most: int = limits.FRAME_MAX - COUNTED,
+    ) -> None:
+        """Take over ``sock``, which does not block; ``most``: bytes of an answer's payload."""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._listener = listener
         self._kind = kind
-        self._arrived = FrameBuffer(kind | ANSWER)
+        self._arrived = FrameBuffer(kind | ANSWER, COUNTED + most)
         self._rest: list[Buffer] = []
         self.over = False
+        self._paused = False
         self._loop.add_reader(sock, self._readable)
 
     @property
@@ -71,6 +78,18 @@ class Wire:
         if self._rest:
             self._loop.add_writer(self._sock, self._writable)
         return True
+
+    def pause(self) -> None:
+        """Hear nothing more than what has arrived, until `resume`."""
+        if not (self._paused or self.over):
+            self._paused = True
+            self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        """Hear again."""
+        if self._paused and not self.over:
+            self._paused = False
+            self._loop.add_reader(self._sock, self._readable)
 
     @property
     def quiet(self) -> bool:

@@ -13,11 +13,11 @@ _HEAD: Final = struct.Struct(">IB")
 _LENGTH: Final = 4  # bytes of the head that the length does not count
 
 
-def checked(length: int, kind: int, expected: int) -> bool:
+def checked(length: int, kind: int, expected: int, most: int = limits.FRAME_MAX) -> bool:
     """Tell whether a frame is a refusal, not an answer; raises BrokenError if it is neither."""
     if kind not in {expected, ERROR}:
         raise BrokenError(f"a frame of type {kind}")
-    if not COUNTED <= length <= limits.FRAME_MAX:
+    if not COUNTED <= length <= most:
         raise BrokenError(f"a frame of {length} bytes")
     return kind == ERROR
 
@@ -25,9 +25,11 @@ def checked(length: int, kind: int, expected: int) -> bool:
 class FrameBuffer(Arriving):
     """Takes bytes as they arrive, gives whole frames of one type, or refusals."""
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, most: int = limits.FRAME_MAX) -> None:
+        """``expected``: type of the frames; ``most``: what their length may say."""
         super().__init__(HEAD_BYTES)
         self._expected = expected
+        self._most = most
 
     def take(self) -> tuple[bool, bytes] | None:
         """Return whether the next frame is a refusal, and its payload; None until all is there.
@@ -38,7 +40,7 @@ class FrameBuffer(Arriving):
         if len(data) - at < HEAD_BYTES:
             return None
         length, kind = _HEAD.unpack_from(data, at)
-        refused = checked(length, kind, self._expected)
+        refused = checked(length, kind, self._expected, self._most)
         end = at + _LENGTH + length
         if end > len(data):
             return None

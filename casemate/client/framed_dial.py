@@ -19,7 +19,23 @@ NO_SIGNAL: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)  # whatever the proce
 
 
 class NowhereError(Exception):
-    """The offer leads nowhere, or the host refuses. It was asked nothing."""
+    """The offer leads nowhere, or the host refuses. It was asked nothing.
+
+    ``silent``: for all that is known somebody would have answered later.
+    """
+
+    def __init__(self, why: str, *, silent: bool = False) -> None:
+        super().__init__(why)
+        self.silent = silent
+
+    def tells(self, within_s: float) -> bool:
+        """Tell whether it says something of the host: it had its time, or was not silent."""
+        return not self.silent or within_s >= limits.FRAMED_CONNECT_S
+
+
+def nowhere(why: NowhereError | OSError) -> NowhereError:
+    """Return what is said of the last address, which may have been silent."""
+    return NowhereError(str(why), silent=isinstance(why, TimeoutError))
 
 
 def prepare(channel: socket.socket) -> None:
@@ -30,12 +46,23 @@ def prepare(channel: socket.socket) -> None:
         channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, silence)
 
 
+def connecting_s(left_s: float) -> float:
+    """Return how long a stream that has ``left_s`` may connect; half is for going by gRPC."""
+    return min(limits.FRAMED_CONNECT_S, left_s / 2)
+
+
+def unhurried(channel: socket.socket) -> None:
+    """Undo that silence ends the connection: a stream may be held back for long (SPEC 9.6.3)."""
+    if _USER_TIMEOUT is not None:
+        channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)
+
+
 class Dial:
     """One connection: made by one thread, ended by any."""
 
     def __init__(self, host: FramedHost, hello: bytes) -> None:
         """``hello``: the client's, a whole frame. Nothing is sent yet."""
-        self._host = host
+        self.host = host
         self._hello = hello
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
@@ -48,10 +75,10 @@ class Dial:
         """
         until = time.monotonic() + within_s
         try:
-            found = socket.getaddrinfo(*self._host.address, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*self.host.address, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise NowhereError(type(error).__name__) from None
-        why = "no address"
+        why: NowhereError | OSError = NowhereError("no address")
         for left, (family, kind, protocol, _, address) in zip(
             range(len(found), 0, -1), found, strict=True
         ):
@@ -60,11 +87,11 @@ class Dial:
                 channel = self._new(family, kind, protocol)
                 self._reach(channel, address, share)
             except (OSError, NowhereError) as error:
-                why = str(error)
+                why = error
                 self.close()
             else:
                 return channel
-        raise NowhereError(why)
+        raise nowhere(why)
 
     def cut(self) -> None:
         """End the connection: whoever connects, sends or receives hears so."""
@@ -101,7 +128,7 @@ class Dial:
         prepare(channel)
         channel.settimeout(_left(until))
         channel.connect(address)
-        _expect(channel, self._host.offer.greeting, until)
+        _expect(channel, self.host.offer.greeting, until)
         channel.settimeout(_left(until))
         channel.sendall(self._hello, NO_SIGNAL)
         _expect(channel, WELCOME, until)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from casemate import limits
 from casemate.client.framed import FramedHost, hello_of, name_of, offered
 from casemate.client.framed_call import FramedCall
+from casemate.client.framed_dial import Dial
 from casemate.client.framed_pool import FramedPool
+from casemate.client.framed_stream import FramedStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +31,9 @@ class FramedWay:
         self._host: FramedHost | None = None
         self._not_before = 0.0
         self._pool = FramedPool(self._hello, target)
+        self._target = target
+        self._streams: set[FramedStream] = set()
+        self._closed = False
 
     def heard(self, metadata: Iterable[tuple[Any, ...]] | None) -> bool:
         """Note what came with the answer to a call; tell whether it is a new offer.
@@ -53,8 +58,23 @@ class FramedWay:
                 return None
             return FramedCall(self._host, self._hello)
 
+    def stream(self, until: float) -> FramedStream | None:
+        """Return a stream that is to be begun; None likewise. ``until`` as for `call`."""
+        with self._lock:
+            if self._host is None or self._closed or time.monotonic() < self._not_before:
+                return None
+            dial = Dial(self._host, self._hello)
+            stream = FramedStream(dial, self._target, until, self)
+            self._streams.add(stream)
+        return stream
+
+    def ended(self, stream: FramedStream) -> None:
+        """Note that nothing of ``stream`` is open any more."""
+        with self._lock:
+            self._streams.discard(stream)
+
     def led_nowhere(self, host: FramedHost) -> None:
-        """Note that ``host`` did not take up a stream that was begun."""
+        """Note that ``host`` was not reached, or took up nothing."""
         with self._lock:
             if host == self._host:
                 self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
@@ -67,5 +87,10 @@ class FramedWay:
         return self._pool.call(request, until)
 
     def close(self) -> None:
-        """End all connections for large requests; calls under way fail."""
+        """End all connections for large requests and streams; what is under way fails."""
         self._pool.close()
+        with self._lock:
+            self._closed = True
+            streams = [*self._streams]
+        for stream in streams:
+            stream.cancel()

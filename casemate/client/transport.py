@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
     from types import TracebackType
 
+    from casemate.client.steps import HostStream
     from casemate.wire import Buffer
 
     _Method = grpc.UnaryUnaryMultiCallable[bytes, bytes]
@@ -90,8 +91,15 @@ class HostConnection:
             self._shared.renew()
         return answer
 
-    def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostCall:
+    def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostStream:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
+        framed = self._framed.stream(time.monotonic() + timeout_s)
+        if framed is None:
+            return self._by_grpc(messages, timeout_s)
+        framed.begin(messages, self._by_grpc)
+        return framed
+
+    def _by_grpc(self, messages: Iterator[bytes], timeout_s: float) -> HostCall:
         call = self._stream(messages, timeout=timeout_s, metadata=self._metadata)
         return HostCall(call, self.target)
 
@@ -273,8 +281,15 @@ class AsyncHostConnection:
             self._framed.answer_came(metadata)
         return by_itself
 
-    def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:
+    def stream(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> HostStream:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""
+        framed = self._framed.stream(timeout_s)
+        if framed is None:
+            return self._by_grpc(messages, timeout_s)
+        framed.begin(messages, self._by_grpc)
+        return framed
+
+    def _by_grpc(self, messages: AsyncGenerator[bytes, None], timeout_s: float) -> AsyncHostCall:
         method: Any = self._opened().stream_stream(_SERVICE + "InferStream")
         call = method(timeout=timeout_s, metadata=self._metadata)
         return AsyncHostCall(call, messages, self.target)

@@ -27,6 +27,7 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedResponses,
 )
 
+STREAM_ANSWER = Kind.STREAM | ANSWER
 Script = Callable[["FramedDouble", "Peer"], None]
 
 
@@ -83,6 +84,8 @@ class Peer:
         if frame.type == Kind.MANY:
             asked = SealedRequests.FromString(bytes(frame.payload)).requests
             self.answer(*(each for each in asked if each.request))
+        elif frame.type == Kind.STREAM:
+            self.send(STREAM_ANSWER, frame.payload and b"framed:" + frame.payload)
         else:
             self.send(Kind.REQUEST | ANSWER, b"framed:" + frame.payload)
 
@@ -129,6 +132,7 @@ class FramedDouble:
     insists: bool = False  # on its offer, in answers to `Infer`, too
     unary: int = 0
     streams: int = 0
+    infer_streams: int = 0
     go: threading.Event = field(default_factory=threading.Event)  # set at the end
     faults: list[BaseException] = field(default_factory=list)
 
@@ -155,12 +159,18 @@ class FramedDouble:
             ]
             yield SealedResponses(responses=answers).SerializeToString()
 
+    def _infer_stream(self, messages: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+        self.infer_streams += 1
+        for message in messages:
+            yield b"grpc:" + message
+
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """The gRPC service."""
         return {
             "GetEvidence": grpc.unary_unary_rpc_method_handler(self._get_evidence),
             "Infer": grpc.unary_unary_rpc_method_handler(self._infer),
             "InferMany": grpc.stream_stream_rpc_method_handler(self._infer_many),
+            "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),
         }
 
     def play(self, sock: socket.socket) -> None:
