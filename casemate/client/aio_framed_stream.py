@@ -42,8 +42,8 @@ class AsyncFramedStream:
     ) -> None:
         """Nothing is sent before `begin`.
 
-        ``connect`` gets the seconds that it has, and raises NowhereError or OSError; ``over`` is told
-        once nothing of the stream is open any more.
+        ``connect`` gets the seconds that it has, and raises NowhereError or OSError. ``over`` is
+        told once nothing of the stream is open any more.
         """
         self._connect = connect
         self._target = target
