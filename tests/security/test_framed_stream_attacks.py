@@ -9,6 +9,7 @@ import functools
 import itertools
 import secrets
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ ENDS = {
     *(Code.OK, Code.OPEN_FAILED, Code.ANSWER_OPEN_FAILED, Code.MALFORMED, Code.TOO_LARGE),
     *(Code.UNAVAILABLE, Code.HOST_UNREACHABLE, Code.DEADLINE_EXCEEDED, Code.REPLAYED),
     *(Code.UNSUPPORTED_VERSION, Code.UNKNOWN_KEY, Code.EXPIRED, Code.UNKNOWN_INSTANCE),
-    *(Code.WRONG_AUDIENCE, Code.STALE_SESSION, Code.OVERLOADED),
+    *(Code.WRONG_AUDIENCE, Code.STALE_SESSION, Code.ANSWER_INSTANCE_UNKNOWN),
 }
 
 
@@ -90,6 +91,11 @@ def ends(expected: dict[str, bytes]) -> Callable[..., Code]:
     """What becomes of one stream of ``COUNT`` questions; a wrong answer fails the test."""
 
     def end_of(client: Any, timeout_s: float = 60) -> Code:  # noqa: ANN401
+        while (code := once(client, timeout_s)) is Code.OVERLOADED:
+            time.sleep(0.2)  # the genuine host was asked for evidence too often
+        return code
+
+    def once(client: Any, timeout_s: float) -> Code:  # noqa: ANN401
         try:
             with client.stream(MODEL, version=1, timeout_s=timeout_s) as stream:
                 for result in stream.map([{"features": ROWS}] * COUNT):
@@ -116,7 +122,7 @@ class Once:
         self._kind = kind
         self._act = act
         self.done = threading.Event()
-        self.cut = threading.Timer(0.3, between.forget) if cut else None
+        self.cut = threading.Timer(0.2, between.forget) if cut else None
 
     def __call__(self, passing: Passing) -> Iterable[bytes] | None:
         if passing.kind != self._kind or self.done.is_set():
@@ -193,6 +199,8 @@ def test_h2_h13_a_host_that_lies_on_a_framed_stream_ends_it_once(
 ) -> None:
     """In time, with one code, without a second attempt: its questions may have been answered."""
     lie, code = LIES[how]
+    assert ends(client) is Code.OK
+    between.forget()
     between.lie = Once(between, ANSWERED, lie)
     assert ends(client, timeout_s=1 if code is Code.DEADLINE_EXCEEDED else 60) is code
     assert (between.connections, by_grpc.calls) == (1, 0)
