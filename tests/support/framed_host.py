@@ -85,7 +85,7 @@ class Peer:
             asked = SealedRequests.FromString(bytes(frame.payload)).requests
             self.answer(*(each for each in asked if each.request))
         elif frame.type == Kind.STREAM:
-            self.send(STREAM_ANSWER, frame.payload and b"framed:" + frame.payload)
+            self.send(STREAM_ANSWER, b"framed:" + frame.payload if frame.payload else b"")
         else:
             self.send(Kind.REQUEST | ANSWER, b"framed:" + frame.payload)
 
