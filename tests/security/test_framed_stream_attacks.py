@@ -111,7 +111,7 @@ def ends(expected: dict[str, bytes]) -> Callable[..., Code]:
 class Once:
     """A lie about the next frame of a kind; with ``cut``, a moment later, all is cut.
 
-    If ``mute``, no further one passes.
+    If ``mute``, no further one passes, nor that the host has ended, until it is ``over``.
     """
 
     def __init__(
@@ -127,13 +127,16 @@ class Once:
         self._act = act
         self._mute = mute
         self.done = threading.Event()
+        self.over = threading.Event()
         self.cut = threading.Timer(0.2, between.forget) if cut else None
 
     def __call__(self, passing: Passing) -> Iterable[bytes] | None:
         if passing.kind != self._kind:
             return honest_frames(passing)
         if self.done.is_set():
-            return () if self._mute else honest_frames(passing)
+            if self._mute:
+                self.over.wait(60)
+            return honest_frames(passing)
         self.done.set()
         if self.cut is not None:
             self.cut.start()
@@ -208,8 +211,9 @@ def test_h2_h13_a_host_that_lies_on_a_framed_stream_ends_it_once(
     assert ends(client) is Code.OK
     between.forget()
     late = code is Code.DEADLINE_EXCEEDED
-    between.lie = Once(between, ANSWERED, lie, mute=late)
+    between.lie = once = Once(between, ANSWERED, lie, mute=late)
     assert ends(client, timeout_s=1 if late else 60) is code
+    once.over.set()
     assert (between.connections, by_grpc.calls) == (1, 0)
     between.lie = honest_frames
     assert ends(client) is Code.OK
