@@ -45,64 +45,68 @@ class _Way:
         self._sink = sink
         self._kind = kind
         self._block = memoryview(bytearray(_BLOCK))
-        self._held = self._block[:0]  # a head that is not whole yet
+        self._held = b""  # of the block, a head that is not whole yet
         self._left = 0  # bytes of the frame in hand that have not come
         self._ends = 0  # of frames, so far
-        self.pending = memoryview(first)
-        self.since = 0.0  # when the frame in hand began
+        self.pending: memoryview | None = memoryview(first) if first else None
+        self.within = False  # a frame, which has begun and not ended
+        self.since = 0.0  # when it began
         self.carried = 0  # bytes of payload, so far
         self.complete = False
         self.error: FrameError | None = None
 
     @property
-    def within(self) -> bool:
-        """Whether a frame has begun and not ended."""
-        return bool(self._left or self._held)
-
-    @property
     def clear(self) -> bool:
         """Whether what the other side was given ends with a frame."""
-        return not self.pending and not self._left
+        return self.pending is None and not self._left
 
     def read(self) -> None:
         """Read what is there, when nothing is pending; raises OSError at the end, FrameError."""
-        held, ends = len(self._held), self._ends
-        began = not self.within
+        held, block = len(self._held), self._block
         if held:
-            self._block[:held] = self._held
+            block[:held] = self._held
+            block = block[held:]
         try:
-            got = self._source.recv_into(self._block[held:], 0, socket.MSG_DONTWAIT)
+            got = self._source.recv_into(block, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not got:
             raise ConnectionResetError
-        end = held + got
+        ends, end = self._ends, held + got
         at = self._walk(end)
-        self.pending, self._held = self._block[:at], self._block[at:end]
-        if self.within and (began or self._ends != ends):
+        self.pending = self._block[:at] if at else None
+        self._held = bytes(self._block[at:end]) if at < end else b""
+        within = bool(self._left or self._held)
+        if within and (not self.within or self._ends != ends):
             self.since = time.monotonic()
+        self.within = within
 
     def send(self) -> None:
-        """Give away what the other side takes at once; raises OSError."""
+        """Give away what the other side takes at once of what is pending; raises OSError."""
+        pending = self.pending
+        if pending is None:
+            return
         try:
-            sent = self._sink.send(self.pending, socket.MSG_DONTWAIT)
+            sent = self._sink.send(pending, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        self.pending = self.pending[sent:]
+        self.pending = pending[sent:] if sent < len(pending) else None
 
     def _walk(self, end: int) -> int:
         """Return where that ends which may be passed on of the block's first ``end`` bytes."""
-        at = self._take(0, end)
+        at, block = 0, self._block
+        if self._left:
+            at = self._take(0, end)
         while end - at >= HEAD_BYTES and not self.complete:
-            length, kind = _HEAD.unpack_from(self._block, at)
+            length, kind = _HEAD.unpack_from(block, at)
             size = length - COUNTED
             if kind != self._kind:
-                self._other(kind, size, self._block[at + HEAD_BYTES : end])
+                self._other(kind, size, block[at + HEAD_BYTES : end])
                 return at
-            if not 0 <= size <= limits.STREAM_MESSAGE_MAX:
-                code = Code.MALFORMED if size < 0 else Code.TOO_LARGE
-                raise FrameError(code, f"a message of {size} bytes")
-            if not size:
+            if not 0 < size <= limits.STREAM_MESSAGE_MAX:
+                if size:
+                    code = Code.MALFORMED if size < 0 else Code.TOO_LARGE
+                    raise FrameError(code, f"a message of {size} bytes")
                 self.complete = True
                 return at + HEAD_BYTES * self._passes_end
             self._left = size
@@ -111,11 +115,12 @@ class _Way:
 
     def _take(self, at: int, end: int) -> int:
         """Go on within the frame in hand; return where it ends, or what has come of it."""
-        taken = min(self._left, end - at)
-        if taken:
-            self._left -= taken
-            self._ends += not self._left
-            self.carried += taken
+        left = self._left
+        taken = min(left, end - at)
+        self._left = left - taken
+        self.carried += taken
+        if taken == left:
+            self._ends += 1
         return at + taken
 
     def _other(self, kind: int, _size: int, _payload: memoryview) -> None:
@@ -172,7 +177,7 @@ class StreamPassage:
         self._within_s = within_s
         self._deaf = False  # the enclave takes no more: its answer says why
         self._poll = select.poll()
-        self._masks = {self._client: 0, self._enclave: 0}
+        self._watched: tuple[bool, bool] | None = None
 
     @property
     def clear(self) -> bool:
@@ -193,7 +198,7 @@ class StreamPassage:
         """
         answers = self._answers
         self._to_enclave()
-        while answers.pending or not answers.complete:
+        while answers.pending is not None or not answers.complete:
             for descriptor, event in self._wait():
                 if descriptor == self._client:
                     self._serve_client(event, spend)
@@ -204,29 +209,29 @@ class StreamPassage:
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for either side to send what there is room for, or to take what waits for it."""
-        asked, answered = self._questions.pending, self._answers.pending
-        asks = not asked and not self._deaf
-        answers = not answered and not self._answers.complete
-        self._watch(
-            self._client, select.POLLRDHUP | select.POLLIN * asks | select.POLLOUT * bool(answered)
-        )
-        self._watch(self._enclave, select.POLLIN * answers | select.POLLOUT * bool(asked))
+        questions, answers = self._questions, self._answers
+        asks = questions.pending is None and not self._deaf
+        self._watch(asks, answers.pending is None)
         until = self._until
-        if asks and self._questions.within:
-            until = min(until, self._questions.since + self._within_s)
+        if asks and questions.within:
+            until = min(until, questions.since + self._within_s)
         left = until - time.monotonic()
         if left <= 0:
             raise FrameError(Code.DEADLINE_EXCEEDED, "no end of the stream before the deadline")
         return self._poll.poll(left * 1000)
 
-    def _watch(self, descriptor: int, mask: int) -> None:
-        if self._masks[descriptor] == mask:
+    def _watch(self, asks: bool, answers: bool) -> None:  # noqa: FBT001 - of each way alike
+        """Look for what can go on: whether there is room for questions, and for answers."""
+        if self._watched == (asks, answers):
             return
-        self._masks[descriptor] = mask
-        if mask:
-            self._poll.register(descriptor, mask)
-        else:  # its hang-up would be told for as long as nothing is read from it
-            self._poll.unregister(descriptor)
+        self._watched = asks, answers
+        self._poll = poll = select.poll()
+        client = select.POLLIN * asks | select.POLLOUT * (not answers)
+        poll.register(self._client, select.POLLRDHUP | client)
+        asked = self._questions.pending is not None
+        enclave = select.POLLIN * answers | select.POLLOUT * asked
+        if enclave:  # else its hang-up would be told for as long as nothing is read from it
+            poll.register(self._enclave, enclave)
 
     def _serve_client(self, event: int, spend: Callable[[int], None]) -> None:
         if event & _GONE:
@@ -243,12 +248,13 @@ class StreamPassage:
             self._to_enclave()
 
     def _serve_enclave(self, event: int) -> None:
-        if self._questions.pending and event & ~select.POLLIN:
+        questions, answers = self._questions, self._answers
+        if questions.pending is not None and event & ~select.POLLIN:
             self._to_enclave()
-            self._questions.since = time.monotonic()  # so long the client was kept waiting
-        if self._masks[self._enclave] & select.POLLIN and event & _READABLE:
+            questions.since = time.monotonic()  # so long the client was kept waiting
+        if answers.pending is None and event & _READABLE:
             try:
-                self._answers.read()
+                answers.read()
             except (OSError, FrameError):
                 raise LostError from None
             self._to_client()
@@ -258,7 +264,8 @@ class StreamPassage:
             self._questions.send()
         except OSError:
             self._deaf = True
-            self._questions.pending = self._questions.pending[:0]
+            self._watched = None
+            self._questions.pending = None
 
     def _to_client(self) -> None:
         try:
