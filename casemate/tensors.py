@@ -379,9 +379,10 @@ def _array(layout: _Layout, raw: memoryview, *, text: bool, align: bool) -> Arra
         array.reshape(-1)[:] = _strings(layout.name, raw, text=text)
     elif not raw:
         array = np.empty(layout.shape, layout.dtype)
+    elif align and len(raw) <= _SMALL:
+        return np.ndarray(layout.shape, layout.dtype, bytes(raw))  # which lie aligned
     else:
-        own = bytes(raw) if align and len(raw) <= _SMALL else raw  # bytes of their own lie aligned
-        array = np.ndarray(layout.shape, layout.dtype, own)
+        array = np.ndarray(layout.shape, layout.dtype, raw)
         if not align or array.flags.aligned:
             return array  # read-only, as `raw` is
         array = array.copy()

@@ -14,7 +14,7 @@ from casemate import tensors
 from casemate.allocator import expect_large_messages
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
-from casemate.client.steps import LARGE, Alone, Ask, Pause, Work, deadline_after, remaining, worked
+from casemate.client.steps import LARGE, Alone, Ask, Pause, deadline_after, remaining, worked
 from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealed_message import parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
@@ -169,7 +169,11 @@ class ClientCore:
                     asked = self._sealed_at_once(question) or (
                         yield from self._seal(question, deadline)
                     )
-                return (yield from self._send(asked, question, deadline))
+                to, request = asked.session.connection, asked.call.request
+                data: bytes = yield Ask(to, "Infer", request, remaining(deadline))
+                return _answer_at_once(asked, question, data) or (
+                    yield from self._answer(asked, question, data, deadline)
+                )
             except RequestError as error:
                 attempts = attempts or self._attempts(repeatable=repeatable)
                 again, pause = self._go_on(error, attempts, asked, deadline)
@@ -248,18 +252,13 @@ class ClientCore:
         session, entry = yield from self.pinned(question.model, question.version, deadline)
         return (yield from worked(question.size(), partial(_sealed, question, session, entry)))
 
-    def _send(self, asked: _Asked, question: Question, deadline: float) -> Steps[Answer]:
-        session, call = asked.session, asked.call
-        data: bytes = yield Ask(session.connection, "Infer", call.request, remaining(deadline))
-        answer: OpenedAnswer
-        if len(data) < LARGE:
-            answer = call.open(*parse_sealed(data))
-        else:
-            answer = yield Work(lambda: call.open(*parse_sealed(data)))
-        evidence = session.verified.get(answer.instance_digest)
-        if evidence is None:
-            evidence = yield from self.answered_by(session, answer.instance_digest, deadline)
-        return _released(asked, question, answer, evidence)
+    def _answer(
+        self, asked: _Asked, question: Question, data: bytes, deadline: float
+    ) -> Steps[Answer]:
+        call, session = asked.call, asked.session
+        opened = yield from worked(len(data), lambda: call.open(*parse_sealed(data)))
+        evidence = yield from self.answered_by(session, opened.instance_digest, deadline)
+        return _released(asked, question, opened, evidence)
 
     def live_session(self, deadline: float, renew: Session | None = None) -> Steps[Session]:
         """Return the session in use, or a new one if there is none, it is over, or ``renew``."""
@@ -293,6 +292,15 @@ def _sealed(question: Question, session: Session, entry: LogEntry) -> _Asked:
         operation=question.operation,
     )
     return _Asked(session, entry, call)
+
+
+def _answer_at_once(asked: _Asked, question: Question, data: bytes) -> Answer | None:
+    """Open if there is nothing to wait for: a short answer, of an instance that was verified."""
+    if len(data) >= LARGE:
+        return None
+    opened = asked.call.open(*parse_sealed(data))
+    evidence = asked.session.verified.get(opened.instance_digest)
+    return None if evidence is None else _released(asked, question, opened, evidence)
 
 
 def _released(

@@ -176,11 +176,11 @@ def open_content(
     open. Nothing is returned before the last chunk has passed.
     """
     sealed = memoryview(ciphertext)
+    if TAG_BYTES < len(sealed) <= SEALED_CHUNK:
+        return _open_alone(key, aad, sealed, place)
     chunks = _count(len(sealed), SEALED_CHUNK)
     if len(sealed) - (chunks - 1) * SEALED_CHUNK <= TAG_BYTES or not chunks:
         raise BrokenSealError
-    if chunks == 1:
-        return _open_alone(key, aad, sealed, place)
     plain = memoryview(bytearray(len(sealed) - TAG_BYTES * chunks))
     cipher = ChunkCipher(key, aad)
     for index in range(chunks):

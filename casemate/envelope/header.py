@@ -20,6 +20,8 @@ ANY_INSTANCE: Final = bytes(INSTANCE_ID_BYTES)  # any replica; key mode 2 only
 RESPONSE_HEADER_BYTES: Final = 81
 
 _FIXED: Final = struct.Struct(">BB16sIQQ32s16s32sI")  # up to the length of wrapped_key, included
+_BEFORE: Final = struct.Struct(">BB")  # in it, before request_id and sequence, and after them
+_AFTER: Final = struct.Struct(">QQ32s16s32sI")
 _RESPONSE: Final = struct.Struct(">B32s48s")
 _U32: Final = struct.Struct(">I")
 # Between them lie the request_id and the sequence; all else is the session's.
@@ -48,25 +50,19 @@ class RequestHeader:
 
     def encode(self) -> bytes:
         """Return the layout of SPEC 5.1."""
-        return self.encode_as(self.request_id, self.sequence)
+        return encode_request_header(self.session_parts(), self.request_id, self.sequence)
 
-    def encode_as(self, request_id: bytes, sequence: int) -> bytes:
-        """Return the layout of the same session's header for another request."""
-        return (
-            _FIXED.pack(
-                VERSION,
-                self.key_mode,
-                request_id,
-                sequence,
-                self.not_before,
-                self.not_after,
-                self.audience,
-                self.instance_id,
-                self.key_commitment,
-                len(self.wrapped_key),
-            )
-            + self.wrapped_key
+    def session_parts(self) -> tuple[bytes, bytes]:
+        """Return what the session's headers share: before request_id and sequence, and after."""
+        after = _AFTER.pack(
+            self.not_before,
+            self.not_after,
+            self.audience,
+            self.instance_id,
+            self.key_commitment,
+            len(self.wrapped_key),
         )
+        return _BEFORE.pack(VERSION, self.key_mode), after + self.wrapped_key
 
     @property
     def key_id(self) -> bytes:
@@ -89,6 +85,14 @@ class RequestHeader:
         """The data key as wrapped by KMS; key mode 2 (SPEC 5.3)."""
         (length,) = _U32.unpack_from(self.wrapped_key)
         return self.wrapped_key[_U32.size + length :]
+
+
+def encode_request_header(
+    session_parts: tuple[bytes, bytes], request_id: bytes, sequence: int
+) -> bytes:
+    """Return the layout of SPEC 5.1 for one request of a session."""
+    before, after = session_parts
+    return before + request_id + _U32.pack(sequence) + after
 
 
 def parse_request_header(data: bytes) -> RequestHeader:

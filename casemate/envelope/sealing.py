@@ -19,6 +19,7 @@ from casemate.envelope.header import (
     KEY_MODE_KMS,
     RequestHeader,
     ResponseHeader,
+    encode_request_header,
 )
 from casemate.envelope.message_sealing import seal_message
 from casemate.envelope.messages import INFER, Preamble, Trailer, caller_statement
@@ -116,7 +117,8 @@ class DataKeySession(Guarded):
         instance_digest: bytes | None,
         caller: Ed25519PrivateKey | None,
     ) -> None:
-        self._template = template
+        self._header_parts = template.session_parts()
+        self._not_after = template.not_after
         self._prk = prk
         self._instance_digest = instance_digest
         self._caller: tuple[bytes, bytes] | None = None
@@ -195,7 +197,7 @@ class DataKeySession(Guarded):
     @property
     def not_after(self) -> int:
         """The end of the session, in milliseconds of attested time."""
-        return self._template.not_after
+        return self._not_after
 
     def _next_header(self) -> bytes:
         if os.getpid() != self._process:
@@ -205,7 +207,7 @@ class DataKeySession(Guarded):
             if sequence >= limits.SEQUENCE_MAX:
                 raise EnvelopeError(Code.EXPIRED, "the session has sealed all it may seal")
             self._sequence += 1
-        return self._template.encode_as(secrets.token_bytes(16), sequence)
+        return encode_request_header(self._header_parts, secrets.token_bytes(16), sequence)
 
     def seal(
         self,

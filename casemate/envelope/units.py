@@ -84,9 +84,7 @@ def request_unit(parts: Sequence[Part]) -> PaddedUnit:
     pieces: list[Buffer] = []
     length = 0
     for part in parts:
-        framed, size = _framed(part)
-        pieces += framed
-        length += size
+        length += _frame(part, pieces)
     return PaddedUnit(pieces, padded_length(length))
 
 
@@ -97,7 +95,8 @@ def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUn
     """
     if len(trailer) > limits.TRAILER_MAX:
         raise ValueError("the trailer is larger than its room")
-    pieces, length = ([], 0) if message is None else _framed(message)
+    pieces: list[Buffer] = []
+    length = 0 if message is None else _frame(message, pieces)
     pieces += (_LENGTH.pack(len(trailer)), trailer)
     return PaddedUnit(pieces, padded_answer(length, floor))
 
@@ -112,13 +111,17 @@ def pack_response(message: Part | None, trailer: Buffer, floor: int) -> bytes:
     return response_unit(message, trailer, floor).whole()
 
 
-def _framed(part: Part) -> tuple[list[Buffer], int]:
-    """Return a part with its length before it, in pieces, and the bytes of all."""
-    pieces = part if isinstance(part, (list, tuple)) else (part,)
-    size = sum(map(len, pieces))
+def _frame(part: Part, pieces: list[Buffer]) -> int:
+    """Add a part, with its length before it, to ``pieces``; return the bytes of both."""
+    if isinstance(part, (list, tuple)):
+        size = sum(map(len, part))
+        pieces += (_LENGTH.pack(size), *part)
+    else:
+        size = len(part)
+        pieces += (_LENGTH.pack(size), part)
     if not size:
         raise ValueError("a part of a unit is empty")
-    return [_LENGTH.pack(size), *pieces], _PREFIX + size
+    return _PREFIX + size
 
 
 def require_zeros(view: memoryview) -> None:

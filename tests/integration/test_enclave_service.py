@@ -365,9 +365,9 @@ def test_a_ciphertext_opens_under_the_committed_key_only(
 ) -> None:
     """One header and ciphertext, a second key that opens them: equivocation (THREATS H20)."""
     session, other = served.kms_session(), served.kms_session()
-    commitment = other._template.key_commitment
-    forged = replace(session._template, key_commitment=commitment)
-    monkeypatch.setattr(session, "_template", forged)
+    headers = [parse_request_header(keys._next_header()) for keys in (session, other)]
+    forged = replace(headers[0], key_commitment=headers[1].key_commitment)
+    monkeypatch.setattr(session, "_header_parts", forged.session_parts())
     assert refusal(served.infer, session) == Code.OPEN_FAILED
 
 

@@ -130,7 +130,7 @@ ENVELOPE = (
     Mutant("seal: another process", _SEALING, "if os.getpid() != self._process:", "if False:", FORK),
     Mutant("seal: sequence", _SEALING, "self._sequence += 1", "pass", SEALING),
     Mutant("seal: last sequence", _SEALING, "if sequence >= limits.SEQUENCE_MAX:", "if False:", SEALING),
-    Mutant("seal: request id", _SEALING, "encode_as(secrets.token_bytes(16), sequence)", "encode_as(bytes(16), sequence)", SEALING),
+    Mutant("seal: request id", _SEALING, "secrets.token_bytes(16), sequence)", "bytes(16), sequence)", SEALING),
     Mutant("seal: data key", _SEALING, "data_key = secrets.token_bytes(wire.KEY_BYTES)", "data_key = bytes(wire.KEY_BYTES)", SEALING),
     Mutant("answer opened: key", _SEALING, '"response", self._th, rh)', '"response", self._th)', VECTORS + SEALING + PROPERTIES),
     Mutant("answer opened: request", _SEALING, '"response", self._th, rh)', '"response", rh)', VECTORS + SEALING + PROPERTIES),
