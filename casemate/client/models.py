@@ -10,7 +10,7 @@ from casemate.errors import Code, RequestError
 from casemate.tensors import BFLOAT16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     import numpy as np
 
@@ -52,9 +52,9 @@ def loaded_models(log: Iterable[LogEntry]) -> Loaded:
     return live
 
 
-def with_bfloat16(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_bfloat16(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return ``outputs`` with BF16 as ``ml_dtypes.bfloat16``, which numpy computes with."""
-    return {
-        name: array.view(ml_dtypes.bfloat16) if array.dtype.kind == _KIND else array
-        for name, array in outputs.items()
-    }
+    for name, array in outputs.items():
+        if array.dtype.kind == _KIND:
+            outputs[name] = array.view(ml_dtypes.bfloat16)
+    return outputs

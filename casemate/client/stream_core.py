@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from casemate import limits, tensors
 from casemate.client.models import split_version
-from casemate.client.steps import Give, Take, deadline_after, worked
+from casemate.client.steps import LARGE, Give, Take, Work, deadline_after
 from casemate.client.stream_answers import Asked, Released
 from casemate.envelope.failure import answer_open_failed
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
@@ -248,7 +248,10 @@ class StreamCore:
             asked = self._answered(trailer.unit, final=trailer.final)
             try:
                 answer = released.answer(asked, unit, evidence)
-                inference = yield from worked(len(answer.message), answer.inference)
+                if len(answer.message) < LARGE:
+                    inference = answer.inference()
+                else:
+                    inference = yield Work(answer.inference)
             except CasemateError as error:
                 asked.answers.failed(error)
                 self._left([asked] if trailer.final else [])

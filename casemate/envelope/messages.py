@@ -52,6 +52,8 @@ _U32_MAX: Final = (1 << 32) - 1
 _NONE: Final = type(None)
 _CALLER: Final = struct.Struct(">BBQQ32s16s32s48s")
 
+_UNIT_AT: Final = 5  # of a trailer's fields
+
 
 def _require(condition: bool, what: str) -> None:  # noqa: FBT001 - reads as an assertion
     if not condition:
@@ -225,9 +227,7 @@ class Trailer(NamedTuple):
         """Return this trailer of another unit."""
         if unit == self.unit:
             return self
-        named = self.model, self.version, self.digest
-        receipt = self.receipt, self.question_blinder, self.answer_blinder
-        return Trailer(self.status, self.detail, *named, unit, self.final, *receipt)
+        return Trailer._make((*self[:_UNIT_AT], unit, *self[_UNIT_AT + 1 :]))
 
     @classmethod
     def _parse(cls, data: bytes) -> Trailer:

@@ -25,6 +25,7 @@ _LENGTH: Final = struct.Struct(">I")
 _ZEROS: Final = bytes(limits.CHUNK)
 _SHORT: Final = 64 * limits.KIB  # a copy of so much costs less than to do without it
 _FLAGS: Final = tuple(Flag)
+_MORE: Final = Flag.MORE  # a member costs as much to find as some of the steps below
 _ALIGNMENT: Final = 16  # what the allocator gives, and more than any datatype needs
 
 
@@ -154,14 +155,14 @@ class UnitReader(Guarded):
         if cipher is None:
             raise BrokenSealError
         flag, sealed = _split_flag(chunk)
-        if self._long is not None:
-            self._long.read(cipher, sealed, flag)
-        elif flag is Flag.MORE:
-            self._long = self._begin(cipher, sealed)
-        else:
+        if self._long is None and flag is not _MORE:
             unit = self._whole(cipher, sealed, flag)
             self._cipher = cipher
             return unit
+        if self._long is None:
+            self._long = self._begin(cipher, sealed)
+        else:
+            self._long.read(cipher, sealed, flag)
         self._cipher = cipher
         if flag is Flag.MORE:
             return None
@@ -249,6 +250,6 @@ def _split_flag(chunk: memoryview) -> tuple[Flag, memoryview]:
     except IndexError:
         raise BrokenSealError from None
     size = len(sealed) - TAG_BYTES
-    if not 0 < size <= limits.CHUNK or (flag is Flag.MORE and size != limits.CHUNK):
+    if not 0 < size <= limits.CHUNK or (flag is _MORE and size != limits.CHUNK):
         raise BrokenSealError
     return flag, sealed

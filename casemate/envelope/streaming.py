@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import limits, wire
 from casemate.envelope.chunks import BrokenSealError, Flag
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from casemate.envelope.stream_units import Unit
     from casemate.wire import Buffer
+
+_LAST: Final = Flag.LAST  # a member costs as much to find as some of the steps below
+_OK: Final = Code.OK
 
 
 class AnswerUnit(NamedTuple):
@@ -125,16 +128,19 @@ class SealedStream(Guarded):
             raise answer_open_failed() from None
 
     def _opened(self, unit: Unit) -> AnswerUnit:
+        flag, parts, filled, length = unit
         # The reader does not know the floor, so any bucket that is large enough passes.
-        if not unit.parts or unit.length != padme(unit.length):
+        if not parts or length != padme(length):
             raise BrokenSealError
-        *messages, trailer_bytes = unit.parts
-        if unit.length < padded_answer(unit.filled - PREFIX_BYTES - len(trailer_bytes)):
+        trailer_bytes = parts[-1]
+        if length < padded_answer(filled - PREFIX_BYTES - len(trailer_bytes)):
             raise BrokenSealError
         trailer = Trailer.parse(trailer_bytes)
-        self._ended = unit.flag is Flag.LAST
-        if bool(messages) != (trailer.status is Code.OK and not self._ended):
+        message = parts[0] if len(parts) > 1 else None
+        self._ended = flag is _LAST
+        if (message is None) == (trailer.status is _OK and not self._ended):
             raise BrokenSealError
-        if (trailer.receipt is not None) != (bool(messages) and trailer.final and self._receipt):
+        receipt_due = message is not None and trailer.final and self._receipt
+        if (trailer.receipt is not None) != receipt_due:
             raise BrokenSealError
-        return AnswerUnit(trailer, messages[0] if messages else None, self._ended)
+        return AnswerUnit(trailer, message, self._ended)

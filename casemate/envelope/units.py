@@ -126,6 +126,10 @@ def _frame(part: Part, pieces: list[Buffer]) -> int:
 
 def require_zeros(view: memoryview) -> None:
     """Refuse padding of anything but zeros; raises BrokenSealError."""
+    if len(view) <= _BLOCK:
+        if not _ZEROS.startswith(view):
+            raise BrokenSealError
+        return
     for at in range(0, len(view), _BLOCK):
         if not _ZEROS.startswith(view[at : at + _BLOCK]):
             raise BrokenSealError

@@ -14,6 +14,7 @@ _BOUNDS = ("tests/integration/host/test_framed_bounds.py",)
 _OPENING = ("tests/unit/client/test_framed_opening.py",)
 _POOL = ("tests/unit/client/test_framed_pool.py",)
 _STREAM = ("tests/unit/client/test_framed_stream.py",)
+_INFER_STREAM = ("tests/unit/client/test_framed_infer_stream.py",)
 _AIO = ("tests/unit/client/test_aio_framed.py",)
 _AIO_MANY = ("tests/unit/client/test_aio_framed_many.py",)
 _AIO_POOL = ("tests/unit/client/test_aio_framed_pool.py",)
@@ -38,6 +39,8 @@ _pool = partial(Mutant, file="framed_pool.py", package=_CLIENT, tests=_POOL)
 _exchange = partial(Mutant, file="framed_exchange.py", package=_CLIENT, tests=_POOL)
 _buffer = partial(Mutant, file="framed_buffer.py", package=_CLIENT, tests=_STREAM)
 _call = partial(Mutant, file="framed_call.py", package=_CLIENT, tests=_STREAM)
+_stream = partial(Mutant, file="framed_stream.py", package=_CLIENT, tests=_INFER_STREAM)
+_loop_stream = partial(Mutant, file="aio_framed_stream.py", package=_CLIENT, tests=_INFER_STREAM)
 _loop_opening = partial(Mutant, file="aio_framed_opening.py", package=_CLIENT, tests=_AIO)
 _loop = partial(Mutant, file="aio_framed.py", package=_CLIENT, tests=_AIO)
 _loop_one = partial(Mutant, file="aio_framed_exchange.py", package=_CLIENT, tests=_AIO_POOL)
@@ -77,7 +80,7 @@ MUTANTS = (
     _streams("streams: the client's end", old="    if stream.busy:\n        connection.cancel()\n", new=""),
     _config("config: not beside TLS", old="        if result.tls is not None:\n", new="        if False:\n"),
     _config("config: no token in the clear", old="listens = [front.listen, *([front.frames] if front.frames else [])]", new="listens = [front.listen]"),
-    _dial("dial: greeted first", old="        _expect(channel, self._host.offer.greeting, until)\n", new=""),
+    _dial("dial: greeted first", old="        _expect(channel, self.host.offer.greeting, until)\n", new=""),
     _dial("dial: at the first wrong byte", old="if not piece or not words.startswith(heard):", new="if not piece:"),
     _dial("dial: welcomed", old="        _expect(channel, WELCOME, until)\n", new=""),
     _way("way: not again at once", old="if self._host is None or time.monotonic() < self._not_before:", new="if self._host is None:"),
@@ -89,8 +92,20 @@ MUTANTS = (
     _exchange("exchange: one answer", old='        if len(payload) > size:\n            raise BrokenError("more than one answer")\n', new=""),
     _exchange("exchange: dead before a byte left", old="        except OSError:\n            raise UnsentError from None\n", new="        except ZeroDivisionError:\n            raise UnsentError from None\n"),
     _buffer("buffer: kinds", old="    if kind not in {expected, ERROR}:\n", new="    if False:\n"),
-    _buffer("buffer: lengths", old="    if not COUNTED <= length <= limits.FRAME_MAX:\n", new="    if False:\n"),
+    _buffer("buffer: lengths", old="    if not COUNTED <= length <= most:\n", new="    if False:\n"),
     _call("call: refused at the end", old="        return self._refused(payload) if refused else Event(Kind.MESSAGE, payload)\n", new="        return Event(Kind.MESSAGE, payload)\n"),
+    _dial("dial: a stream may be held back", old="        channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)\n", new="        pass\n", tests=_INFER_STREAM),
+    _dial("dial: half a stream's time", old="return min(limits.FRAMED_CONNECT_S, left_s / 2)", new="return limits.FRAMED_CONNECT_S", tests=_INFER_STREAM),
+    _dial("dial: silence within little time", old="return not self.silent or within_s >= limits.FRAMED_CONNECT_S", new="return True", tests=_INFER_STREAM),
+    _stream("stream: its messages' length", old="COUNTED + limits.STREAM_MESSAGE_MAX", new="limits.FRAME_MAX"),
+    _stream("stream: the deadline", old="        if microseconds <= 0:\n            raise BlockingIOError\n", new=""),
+    _stream("stream: refused", old="                if self._refused is not None:\n                    raise self._refused.error()\n", new=""),
+    _stream("stream: nowhere is not asked again at once", old="                self._way.led_nowhere(self._dial.host)\n", new="                pass\n"),
+    _stream("stream: cut when it fails", old="                self._over = True\n                self._dial.cut()\n", new="                self._over = True\n"),
+    _loop_stream("loop stream: its messages' length", old="limits.STREAM_MESSAGE_MAX)", new="limits.FRAME_MAX)"),
+    _loop_stream("loop stream: the deadline", old="self._timer = self._loop.call_later(timeout_s, self._end, late)", new="self._timer = self._loop.call_later(1e6, self._end, late)"),
+    _loop_stream("loop stream: nobody takes", old="            self._wire.pause()\n", new="            pass\n"),
+    _loop_stream("loop stream: what the host does not take", old="        while wire.sending:\n", new="        while False:\n"),
     _loop_opening("loop opening: greeted first", old="        await _expect(channel, greeting)\n", new=""),
     _loop_opening("loop opening: welcomed", old="        await _expect(channel, WELCOME)\n", new=""),
     _loop_pool("loop pool: too old", old="            if self._loop.time() - since > limits.FRAMED_POOL_IDLE_S:\n", new="            if False:\n"),
