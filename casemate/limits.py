@@ -335,7 +335,7 @@ CONTROL_TIMEOUT_S: Final = 10.0
 # Gigabytes of model, attested key release and optimisation by the runtime.
 LOAD_TIMEOUT_S: Final = 600.0
 BACKOFF_FIRST_S: Final = 0.25
-BACKOFF_MAX_S: Final = 5.0  # a restarted enclave waits no longer than this for its configuration
+BACKOFF_MAX_S: Final = 1.0  # a restarted enclave waits no longer than this for its configuration
 RELOAD_MAX_S: Final = 60.0  # between attempts to load a model that failed
 CREDENTIALS_MAX: Final = 16 * KIB  # a session token is below 4 KiB
 CREDENTIALS_WARN_S: Final = 300.0  # tools renew credentials at least this long before their end

@@ -16,7 +16,7 @@ from casemate import frames, limits
 from casemate.client.call_book import BrokenError, Failure
 from casemate.client.framed import refusal_in
 from casemate.client.framed_buffer import checked
-from casemate.client.framed_dial import NO_SIGNAL, Dial
+from casemate.client.framed_dial import NO_SIGNAL, Dial, NowhereError
 from casemate.errors import Code
 from casemate.framed import Kind
 from casemate.frames import ANSWER, COUNTED, HEAD_BYTES
@@ -51,11 +51,16 @@ class Exchanges:
     def connect(self, within_s: float) -> str:
         """Reach the host; return its address. Raises NowhereError."""
         self._channel = self._dial.connect(within_s)
+        try:
+            address = str(self._channel.getpeername()[0])
+        except OSError:  # it was reset after its welcome
+            self.close()
+            raise NowhereError("the host went away") from None
         self._ready[socket.SO_RCVTIMEO].register(self._channel, select.POLLIN)
         self._ready[socket.SO_SNDTIMEO].register(self._channel, select.POLLOUT)
         self.usable = True
         self.used = time.monotonic()
-        return str(self._channel.getpeername()[0])
+        return address
 
     @property
     def quiet(self) -> bool:

@@ -101,6 +101,10 @@ class KmsServer(ThreadingHTTPServer):
         finally:
             self._slots.release()
 
+    def serve_forever(self, poll_interval: float = 0.05) -> None:
+        """Serve until ``stop``, which takes ``poll_interval`` seconds at most."""
+        super().serve_forever(poll_interval)
+
     def stop(self) -> None:
         """Stop serving, free the port and end the connections that are open."""
         self.shutdown()

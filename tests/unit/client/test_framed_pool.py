@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casemate import frames, limits
+from casemate.client.framed_dial import Dial
 from casemate.errors import Code, RequestError
 from casemate.framed import Kind
 from casemate.frames import ANSWER, Frame
@@ -370,6 +372,31 @@ def test_a_call_without_time_for_a_connection_ends_in_time_and_blames_nobody() -
             assert connection.call(LARGE) == b"framed:" + LARGE
             going.set()
             assert held.result() == b"late"
+
+
+def test_a_host_that_resets_after_its_welcome_is_left_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect = Dial.connect
+
+    def late(dial: Dial, within_s: float) -> socket.socket:
+        """Go on when the reset has arrived."""
+        channel = connect(dial, within_s)
+        ended = select.poll()
+        ended.register(channel, 0)
+        assert ended.poll(60_000)
+        return channel
+
+    def reset(_: FramedDouble, peer: Peer) -> None:
+        peer.begin()
+        peer.reset()
+
+    monkeypatch.setattr(Dial, "connect", late)
+    monkeypatch.setattr(limits, "CALL_STREAM_AGAIN_S", 0.0)
+    with playing(reset) as host, BlockingConnection(host.target) as connection:
+        assert eventually(
+            lambda: connection.call(LARGE) == b"unary:" + LARGE and len(host.peers) > 2
+        )
 
 
 def test_without_a_thread_to_spare_calls_are_made_by_themselves(
