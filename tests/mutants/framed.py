@@ -11,6 +11,7 @@ _CLIENT = "casemate/client"
 _OFFER = ("tests/unit/test_framed.py",)
 _RULES = ("tests/integration/host/test_framed.py",)
 _BOUNDS = ("tests/integration/host/test_framed_bounds.py",)
+_CHUNKS = ("tests/integration/host/test_framed_chunks.py",)
 _OPENING = ("tests/unit/client/test_framed_opening.py",)
 _POOL = ("tests/unit/client/test_framed_pool.py",)
 _STREAM = ("tests/unit/client/test_framed_stream.py",)
@@ -30,6 +31,8 @@ _channel = partial(Mutant, file="framed_channel.py", package=_HOST, tests=_RULES
 _connection = partial(Mutant, file="framed_connection.py", package=_HOST, tests=_RULES)
 _calls = partial(Mutant, file="framed_calls.py", package=_HOST, tests=_RULES)
 _streams = partial(Mutant, file="framed_streams.py", package=_HOST, tests=_RULES)
+_passage = partial(Mutant, file="stream_passage.py", package=_HOST, tests=_CHUNKS)
+_chunks = partial(Mutant, file="framed_chunks.py", package=_HOST, tests=_CHUNKS)
 _config = partial(
     Mutant, file="config.py", package=_HOST, tests=("tests/unit/host/test_config.py",)
 )
@@ -78,6 +81,29 @@ MUTANTS = (
     _calls("calls: the client's budget", old="call = Call(budget_ms / 1000, trace=trace)", new="call = Call(600.0, trace=trace)"),
     _streams("streams: the first message's length", old="    if size > most:\n", new="    if False:\n"),
     _streams("streams: the client's end", old="    if stream.busy:\n        connection.cancel()\n", new=""),
+    _passage("passage: lengths", old="            if not 0 < size <= limits.STREAM_MESSAGE_MAX:\n", new="            if size == 0:\n"),
+    _passage("passage: kinds", old="            if kind != self._kind:\n", new="            if kind == ERROR:\n"),
+    _passage("passage: nothing after the end", old="        if self.complete and self.within:\n", new="        if False:\n"),
+    _passage("passage: heads in pieces", old="            block[:held] = self._held\n", new=""),
+    _passage("passage: who leaves is heard", old="        if event & _GONE:\n            raise GoneError\n", new=""),
+    _passage("passage: leaving in order", old="select.POLLRDHUP | client)", new="client)"),
+    _passage("passage: a frame's time", old="        if asks and questions.within:\n", new="        if False:\n"),
+    _passage("passage: of the frame in hand", old="if within and (not self.within or self._ends != ends):", new="if within:"),
+    _passage("passage: the budget's end", old="        if left <= 0:\n            raise FrameError(Code.DEADLINE", new="        if left <= -1e6:\n            raise FrameError(Code.DEADLINE"),
+    _passage("passage: no more than is taken", old="        asks = questions.pending is None and not self._deaf\n", new="        asks = not self._deaf\n"),
+    _passage("passage: a hang-up that nobody reads", old="        if enclave:  #", new="        if True:  #"),
+    _passage("passage: errors are not passed on", old="        if kind != ERROR or not 0 <= size <= _ERROR_MAX:\n", new="        if True:\n"),
+    _passage("passage: an error's length", old="not 0 <= size <= _ERROR_MAX:", new="size < 0:"),
+    _chunks("chunks: no refusal within a frame", old="        elif self.passage is None or self.passage.clear:\n", new="        else:\n            channel.farewell(error)\n            return\n        if error is not None and self.passage is None:\n"),
+    _chunks("chunks: places come back", old="            self._admission.leave(caller)  #", new="            pass  #"),
+    _chunks("chunks: shares of streams", old="            with stream.caller.stream():\n", new="            with contextlib.nullcontext():\n"),
+    _chunks("chunks: a day's bytes", old="        stream.caller.spend(size)\n", new=""),
+    _chunks("chunks: a day's bytes, all", old="stream.passage.run(stream.caller.spend)", new="stream.passage.run(lambda _: None)"),
+    _chunks("chunks: the client's budget", old="Call(budget_ms / 1000, trace=trace)", new="Call(600.0, trace=trace)"),
+    _chunks("chunks: what is left of it", old="int(remaining_s * 1000) or 1", new="600_000"),
+    _chunks("chunks: who is slow gives way", old="        with patience.waiting(connection, self._admission.workers):\n", new="        with contextlib.nullcontext():\n"),
+    _chunks("chunks: cancelled with its connection", old="        connection.run(stream.call)\n", new=""),
+    _chunks("chunks: a first message", old="        if not size:\n", new="        if False:\n"),
     _config("config: not beside TLS", old="        if result.tls is not None:\n", new="        if False:\n"),
     _config("config: no token in the clear", old="listens = [front.listen, *([front.frames] if front.frames else [])]", new="listens = [front.listen]"),
     _dial("dial: greeted first", old="        _expect(channel, self.host.offer.greeting, until)\n", new=""),

@@ -39,10 +39,11 @@ from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.envelope.stream_opening import OpenedStream
 from casemate.errors import CasemateError, Code, EnvelopeError
 from casemate.framed import Offer
-from casemate.frames import ANSWER
+from casemate.frames import ANSWER, ERROR
 from casemate.receipts import Shown, StoredReceipt
 from casemate.sealed_data import DataHeader, SealedData, seal_data
 from casemate.sealed_model import ModelHeader, ModelReader, seal_model
+from casemate.v1.confidential_inference_pb2 import Refusal
 from tests.support.model_contents import read_all
 
 if TYPE_CHECKING:
@@ -586,6 +587,23 @@ def test_framed_connections() -> None:
     assert frames.encode_frame(framed.Kind.HELLO | ANSWER, b"") == bytes.fromhex(case["welcome"])
     for text in case["refused_offers"]:
         assert Offer.parse(text) is None, text
+
+
+def test_streams_on_framed_connections() -> None:
+    case = load("frames")["framed"]["stream"]
+    chunks = bytes.fromhex(case["chunks"])
+    refusal = Refusal(
+        reason=case["reason"], detail=case["detail"], retry_delay=case["retry_delay"]
+    ).SerializeToString()
+    kind = framed.Kind.STREAM
+    for name, frame in {
+        "first": frames.encode_frame(kind, chunks, case["budget"]),
+        "end": frames.encode_frame(kind, b""),
+        "answer": frames.encode_frame(kind | ANSWER, chunks),
+        "answer_end": frames.encode_frame(kind | ANSWER, b""),
+        "refused": frames.encode_frame(ERROR, refusal),
+    }.items():
+        assert frame == bytes.fromhex(case[name]), name
 
 
 REFUSED_FRAMES = load("frames")["refused"]

@@ -895,6 +895,21 @@ def frames_vectors() -> Json:
             *("example.com:8444 " + host_id.hex(), "8444 " + "g" * 32, offer + "\n"),
         ],
     }
+    chunks = seeded("framed stream", 40)
+    detail = b"too many calls"
+    refusal = b"\x0a\x0aOVERLOADED\x12" + bytes([len(detail)]) + detail + b"\x18\xfa\x01"
+    framed["stream"] = {
+        "budget": 60_000,
+        "chunks": chunks.hex(),
+        "first": (struct.pack(">IBI", 45, 4, 60_000) + chunks).hex(),
+        "end": struct.pack(">IBI", 5, 4, 0).hex(),
+        "answer": (struct.pack(">IBI", 45, 0x84, 0) + chunks).hex(),
+        "answer_end": struct.pack(">IBI", 5, 0x84, 0).hex(),
+        "reason": "OVERLOADED",
+        "detail": detail.decode(),
+        "retry_delay": 250,
+        "refused": (struct.pack(">IBI", 5 + len(refusal), 0xFF, 0) + refusal).hex(),
+    }
     one, two = b"\x0a\x03abc", b"\x12\x02de"
     long_one, long_two = b"\x0a\xac\x02" + bytes(300), b"\x12\x80\x01" + bytes(128)
     broken = {
