@@ -63,14 +63,9 @@ class Answer(NamedTuple):
 
     def inference(self) -> Inference:
         """Read the tensors."""
-        return Inference(
-            outputs=with_bfloat16(tensors.from_response(self.message)),
-            model=self.entry.name,
-            version=self.entry.version,
-            digest=self.entry.digest,
-            evidence=self.evidence,
-            receipt=self.receipt,
-        )
+        message, entry, evidence, receipt = self
+        outputs = with_bfloat16(tensors.from_response(message))
+        return Inference(outputs, entry.name, entry.version, entry.digest, evidence, receipt)
 
 
 @dataclass(slots=True)

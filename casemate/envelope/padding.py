@@ -24,6 +24,12 @@ def padded_length(length: int) -> int:
     return padme(max(limits.UNIT_MIN, length))
 
 
+@functools.lru_cache(maxsize=1024)
+def holds_answer(bucket: int, length: int) -> bool:
+    """Tell whether answers of messages of ``length`` bytes take ``bucket`` bytes, at some floor."""
+    return bucket == padme(bucket) and bucket >= padded_answer(length)
+
+
 def padded_answer(length: int, floor: int = 0) -> int:
     """Return the length in bytes of an answer whose messages take ``length`` bytes (SPEC 5.5).
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate import limits
 from casemate.envelope.chunks import BrokenSealError
-from casemate.envelope.padding import padded_answer, padded_length, padme
+from casemate.envelope.padding import holds_answer, padded_answer, padded_length
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
@@ -185,8 +185,10 @@ def split_response(unit: memoryview) -> tuple[memoryview | None, memoryview]:
     The reader does not know the floor, so any bucket that is large enough passes (SPEC 5.5).
     """
     parts, length = split_parts(unit, 2)
-    if not parts or len(parts[-1]) > limits.TRAILER_MAX or len(unit) != padme(len(unit)):
+    if not parts:
         raise BrokenSealError
-    if len(unit) < padded_answer(length - _LENGTH.size - len(parts[-1])):
+    trailer = parts[-1]
+    size = len(trailer)
+    if size > limits.TRAILER_MAX or not holds_answer(len(unit), length - _PREFIX - size):
         raise BrokenSealError
-    return (parts[0] if len(parts) > 1 else None), parts[-1]
+    return (parts[0] if len(parts) > 1 else None), trailer
