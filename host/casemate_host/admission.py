@@ -39,12 +39,15 @@ class Slots:
         """How many are taken."""
         return self._taken
 
-    def take(self) -> None:
-        """Take a slot, to be given back with ``free``; raises ShedError(OVERLOADED)."""
+    def take(self, count: int = 1) -> None:
+        """Take ``count`` slots, to be given back with ``free``, or none.
+
+        Raises ShedError(OVERLOADED).
+        """
         with self._lock:
-            if self._taken >= self._count:
+            if self._taken + count > self._count:
                 raise ShedError("too many calls at a time", limits.RETRY_S)
-            self._taken += 1
+            self._taken += count
 
     def free(self, count: int = 1) -> None:
         """Give ``count`` slots back."""

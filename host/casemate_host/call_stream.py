@@ -11,55 +11,28 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from casemate import frames, limits
+from casemate import limits
 from casemate.errors import CasemateError, Code, FrameError
-from casemate.frames import ANSWER, ERROR, FrameType
 from casemate_host import call_messages
 from casemate_host.admission import ShedError
-from casemate_host.posting import Listener, Posted
+from casemate_host.posting import Listener
 from casemate_host.ready import ReadyAnswers
-from casemate_host.tracing import NO_TRACE
+from casemate_host.stream_question import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from casemate.v1.confidential_inference_pb2 import NumberedRequest
     from casemate_host.call import Call
     from casemate_host.call_messages import Entry
     from casemate_host.callers import Caller
     from casemate_host.infer_admission import InferAdmission
-    from casemate_host.posting import PostingConnection
+    from casemate_host.posting import Posted, PostingConnection
     from casemate_host.relay import Relay
-    from casemate_host.tracing import Metadata, Trace
+    from casemate_host.tracing import Metadata
 
-_ANSWERED: Final = FrameType.REQUEST | ANSWER
-_GRACE_S: Final = 0.5  # the enclave ends what exceeds its budget itself; this is for its answer
 _LOOK_S: Final = 1.0
 _LINGER_S: Final = 0.05  # after the last answer: the next question will then wake nobody
-
-
-class _Question(Posted):
-    """One call of the client, by the client's number."""
-
-    __slots__ = ("again", "asked", "begun", "length", "trace")
-
-    def __init__(
-        self, entry: NumberedRequest, request: bytes, stream: CallStream, now: float
-    ) -> None:
-        """``request``: the entry's, which protobuf would copy again."""
-        budget = min(entry.budget or limits.FRAME_BUDGET_DEFAULT, limits.FRAME_BUDGET_MAX)
-        super().__init__(FrameType.REQUEST, request, budget, stream)
-        self.asked = entry.number
-        self.length = len(request)
-        self.begun = now
-        self.again = False
-        self.trace: Trace = NO_TRACE
-
-    @property
-    def until(self) -> float:
-        """When the enclave should have ended it, with some time for its answer."""
-        return self.begun + self.budget_ms / 1000 + _GRACE_S
 
 
 class CallStream:
@@ -89,8 +62,8 @@ class CallStream:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._full = False
-        self._under_way: dict[int, _Question] = {}
-        self._unsent: list[_Question] = []
+        self._under_way: dict[int, Question] = {}
+        self._unsent: list[Question] = []
         self._ready = ReadyAnswers(caller.unread)
         self._begun = self._used = time.monotonic()
         self._retired_at: float | None = None
@@ -119,23 +92,47 @@ class CallStream:
         self._tell()
 
     def _take(self, message: bytes) -> None:
-        posts: list[_Question] = []
+        questions: list[Question] = []
         now = time.monotonic()
         for entry in call_messages.read_requests(message):
             if request := entry.request:
-                question = _Question(entry, request, self, now)
-                if self._let_in(question):
-                    posts.append(question)
+                questions.append(Question(entry, request, self, now))
             else:
-                self._post(posts)
-                posts = []
+                self._ask(questions)
+                questions = []
                 self._given_up(entry.number)
-        self._post(posts)
+        self._ask(questions)
         if self._ready or not self.listener.listening:
             self.listener.rouse()
 
-    def _let_in(self, question: _Question) -> bool:
-        """Note a question, unless it is refused; tell whether it is to be asked."""
+    def _ask(self, questions: Sequence[Question]) -> None:
+        """Note questions and pass them on, all but those that are refused."""
+        if questions and not self._are_let_in(questions):
+            questions = [question for question in questions if self._is_let_in(question)]
+        self._post(questions)
+
+    def _are_let_in(self, questions: Sequence[Question]) -> bool:
+        """Note all at once; False if there is something to be said of one of them."""
+        numbered = {question.asked: question for question in questions}
+        sizes = [question.length for question in questions]
+        if (
+            len(numbered) < len(questions)
+            or 0 in numbered
+            or not self._under_way.keys().isdisjoint(numbered)
+            or len(numbered) + len(self._under_way) > limits.CALL_STREAM_UNDER_WAY
+            or not self._admission.enter_all(self._caller, sizes, limits.CALL_STREAM_REQUEST_MAX)
+        ):
+            return False
+        with self._lock:
+            if not self._over:
+                self._under_way.update(numbered)
+                self._used = questions[0].begun
+                return True
+        self._admission.leave(self._caller, len(questions))
+        return False
+
+    def _is_let_in(self, question: Question) -> bool:
+        """Note a question, unless it is refused."""
         try:
             if not question.asked or question.asked in self._under_way:
                 raise _malformed("a request without a number, or with that of one under way")
@@ -159,7 +156,7 @@ class CallStream:
         self._admission.leave(self._caller)
         return False
 
-    def _post(self, posts: Sequence[_Question]) -> None:
+    def _post(self, posts: Sequence[Question]) -> None:
         if not posts:
             return
         try:
@@ -200,10 +197,10 @@ class CallStream:
             if not question.unsent or not self._is_again(question)
         ]
         self._admission.leave(self._caller, len(ended))
-        answered: list[_Question] = []
+        answered: list[Question] = []
         entries: list[Entry] = []
         for question in ended:
-            outcome = _outcome(question)
+            outcome = question.outcome()
             if isinstance(outcome, CasemateError):
                 self._refuse(question, outcome)
                 if outcome is question.lost:
@@ -219,17 +216,17 @@ class CallStream:
             self._admission.answered(self._caller, sizes, took_s)
             self._ready.add(entries)
 
-    def _left(self, posts: Sequence[Posted]) -> list[_Question]:
+    def _left(self, posts: Sequence[Posted]) -> list[Question]:
         """Return the questions that were under way until now."""
-        left: list[_Question] = []
+        left: list[Question] = []
         with self._lock:
             for post in posts:
-                if isinstance(post, _Question) and self._under_way.get(post.asked) is post:
+                if isinstance(post, Question) and self._under_way.get(post.asked) is post:
                     del self._under_way[post.asked]
                     left.append(post)
         return left
 
-    def _is_again(self, question: _Question) -> bool:
+    def _is_again(self, question: Question) -> bool:
         """Whether what never reached the enclave is asked once more."""
         if question.again:
             return False
@@ -239,7 +236,7 @@ class CallStream:
             self._unsent.append(question)
         return True
 
-    def _drop(self, question: _Question, error: CasemateError) -> None:
+    def _drop(self, question: Question, error: CasemateError) -> None:
         """End a question that has no answer yet."""
         if not self._left((question,)):
             return
@@ -248,7 +245,7 @@ class CallStream:
         self._admission.leave(self._caller)
         self._refuse(question, error)
 
-    def _refuse(self, question: _Question, error: CasemateError) -> None:
+    def _refuse(self, question: Question, error: CasemateError) -> None:
         """Answer with ``error``."""
         question.trace.end(error.code)
         self._admission.refused(self._caller, error.code)
@@ -369,19 +366,6 @@ class CallStream:
     def _tell(self) -> None:
         self._news = True
         self.listener.rouse()
-
-
-def _outcome(question: _Question) -> bytes | CasemateError:
-    if question.lost is not None:
-        return question.lost
-    answer = question.answer
-    if answer is None:
-        raise AssertionError
-    if answer.type == _ANSWERED:
-        return answer.payload
-    if answer.type == ERROR:
-        return frames.remote_error(answer.payload)
-    return FrameError(Code.INTERNAL, f"answer of type {answer.type} to a request")
 
 
 def _malformed(detail: str) -> CasemateError:

@@ -149,6 +149,18 @@ class Caller:
             self.leave()
             raise
 
+    def enter_all(self, count: int) -> bool:
+        """Begin ``count`` calls at once; False if that has to be looked at one by one."""
+        if self._bucket is not None or self.quota is not None:
+            return False
+        try:
+            self.unread.check()
+            if self._slots is not None:
+                self._slots.take(count)
+        except ShedError:
+            return False
+        return True
+
     def leave(self, count: int = 1) -> None:
         """End ``count`` calls."""
         if self._slots is not None:

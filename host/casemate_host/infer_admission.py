@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from casemate.errors import CasemateError, Code
 from casemate_host.admission import ShedError
+from casemate_host.tracing import NO_TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,24 @@ class InferAdmission:
         trace = self._tracer.begin(self._method, metadata)
         trace.caller(caller.name)
         return trace
+
+    def enter_all(self, caller: Caller, sizes: Sequence[int], most: int) -> bool:
+        """Begin questions of ``sizes`` bytes at once, which have no traces, as ``enter`` does each.
+
+        False if one of them may be refused or is to be counted or traced by itself: none has begun.
+        """
+        count = len(sizes)
+        if (
+            self._tracer is not NO_TRACE
+            or max(sizes) > most
+            or self._board.standing.evidence is None
+            or not self.workers.hold_all(count)
+        ):
+            return False
+        if not caller.enter_all(count):
+            self.workers.let_go(count)
+            return False
+        return True
 
     def leave(self, caller: Caller, count: int = 1) -> None:
         """End ``count`` questions that were let in."""

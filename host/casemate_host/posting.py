@@ -159,12 +159,6 @@ class PostingConnection(SharedConnection):
                 listener.listening = False
                 self._have_one_read()
 
-    def _taken_by(self, number: int) -> Asking | None:
-        question = self._questions.get(number)
-        if isinstance(question, Posted):
-            del self._questions[number]
-        return question
-
     def _pass_on(self, answered: Sequence[Asking]) -> None:
         """Tell each poster of all its questions at once."""
         posts: dict[Poster, list[Posted]] = {}

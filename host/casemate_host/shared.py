@@ -199,7 +199,7 @@ class SharedConnection:
 
     def _leave(self, question: _Question) -> None:
         with self._lock:
-            del self._questions[question.number]
+            self._questions.pop(question.number, None)
             word = None if question.done or self._over else self._give_up(question)
             self._used = time.monotonic()
             self._close_unused()
@@ -333,7 +333,7 @@ class SharedConnection:
         try:
             with self._lock:
                 while (answer := self._frames.take()) is not None:
-                    question = self._taken_by(answer.number)
+                    question = self._questions.pop(answer.number, None)
                     if question is None:  # its call has given up
                         self._given_up.discard(answer.number)
                         continue
@@ -342,10 +342,6 @@ class SharedConnection:
                 self._used = time.monotonic()
         finally:  # what came before a frame that is none is answered all the same
             self._pass_on(answered)
-
-    def _taken_by(self, number: int) -> Asking | None:
-        """Return who waits for the answer to ``number``; the lock is held."""
-        return self._questions.get(number)
 
     def _pass_on(self, answered: Sequence[Asking]) -> None:
         for question in answered:

@@ -159,6 +159,14 @@ class Workers(ThreadPoolExecutor):
         with self._lock:
             self._held += 1
 
+    def hold_all(self, count: int) -> bool:
+        """``hold`` for ``count`` calls; False, and none is counted, if that is too many."""
+        with self._lock:
+            if self._held + count > self.count:
+                return False
+            self._held += count
+            return True
+
     def let_go(self, count: int = 1) -> None:
         """Count ``count`` calls without a thread no longer."""
         with self._lock:

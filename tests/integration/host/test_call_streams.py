@@ -162,6 +162,7 @@ HOSTILE = {
         message(*[NumberedRequest(number=3, request=b"silent x")] * 2),
         "MALFORMED",
     ),
+    "a number under way": (message(NumberedRequest(number=100, request=b"x")), "MALFORMED"),
     "too long": (
         message(*[NumberedRequest(number=n, request=b"x" * 60_000) for n in range(1, 8)]),
         "TOO_LARGE",

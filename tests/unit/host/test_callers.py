@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from casemate import limits
 from casemate.errors import CasemateError, Code
 from casemate_host.admission import ShedError
 from casemate_host.callers import CallerConfig, CallerLimits, Callers, DailyQuota
@@ -105,6 +106,30 @@ def test_places_are_given_back_when_a_later_check_refuses() -> None:
         with pytest.raises(ShedError, match="short time") as raised:
             caller.enter()
         assert 0 < raised.value.retry_s <= 1
+
+
+def test_places_are_taken_together_or_not_at_all() -> None:
+    caller = only(concurrent=3)
+    assert caller.enter_all(2)
+    assert not caller.enter_all(2)
+    caller.enter()
+    caller.leave(3)
+    assert caller.enter_all(3)
+
+
+@pytest.mark.parametrize("bounds", [{"rate": 9}, {"daily_calls": 9}, {"daily_bytes": 9}])
+def test_what_is_counted_one_by_one_is_not_taken_together(bounds: dict[str, int]) -> None:
+    caller = only(concurrent=1, **bounds)
+    assert not caller.enter_all(1)
+    caller.enter()
+
+
+def test_whoever_leaves_too_much_unread_is_not_let_in_together() -> None:
+    caller = only(concurrent=9)
+    caller.unread.on_stream(1, limits.UNREAD_BYTES)
+    assert not caller.enter_all(1)
+    caller.unread.on_stream(-1, -limits.UNREAD_BYTES)
+    assert caller.enter_all(1)
 
 
 def test_a_callers_places_are_its_own() -> None:

@@ -140,3 +140,14 @@ def test_calls_without_a_thread_count_too(workers: Workers) -> None:
     for _ in range(3):
         workers.let_go()
     assert workers.wait_empty(0)
+
+
+def test_calls_without_a_thread_are_counted_together_if_there_is_room_for_all(
+    workers: Workers,
+) -> None:
+    assert workers.hold_all(2)
+    assert not workers.hold_all(2)
+    assert workers.taken == 2
+    assert workers.hold_all(1)
+    workers.let_go(3)
+    assert workers.wait_empty(0)
