@@ -379,8 +379,6 @@ def _array(layout: _Layout, raw: memoryview, *, text: bool, align: bool) -> Arra
     if layout.dtype is None:
         array = np.empty(layout.shape, np.object_)
         array.reshape(-1)[:] = _strings(layout.name, raw, text=text)
-    elif not raw:
-        array = np.empty(layout.shape, layout.dtype)
     elif align and len(raw) <= _SMALL:
         return np.ndarray(layout.shape, layout.dtype, bytes(raw))  # which lie aligned
     else:

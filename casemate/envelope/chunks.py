@@ -78,11 +78,15 @@ class ChunkCipher(Guarded):
         """Open the next chunk into ``out``, ``TAG_BYTES`` shorter; raises BrokenSealError."""
         self.open_flagged(sealed, out, _of_one_unit(last=last))
 
+    def seal_alone(self, chunk: Buffer) -> memoryview:
+        """Seal a content of one chunk."""
+        return memoryview(self._aead.encrypt(_ALONE, chunk, self._aad))
+
     def seal_all(self, chunks: Iterable[Buffer], length: int) -> memoryview:
         """Seal a content of one unit of ``length`` >= 1 bytes, into one buffer."""
         if length <= limits.CHUNK:
             (chunk,) = chunks
-            return memoryview(self._aead.encrypt(_ALONE, chunk, self._aad))
+            return self.seal_alone(chunk)
         sealed = memoryview(bytearray(sealed_length(length)))
         at = 0
         for chunk in chunks:

@@ -10,7 +10,7 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from casemate import wire
+from casemate import limits, wire
 from casemate.envelope.chunks import BrokenSealError, ChunkCipher, open_content
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
@@ -139,7 +139,8 @@ def identify(
     session = raw_header[:_SESSION_MODE] + raw_header[_SESSION_TIMES:_SESSION_END]
     if known is not None and known.session != session:
         known = None  # the signature was over something else
-    if known is not None and known.encoded == preamble:
+    # As bytes, and not before it is known to be short: views are compared item by item.
+    if known is not None and known.encoded == bytes(preamble[: limits.PREAMBLE_MAX + 1]):
         return known
     try:
         parsed = Preamble.parse(preamble)
@@ -186,4 +187,6 @@ def seal_response(
         raise ValueError("a message goes with the status OK, and only with it")
     unit = response_unit(message, trailer.encode(), floor)
     header, cipher = opened.take_cipher(instance_digest)
+    if unit.length <= limits.CHUNK:
+        return header, cipher.seal_alone(unit.whole())
     return header, cipher.seal_all(unit.chunks(), unit.length)

@@ -96,7 +96,7 @@ class MessageReader(Generic[T]):
             return None
         prefix, made = self._last
         at, size = len(prefix), len(message)
-        if message[:at] != prefix:
+        if bytes(message[:at]) != prefix:  # views would be compared item by item
             return None
         raws: list[memoryview] = []
         try:

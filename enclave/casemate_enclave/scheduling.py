@@ -175,7 +175,9 @@ class ScheduledModel:
         if self._fitting(run) is None:
             return None
         until = time.monotonic() + self._bounds.run_s
-        return self._model.begin([_ending(run, until)], ended=self._places.leave)
+        if run.deadline > until:
+            runs = [run._replace(deadline=until)]
+        return self._model.begin(runs, ended=self._places.leave)
 
     def _begin_several(self, runs: Sequence[Run]) -> InPlace | None:
         fit = {
@@ -193,7 +195,9 @@ class ScheduledModel:
         if len(runs) > 1 and self._bounds.batch_rows is not None:
             return self._begin_joined(runs, rows, now)
         until = now + self._bounds.run_s
-        return self._model.begin([_ending(run, until) for run in runs])
+        return self._model.begin(
+            [run if run.deadline <= until else run._replace(deadline=until) for run in runs]
+        )
 
     def _begin_joined(
         self, runs: Sequence[Run], rows: Sequence[int], now: float
@@ -282,10 +286,6 @@ class ScheduledModel:
             return split(outputs, members, axis)
         except Exception:  # noqa: BLE001 - each member meets its own failure when it runs alone
             return None
-
-
-def _ending(run: Run, until: float) -> Run:
-    return run if run.deadline <= until else run._replace(deadline=until)
 
 
 def _await_room(cancellation: Cancellation | None, deadline: float) -> None:

@@ -335,8 +335,9 @@ def _run(
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)
     if header.loop is None:
-        asked = request.inputs, request.outputs
-        outputs = yield Run(model.loaded, *asked, deadline, context, meanwhile)
+        outputs = yield Run(
+            model.loaded, request.inputs, request.outputs, deadline, context, meanwhile
+        )
     else:
         yield None
         outputs = last_piece(

@@ -108,7 +108,7 @@ ENVELOPE = (
     Mutant("open: label", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "response", th)', VECTORS + SEALING),
     Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext, place)', '"request", th), b"", ciphertext, place)', VECTORS + SEALING),
     Mutant("asker: session", _OPENING, "if known is not None and known.session != session:", "if False:", SEALING),
-    Mutant("asker: preamble", _OPENING, "if known is not None and known.encoded == preamble:", "if known is not None:", SEALING),
+    Mutant("asker: preamble", _OPENING, "if known is not None and known.encoded == bytes(preamble[: limits.PREAMBLE_MAX + 1]):", "if known is not None:", SEALING),
     Mutant("asker: signed", _OPENING, "if signed == (parsed.caller, parsed.signature):", "if True:", SEALING),
     Mutant("open: caller", _OPENING, "        key.verify(preamble.signature, caller_statement(header))\n", "        pass\n", SEALING),
     Mutant("answer: request in the key", _OPENING, '"response", self.th, rh)', '"response", rh)', VECTORS + SEALING + PROPERTIES),

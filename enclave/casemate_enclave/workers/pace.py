@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from casemate import limits
@@ -14,15 +15,14 @@ class Pace:
     """Judges by the quickest of the last runs: any of them may have waited for a processor."""
 
     def __init__(self) -> None:
-        self._last = [float("inf")] * _KEPT
-        self._at = 0
+        self._last = deque([float("inf")] * _KEPT, _KEPT)
         self._wary = 0
 
     def note(self, spent_s: float) -> None:
         """Take the time of one run into account."""
-        self._at = (self._at + 1) % _KEPT
-        self._last[self._at] = spent_s
-        self._wary -= self._wary > 0
+        self._last.append(spent_s)
+        if self._wary:
+            self._wary -= 1
 
     def beware(self) -> None:
         """Let a while pass before runs are begun together again."""

@@ -82,7 +82,7 @@ class Pipeline:
         place = self._under_way.get(number)
         if place is None:
             raise WorkerLostError
-        if isinstance(outcome, dict) and outcome.keys() != set(self._runs[place].outputs):
+        if isinstance(outcome, dict) and [*outcome] != [*self._runs[place].outputs]:
             raise WorkerLostError
         del self._under_way[number]
         if self._watched:
