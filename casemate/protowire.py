@@ -18,7 +18,8 @@ BYTES: Final = 2
 _VARINT_BYTES_MAX: Final = 10  # 64 bits, seven in a byte
 _CONTINUES: Final = 0x80
 _THREE: Final = struct.Struct("BBB")  # a tag, and a length of one or two bytes
-_ONE_BYTE: Final = [bytes([value]) for value in range(_CONTINUES)]
+_LAST_BYTE: Final = [bytes([value]) for value in range(_CONTINUES)]
+_BYTE: Final = [bytes([value | _CONTINUES]) for value in range(_CONTINUES)]
 
 
 class WireError(ValueError):
@@ -28,13 +29,8 @@ class WireError(ValueError):
 def encode_varint(value: int) -> bytes:
     """Return the shortest varint of an unsigned ``value``."""
     if value < _CONTINUES:
-        return _ONE_BYTE[value]
-    out = bytearray()
-    while value >= _CONTINUES:
-        out.append(value & 0x7F | _CONTINUES)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+        return _LAST_BYTE[value]
+    return _BYTE[value & 0x7F] + encode_varint(value >> 7)
 
 
 @functools.lru_cache(maxsize=1024)  # a service's messages have few lengths
