@@ -124,7 +124,6 @@ MUTANTS = (
     _dial("dial: half a stream's time", old="return min(limits.FRAMED_CONNECT_S, left_s / 2)", new="return limits.FRAMED_CONNECT_S", tests=_INFER_STREAM),
     _dial("dial: silence within little time", old="return not self.silent or within_s >= limits.FRAMED_CONNECT_S", new="return True", tests=_INFER_STREAM),
     _stream("stream: its messages' length", old="COUNTED + limits.STREAM_MESSAGE_MAX", new="limits.FRAME_MAX"),
-    _stream("stream: the deadline", old="        if microseconds <= 0:\n            raise BlockingIOError\n", new=""),
     _stream("stream: refused", old="                if self._refused is not None:\n                    raise self._refused.error()\n", new=""),
     _stream("stream: nowhere is not asked again at once", old="                self._way.led_nowhere(self._dial.host)\n", new="                pass\n"),
     _stream("stream: cut when it fails", old="                self._over = True\n                self._dial.cut()\n", new="                self._over = True\n"),
