@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from casemate.client.steps import remaining
 from casemate.client.stream_answers import PIECES
@@ -12,6 +12,8 @@ from casemate.errors import CasemateError, Code, RequestError
 
 if TYPE_CHECKING:
     from casemate.client.core import Inference
+
+T = TypeVar("T")
 
 
 class AsyncFutureAnswer:
@@ -92,3 +94,25 @@ class AsyncPieceQueue:
         with contextlib.suppress(asyncio.QueueEmpty):
             while True:
                 self._queue.get_nowait()
+
+
+class Mailbox(Generic[T]):
+    """What waits for one task, which takes all of it at once; for one event loop."""
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._news: asyncio.Future[None] | None = None
+
+    def put(self, item: T) -> None:
+        """Have the task take ``item``, too."""
+        self._items.append(item)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def take(self) -> list[T]:
+        """Wait until there is something; return all that there is, in order."""
+        while not self._items:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        items, self._items = self._items, []
+        return items

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from casemate.client.aio_answers import AsyncFutureAnswer, AsyncPieceQueue
+from casemate.client.aio_answers import AsyncFutureAnswer, AsyncPieceQueue, Mailbox
 from casemate.client.steps import LARGE, remaining
 from casemate.client.stream_core import StreamCore, cancelled, in_flight_bound, no_room
 
@@ -44,8 +44,8 @@ class AsyncStream:
         self._in_flight = in_flight_bound(in_flight)
         self._deadline = place.deadline
         self._room = _Room(in_flight)
-        self._outgoing: asyncio.Queue[Asked | None] = asyncio.Queue()  # the room bounds it
-        self._core = StreamCore(place, self._room, self._outgoing.put_nowait, outputs)
+        self._outgoing: Mailbox[Asked | None] = Mailbox()  # the room bounds it
+        self._core = StreamCore(place, self._room, self._outgoing.put, outputs)
         left = remaining(place.deadline)
         self._call = place.connection.stream(self._messages(), left)
         self._receiver = asyncio.create_task(
@@ -122,12 +122,12 @@ class AsyncStream:
 
         At most ``in_flight`` are asked that nobody has taken.
         """
-        ready: asyncio.Queue[_Asked | None] = asyncio.Queue()
+        ready: Mailbox[_Asked | None] = Mailbox()
         untaken = asyncio.Semaphore(self._in_flight)
         waiting: dict[int, asyncio.Future[Inference]] = {}
 
         def finished(index: int, future: asyncio.Future[Inference]) -> None:
-            ready.put_nowait((index, future))
+            ready.put((index, future))
 
         async def ask() -> None:
             index = 0
@@ -135,7 +135,7 @@ class AsyncStream:
                 await untaken.acquire()
                 future = waiting[index] = await self.submit(batch)
                 if in_order:
-                    ready.put_nowait((index, future))
+                    ready.put((index, future))
                 else:
                     future.add_done_callback(partial(finished, index))
                 index += 1
@@ -143,14 +143,13 @@ class AsyncStream:
         def all_asked(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
                 task.exception()  # nothing is logged of one that nobody looks at
-            ready.put_nowait(None)
+            ready.put(None)
 
         asking = asyncio.create_task(ask())
         asking.add_done_callback(all_asked)
         try:
             while waiting or not asking.done():
-                asked = await ready.get()
-                if asked is not None:
+                for asked in filter(None, await ready.take()):
                     del waiting[asked[0]]
                     untaken.release()
                     yield asked
@@ -206,9 +205,7 @@ class AsyncStream:
             yield message
         complete = False
         while not complete:
-            waiting = [await self._outgoing.get()]
-            while not self._outgoing.empty():
-                waiting.append(self._outgoing.get_nowait())
+            waiting = await self._outgoing.take()
             complete = None in waiting
             for message in sending.seal([asked for asked in waiting if asked is not None]):
                 yield message
