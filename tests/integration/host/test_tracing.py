@@ -188,3 +188,27 @@ def test_a_request_on_a_framed_connection_is_a_span_as_a_call_is(
     assert codes == ["OK", "OK", "OPEN_FAILED"]
     assert all((span.attributes or {})["casemate.caller"] == "clinic" for span in roots)
     assert "planted" not in str([span.to_json() for span in spans.get_finished_spans()])
+
+
+def test_a_stream_on_a_framed_connection_is_a_span_as_well(
+    short_path: Path,
+    chain: Chain,
+    enclave: FakeEnclave,
+    spans: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
+    with framed_bench(short_path, chain, enclave=CALLER) as bench:
+        for first in (b"planted-content", b"refuse:OPEN_FAILED x"):
+            with connect(bench, f"Bearer {TOKEN}") as connection:
+                connection.stream(first, b"")
+                connection.ended()
+        eventually(lambda: len(spans.get_finished_spans()) == 6)
+    roots = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert {span.name for span in roots} == {"casemate.v1.ConfidentialInference/InferStream"}
+    codes = sorted(str((span.attributes or {}).get("casemate.code", "OK")) for span in roots)
+    assert codes == ["OK", "OPEN_FAILED"]
+    assert all((span.attributes or {})["casemate.caller"] == "clinic" for span in roots)
+    assert "planted" not in str([span.to_json() for span in spans.get_finished_spans()])
