@@ -1,8 +1,9 @@
 """A stream as the fake enclave carries it (SPEC 9.3.2): its first message says what it does.
 
 Up to the first space: ``hold`` reads nothing until it is released; ``refuse:CODE`` and ``lie:HEX``
-answer with an error or with these bytes, ``drop`` goes away, each behind an echo of the first
-message; ``flood`` answers more than anybody takes. What is left is echoed, message for message.
+answer with an error or with these bytes (``stall:HEX``: and hold), ``drop`` goes away, each behind
+an echo of the first message; ``flood`` answers more than anybody takes. What is left is echoed,
+message for message.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ class FakeStreams:
             frames.send_frame(channel, KIND, first)
             frames.send_error(channel, Code(argument.decode()), "scripted")
             return True
-        if verb == b"lie":
+        if verb in {b"lie", b"stall"}:
             frames.send_frame(channel, KIND, first)
             channel.sendall(bytes.fromhex(argument.decode()))
+            if verb == b"stall":
+                self._hold(channel)
             return True
         if verb == b"drop":
             frames.send_frame(channel, KIND, first)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,13 +18,11 @@ from casemate import limits
 from casemate.errors import Code
 from casemate.framed import Kind
 from casemate.frames import ANSWER, ERROR, encode_frame, encode_head
-from casemate_host import stream_passage
-from tests.support.framed import EndedError, connect, framed_bench, page
+from tests.support.framed import EndedError, RawFramed, connect, framed_bench, page
 from tests.support.host_bench import SERVICE, eventually, reason, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.fake_enclave import FakeEnclave
     from tests.support.host_bench import Bench
@@ -129,7 +128,7 @@ def test_the_enclaves_error_is_a_refusal_behind_what_it_answered(framed: Bench) 
         b"lie:" + encode_frame(Kind.REQUEST | ANSWER, b"x").hex().encode(),
         b"lie:" + encode_head(Kind.STREAM | ANSWER, limits.STREAM_MESSAGE_MAX + 1).hex().encode(),
         b"lie:0000000084",
-        b"lie:" + encode_head(ERROR, 1 << 20).hex().encode(),
+        b"stall:" + encode_head(ERROR, 1 << 20).hex().encode(),
         b"lie:" + encode_head(ERROR, 10).hex().encode() + b"00",
     ],
 )
@@ -247,11 +246,12 @@ def test_h13_who_leaves_is_heard_while_the_enclave_takes_nothing(
     framed: Bench, enclave: FakeEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended in order behind a little more than it takes; reset behind whatever was sent."""
-    monkeypatch.setattr(stream_passage, "_BLOCK", 64 * limits.KIB)
+    monkeypatch.setattr(limits, "RELAY_SEND_BUFFER", 64 * limits.KIB)
     with connect(framed) as ends, connect(framed) as resets:
-        ends.stream(b"hold x", *[bytes(16 * limits.KIB)] * 32)
-        eventually(lambda: bool(enclave.streams.questions))
-        time.sleep(0.1)
+        ends.stream(b"hold x")
+        while unread(ends) < 16 * limits.KIB:
+            ends.stream(bytes(8 * limits.KIB))
+            time.sleep(0.002)
         ends.end_sending()
         eventually(lambda: enclave.streams.ends == [False], 5)
         resets.stream(b"hold x")
@@ -262,6 +262,16 @@ def test_h13_who_leaves_is_heard_while_the_enclave_takes_nothing(
         resets.socket.close()
         eventually(lambda: enclave.streams.ends == [False, False], 5)
     streaming(framed, 0)
+
+
+def unread(connection: RawFramed) -> int:
+    """Bytes that the host's kernel has of it and the host has not read."""
+    near, far = connection.socket.getsockname()[1], connection.socket.getpeername()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if local.endswith(f":{far:04X}") and remote.endswith(f":{near:04X}"):
+            return int(queues.split(":")[1], 16)
+    raise AssertionError
 
 
 def test_h13_who_leaves_after_its_last_frame_is_heard_too(
