@@ -335,13 +335,13 @@ def test_c3_a_frame_has_a_time_in_which_to_come_and_a_silence_has_none(
         assert quiet.take().payload == b"x"
         dripping.stream(b"x")
         assert dripping.take().payload == b"x"
-        dripping.socket.sendall(encode_frame(Kind.STREAM, b"whole") + encode_head(4, 1000))
         begun = time.monotonic()
+        dripping.socket.sendall(encode_frame(Kind.STREAM, b"whole") + encode_head(4, 1000))
         with contextlib.suppress(OSError):
             while not counted(bench, "DEADLINE_EXCEEDED"):
                 dripping.socket.sendall(b"x")
                 time.sleep(0.05)
-                assert time.monotonic() - begun < 10
+                assert time.monotonic() - begun < 20
         assert time.monotonic() - begun > 0.7
         quiet.stream(b"y", b"")
         assert quiet.take_stream() == [b"y"]
@@ -371,6 +371,8 @@ def try_stream(bench: Bench, authorization: str = "", first: bytes = b"x") -> st
             connection.take_stream()
         except EndedError as error:
             return str(error.reason)
+        except OSError:  # refused while it was sending
+            return "cut"
         return "OK"
 
 
