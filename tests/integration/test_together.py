@@ -414,4 +414,4 @@ def test_with_the_connection_ends_what_was_under_way_and_its_places_are_free(
     with Host(models) as host:
         host.send([("endless", n) for n in range(3)] + [("quick", n) for n in range(3)])
         host.receive(3)
-    assert models.repeating._places.free == 4
+    assert eventually(lambda: models.repeating._places.free == 4)

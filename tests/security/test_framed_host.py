@@ -133,7 +133,7 @@ GARBAGE = {
 @pytest.mark.parametrize("sent", GARBAGE)
 def test_h11_whoever_begins_with_no_hello_is_refused_at_once(port: int, sent: str) -> None:
     with dial(port) as channel:
-        channel.settimeout(limits.FRAMED_HELLO_S / 2)  # nobody waits for more of it
+        channel.settimeout(0.9 * limits.FRAMED_HELLO_S)  # nobody waits for more of it
         with contextlib.suppress(ConnectionError):
             channel.sendall(GARBAGE[sent])
         assert last_words(channel) in {Code.MALFORMED, Code.TOO_LARGE, None}
