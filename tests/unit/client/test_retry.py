@@ -246,10 +246,15 @@ def test_verifying_takes_its_turn(kind: type[Client], service: Service) -> None:
 
 
 def test_verifying_takes_turns_no_longer_than_asked(kind: type[Client], service: Service) -> None:
-    evidence_failing(service, Code.OVERLOADED, times=10**6)
+    def busy(_: EvidenceBundle) -> EvidenceBundle:
+        hint_s = limits.RETRY_HINT_MAX_S if service.evidence_calls > 1 else None
+        raise RequestError(Code.OVERLOADED, "says the host", hint_s)
+
+    service.on_evidence = busy
     with kind(service.target, made.policy(), retry=QUICK) as client:
-        assert refusal(lambda: client.verify(timeout_s=0.5)).code is Code.OVERLOADED
-    assert service.evidence_calls > 1
+        patience_s = limits.RETRY_HINT_MAX_S - 0.5
+        assert refusal(lambda: client.verify(timeout_s=patience_s)).code is Code.OVERLOADED
+    assert service.evidence_calls == 2
 
 
 @pytest.mark.parametrize(
