@@ -77,7 +77,6 @@ def built_apart(tree: Path, folder: Path, seed: str) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # installs every package anew
-@pytest.mark.timeout(600)  # it stages a tree and builds two images
 def test_o4_two_builds_of_the_enclave_are_equal_to_the_byte(tree: Path, tmp_path: Path) -> None:
     """Staged anew, elsewhere, at another time, under another umask and with other hash seeds."""
     again = tmp_path / "elsewhere/deeper/tree"
