@@ -54,7 +54,6 @@ class FramedChunks:
             fault = self._fault(stream, size)
             code = Code.OK if fault is None else fault.code
         finally:
-            stream.call.finish()
             self._admission.leave(caller)  # before the end is told: the client may come at once
             trace.end(code)
             if code is Code.OK:
@@ -102,7 +101,6 @@ class FramedChunks:
         if not size:
             raise FrameError(Code.MALFORMED, "a stream without a message")
         connection, patience = stream.connection, self._admission.patience
-        connection.run(stream.call)
         with patience.waiting(connection, self._admission.workers):
             first = connection.channel.payload(size)
         stream.caller.spend(size)

@@ -102,7 +102,6 @@ MUTANTS = (
     _chunks("chunks: the client's budget", old="Call(budget_ms / 1000, trace=trace)", new="Call(600.0, trace=trace)"),
     _chunks("chunks: what is left of it", old="int(remaining_s * 1000) or 1", new="600_000"),
     _chunks("chunks: who is slow gives way", old="        with patience.waiting(connection, self._admission.workers):\n", new="        with contextlib.nullcontext():\n"),
-    _chunks("chunks: cancelled with its connection", old="        connection.run(stream.call)\n", new=""),
     _chunks("chunks: a first message", old="        if not size:\n", new="        if False:\n"),
     _config("config: not beside TLS", old="        if result.tls is not None:\n", new="        if False:\n"),
     _config("config: no token in the clear", old="listens = [front.listen, *([front.frames] if front.frames else [])]", new="listens = [front.listen]"),
