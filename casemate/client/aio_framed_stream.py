@@ -10,7 +10,7 @@ from casemate import limits
 from casemate.client.aio_framed_wire import Wire
 from casemate.client.call_book import Failure
 from casemate.client.framed import refusal_in
-from casemate.client.framed_dial import NowhereError, connecting_s, unhurried
+from casemate.client.framed_dial import NowhereError, connecting_s, for_stream
 from casemate.errors import Code
 from casemate.framed import Kind
 
@@ -130,7 +130,7 @@ class AsyncFramedStream:
             sock = await self._connect(connecting_s(self._until - self._loop.time()))
         except (NowhereError, OSError):
             return None
-        unhurried(sock)
+        for_stream(sock)
         self._wire = Wire(sock, Kind.STREAM, self, limits.STREAM_MESSAGE_MAX)
         return self._wire
 

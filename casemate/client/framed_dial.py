@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from casemate.client.framed import FramedHost
 
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+_RESET: Final = struct.pack("ii", 1, 0)  # whatever was not sent is dropped
 NO_SIGNAL: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)  # whatever the process does on SIGPIPE
 
 
@@ -51,10 +53,15 @@ def connecting_s(left_s: float) -> float:
     return min(limits.FRAMED_CONNECT_S, left_s / 2)
 
 
-def unhurried(channel: socket.socket) -> None:
-    """Undo that silence ends the connection: a stream may be held back for long (SPEC 9.6.3)."""
+def for_stream(channel: socket.socket) -> None:
+    """Have neither side wait for what the other does not take (SPEC 9.6.3).
+
+    A stream may be held back for long, so silence does not end the connection; and this side's end
+    is heard at once, as a reset, before bytes that nobody reads.
+    """
     if _USER_TIMEOUT is not None:
         channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 class Dial:

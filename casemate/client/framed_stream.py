@@ -12,7 +12,7 @@ from casemate import frames, limits
 from casemate.client.call_book import BrokenError, Failure
 from casemate.client.framed import refusal_in
 from casemate.client.framed_buffer import FrameBuffer
-from casemate.client.framed_dial import NO_SIGNAL, NowhereError, connecting_s, unhurried
+from casemate.client.framed_dial import NO_SIGNAL, NowhereError, connecting_s, for_stream
 from casemate.errors import Code
 from casemate.framed import Kind
 from casemate.frames import ANSWER, COUNTED
@@ -149,7 +149,7 @@ class FramedStream:
             if error.tells(within_s) and not self._over:
                 self._way.led_nowhere(self._dial.host)
             return None
-        unhurried(channel)
+        for_stream(channel)
         self._channel = channel
         self._begun.set()
         return channel

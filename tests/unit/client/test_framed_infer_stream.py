@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -382,6 +383,13 @@ def cancelled_while(connection: Any, stream: Any, ready: Callable[[], bool]) -> 
     assert stream.outcome() is Code.UNAVAILABLE
 
 
+def is_reset(peer: Peer) -> bool:
+    """Whether the host hears of the client's end without reading what lies before it."""
+    poll = select.poll()
+    poll.register(peer.sock, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(30_000))
+
+
 def test_cancelling_ends_a_stream_that_waits_for_an_answer(kind: Any) -> None:  # noqa: ANN401
     heard = Heard()
     with playing(heard) as host, kind(host.target) as connection:
@@ -404,6 +412,7 @@ def test_cancelling_ends_a_stream_that_cannot_send(kind: Any) -> None:  # noqa: 
     with playing(deaf) as host, kind(host.target) as connection:
         stream = connection.stream().say(*[LONG] * 16)
         cancelled_while(connection, stream, lambda: stream.asked > 1)
+        assert is_reset(host.peers[0])  # though it reads nothing
         deaf.go.set()
 
 
