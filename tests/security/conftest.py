@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from casemate_devkit.local import MODEL
 from tests.support.attacker import ROWS, second_host
 from tests.support.deployment import DATA
+from tests.support.framed_middle import Middleman, client_of, offer_of
 from tests.support.lying import LyingHost, LyingRelay, honest, honest_frame, honest_stream
 
 if TYPE_CHECKING:
@@ -84,3 +85,21 @@ def lying_relay(_relay: tuple[LyingRelay, str]) -> Iterator[LyingRelay]:
 def relayed_target(_relay: tuple[LyingRelay, str]) -> str:
     """The address of the honest host behind which ``lying_relay`` stands."""
     return _relay[1]
+
+
+@pytest.fixture
+def between(deployment: LocalDeployment, lying_host: LyingHost) -> Iterator[Middleman]:
+    """Stands between clients of ``lying_host`` and the genuine host's port for frames."""
+    offer = offer_of(deployment.target)
+    with Middleman(offer.port) as made:
+        lying_host.offers = lambda: made.offers(offer.host_id)
+        yield made
+
+
+@pytest.fixture(params=["blocking", "loop"])
+def client(
+    request: pytest.FixtureRequest, deployment: LocalDeployment, lying_host: LyingHost
+) -> Iterator[Any]:
+    """The clinic's client, of either kind, for the host that offers the way through ``between``."""
+    with client_of(request.param, deployment, lying_host.target) as made:
+        yield made

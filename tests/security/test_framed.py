@@ -31,14 +31,13 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedResponses,
 )
 from casemate_devkit.local import MODEL
-from tests.support.aio import LoopedClient
 from tests.support.attacker import GOOD, ROWS, eventually, genuine, start_session
 from tests.support.damage import flip
 from tests.support.deployment import DATA
-from tests.support.framed_middle import Middleman, Passing, honest_frames, offer_of
+from tests.support.framed_middle import Middleman, Passing, client_of, honest_frames, offer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from casemate_devkit.local import LocalDeployment
     from tests.support.lying import LyingHost
@@ -56,30 +55,6 @@ ENDS = {
     *(Code.UNSUPPORTED_VERSION, Code.UNKNOWN_KEY, Code.EXPIRED),
     *(Code.UNKNOWN_INSTANCE, Code.WRONG_AUDIENCE, Code.STALE_SESSION, Code.OVERLOADED),
 }
-
-
-@pytest.fixture
-def between(deployment: LocalDeployment, lying_host: LyingHost) -> Iterator[Middleman]:
-    """Stands between clients of ``lying_host`` and the genuine host's port for frames."""
-    offer = offer_of(deployment.target)
-    with Middleman(offer.port) as made:
-        lying_host.offers = lambda: made.offers(offer.host_id)
-        yield made
-
-
-@pytest.fixture(params=["blocking", "loop"])
-def client(
-    request: pytest.FixtureRequest, deployment: LocalDeployment, lying_host: LyingHost
-) -> Iterator[Any]:
-    """The clinic's client, of either kind, for the host that offers the way through ``between``."""
-    with client_of(request.param, deployment, lying_host.target) as made:
-        yield made
-
-
-def client_of(kind: str, deployment: LocalDeployment, target: str) -> Any:  # noqa: ANN401 - of two classes with the same methods
-    if kind == "blocking":
-        return deployment.client(target=target)
-    return LoopedClient(target, deployment.trust_policy(), caller_key=deployment.clinic.signing_key)
 
 
 def begin(client: Any, between: Middleman, way: str) -> None:  # noqa: ANN401

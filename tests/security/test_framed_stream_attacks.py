@@ -21,10 +21,15 @@ from casemate.errors import CasemateError, Code
 from casemate.framed import Kind, Offer
 from casemate.frames import ANSWER, COUNTED, encode_frame, encode_head
 from casemate_devkit.local import MODEL
-from tests.support.aio import LoopedClient
 from tests.support.attacker import ROWS, eventually
 from tests.support.damage import flip
-from tests.support.framed_middle import Bystander, Middleman, Passing, honest_frames, offer_of
+from tests.support.framed_middle import (
+    Bystander,
+    Middleman,
+    Passing,
+    client_of,
+    honest_frames,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,12 +50,6 @@ ENDS = {
 }
 
 
-def client_of(kind: str, deployment: LocalDeployment, target: str) -> Any:  # noqa: ANN401 - of two classes with the same methods
-    if kind == "blocking":
-        return deployment.client(target=target)
-    return LoopedClient(target, deployment.trust_policy(), caller_key=deployment.clinic.signing_key)
-
-
 class ByGrpc:
     """An honest host's `InferStream`, and how often it was called."""
 
@@ -66,24 +65,6 @@ class ByGrpc:
 def by_grpc(lying_host: LyingHost) -> ByGrpc:
     lying_host.stream = counting = ByGrpc()
     return counting
-
-
-@pytest.fixture
-def between(deployment: LocalDeployment, lying_host: LyingHost) -> Iterator[Middleman]:
-    """Stands between clients of ``lying_host`` and the genuine host's port for frames."""
-    offer = offer_of(deployment.target)
-    with Middleman(offer.port) as made:
-        lying_host.offers = lambda: made.offers(offer.host_id)
-        yield made
-
-
-@pytest.fixture(params=["blocking", "loop"])
-def client(
-    request: pytest.FixtureRequest, deployment: LocalDeployment, lying_host: LyingHost
-) -> Iterator[Any]:
-    """The clinic's client, of either kind, for the host that offers the way through ``between``."""
-    with client_of(request.param, deployment, lying_host.target) as made:
-        yield made
 
 
 @pytest.fixture

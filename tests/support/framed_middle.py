@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
@@ -15,9 +15,12 @@ from casemate.errors import CasemateError
 from casemate.framed import METADATA, Offer
 from casemate.frames import COUNTED, HEAD_BYTES, parse_head
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
+from tests.support.aio import LoopedClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from casemate_devkit.local import LocalDeployment
 
 _EVIDENCE = "/casemate.v1.ConfidentialInference/GetEvidence"
 _PIECE = 1 << 16
@@ -35,6 +38,13 @@ def offer_of(target: str, token: str = "") -> Offer:
     offer = Offer.parse(trailing.get(METADATA))
     assert offer is not None, trailing
     return offer
+
+
+def client_of(kind: str, deployment: LocalDeployment, target: str) -> Any:  # noqa: ANN401 - of two classes with the same methods
+    """The clinic's client, blocking or on a loop, for the host at ``target``."""
+    if kind == "blocking":
+        return deployment.client(target=target)
+    return LoopedClient(target, deployment.trust_policy(), caller_key=deployment.clinic.signing_key)
 
 
 @dataclass(slots=True)
