@@ -39,8 +39,13 @@ token_sha256 = ["{hashlib.sha256(TOKEN.encode()).hexdigest()}"]
 
 
 @pytest.fixture
-def spans() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What hosts that start from now on trace."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
+    return exporter
 
 
 @pytest.fixture
@@ -49,11 +54,7 @@ def bench(
     chain: Chain,
     enclave: FakeEnclave,
     spans: InMemorySpanExporter,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Bench]:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
     with serving(short_path, chain, enclave=CALLER) as made:
         yield made
 
@@ -167,11 +168,7 @@ def test_a_request_on_a_framed_connection_is_a_span_as_a_call_is(
     chain: Chain,
     enclave: FakeEnclave,
     spans: InMemorySpanExporter,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
     with (
         framed_bench(short_path, chain, enclave=CALLER) as bench,
         connect(bench, f"Bearer {TOKEN}") as single,
@@ -195,11 +192,7 @@ def test_a_stream_on_a_framed_connection_is_a_span_as_well(
     chain: Chain,
     enclave: FakeEnclave,
     spans: InMemorySpanExporter,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("casemate_host.host.tracer_of", lambda _: OtelTracer(provider))
     with framed_bench(short_path, chain, enclave=CALLER) as bench:
         for first in (b"planted-content", b"refuse:OPEN_FAILED x"):
             with connect(bench, f"Bearer {TOKEN}") as connection:
