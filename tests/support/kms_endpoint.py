@@ -230,6 +230,7 @@ class Egress:
     drip: float = 0  # seconds between the bytes that go back to the enclave
     swallow: bool = False  # connects, then never answers
     names: list[str] = field(default_factory=list)
+    ended: int = 0  # streams that were connected, and of which the enclave's end is shut, too
 
     def serve(self, stream: socket.socket) -> None:
         with stream, contextlib.suppress(OSError):
@@ -247,6 +248,7 @@ class Egress:
                     pass
                 return
             self._relay(stream, self.ports[name])
+            self.ended += 1
 
     def _relay(self, stream: socket.socket, port: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as server:
