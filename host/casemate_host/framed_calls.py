@@ -52,6 +52,7 @@ class FramedCalls:
         self, connection: FramedConnection, caller: Caller, size: int, budget_ms: int
     ) -> None:
         channel = connection.channel
+        begun = time.monotonic()
         try:
             trace = self._admission.enter(caller, size, MESSAGE_MAX, ())
         except CasemateError as error:
@@ -62,7 +63,10 @@ class FramedCalls:
         call = Call(budget_ms / 1000, trace=trace)
         code = Code.DEADLINE_EXCEEDED  # unless it comes to an end here, its client went away
         try:
-            outcome = self._outcome(connection, caller, size, call)
+            request = self._receive(connection, size, call)
+            caller.spend(size)
+            received = time.monotonic()
+            outcome = self._relayed(connection, request, call)
             code = outcome.code if isinstance(outcome, CasemateError) else Code.OK
         finally:
             call.finish()
@@ -72,24 +76,12 @@ class FramedCalls:
                 self._admission.refused(caller, code)
         if isinstance(outcome, CasemateError):
             channel.refuse(outcome)
-        else:
-            self._answer(connection, caller, outcome)
-
-    def _outcome(
-        self, connection: FramedConnection, caller: Caller, size: int, call: Call
-    ) -> bytes | CasemateError:
-        """Return the answer, which is counted, or why there is none; raises GoneError, OSError."""
-        begun = time.monotonic()
-        request = self._receive(connection, size, call)
-        caller.spend(size)
-        received = time.monotonic()
-        try:
-            answer = self._relayed(connection, request, call)
-        except CasemateError as error:
-            return error
+            return
         took_s = time.monotonic() - begun
-        self._admission.answered(caller, [size], [took_s], received - begun)
-        return answer
+        try:
+            self._answer(connection, caller, outcome)
+        finally:  # counted behind it, so that it leaves the sooner, and whether or not it is taken
+            self._admission.answered(caller, [size], [took_s], received - begun)
 
     def _receive(self, connection: FramedConnection, size: int, call: Call) -> bytes | Pipe:
         """Return the request; raises GoneError, OSError if it does not come: all is over then."""
@@ -104,20 +96,24 @@ class FramedCalls:
         finally:
             patience.end(connection, self._admission.workers)
 
-    def _relayed(self, connection: FramedConnection, request: bytes | Pipe, call: Call) -> bytes:
-        """Return the enclave's answer; raises CasemateError."""
-        connection.run(call)
+    def _relayed(
+        self, connection: FramedConnection, request: bytes | Pipe, call: Call
+    ) -> bytes | CasemateError:
+        """Return the enclave's answer, or why there is none; raises GoneError."""
         try:
+            connection.run(call)
             with (
                 call.trace.step(RELAY),
                 self._hang_ups.watching(connection.channel.socket, connection),
             ):
                 return self._relay.exchange(FrameType.REQUEST, request, call)
-        except CasemateError:
+        except CasemateError as error:
+            return error
+        except GoneError:
             raise
         except Exception as error:  # noqa: BLE001 - no foreign text may reach a caller
             log.error("internal_error", method="Infer", **describe(error))
-            raise CasemateError(Code.INTERNAL, "internal error") from None
+            return CasemateError(Code.INTERNAL, "internal error")
 
     def _answer(self, connection: FramedConnection, caller: Caller, answer: bytes) -> None:
         """Give the answer to the client; what it does not take counts against its caller."""

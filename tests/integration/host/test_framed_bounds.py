@@ -298,6 +298,8 @@ def test_c3_an_answer_has_a_time_in_which_to_be_taken(
         assert bench.infer(b"another") == b"another"
         eventually(lambda: b"casemate_framed_connections 0.0" in page(bench))
         eventually(lambda: b"casemate_answers_unread 0.0" in page(bench))
+        # Counted, though it was not taken.
+        assert b'casemate_step_duration_seconds_count{step="admission"} 2.0' in page(bench)
 
 
 def test_requests_are_counted_as_calls(
