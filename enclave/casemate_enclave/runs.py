@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from casemate.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from casemate_enclave.cancellation import Cancellation
-    from casemate_enclave.runtime import Tensors
+    from casemate_enclave.runtime import Meanwhile, Tensors
 
 T = TypeVar("T")
 
@@ -98,6 +98,7 @@ class SharedModel(Protocol):
         cancellation: Cancellation | None = None,
         *,
         repeated: bool = False,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """As ``LoadedModel.run``; ``repeated``: once more, after the worker ended during it."""
         ...
@@ -125,12 +126,14 @@ class Run(NamedTuple):
     outputs: Sequence[str]
     deadline: float
     cancellation: Cancellation | None = None
-    meanwhile: Callable[[], None] | None = None
+    meanwhile: Meanwhile = None
 
     def alone(self, *, repeated: bool = False) -> Tensors:
         """Do it on this thread; raises as ``LoadedModel.run``."""
         return self.model.run(
-            *(self.inputs, self.outputs, self.deadline, self.cancellation), repeated=repeated
+            *(self.inputs, self.outputs, self.deadline, self.cancellation),
+            repeated=repeated,
+            meanwhile=None if repeated else self.meanwhile,
         )
 
 
@@ -152,7 +155,8 @@ def resume(steps: Steps[T], need: Run, outcome: Outcome) -> T:
     """Drive ``steps`` to their end on this thread, from the ``outcome`` of ``need`` on."""
     try:
         if isinstance(outcome, Left):
-            return finish(steps, need, repeated=outcome is Left.LOST)
+            alone = need._replace(meanwhile=None)  # which may have been done
+            return finish(steps, alone, repeated=outcome is Left.LOST)
         if isinstance(outcome, RequestError):
             return finish(steps, steps.throw(outcome))
         return finish(steps, steps.send(outcome))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from casemate_enclave.watchdog import Terminable
 
     Tensors = Mapping[str, np.ndarray[Any, Any]]
+    Meanwhile = Callable[[], None] | None
 
 _SILENT = 4  # fatal only: messages name tensors and quote shapes
 # A path in a sealed file may be any text, and to onnxruntime some are no files:
@@ -84,10 +85,13 @@ class LoadedModel(Protocol):
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """Return the named outputs; ``deadline`` in seconds of ``time.monotonic``.
 
         ``outputs`` may be any of the model's, declared or not; ``cancellation`` ends the run early.
+        ``meanwhile`` is work that may be done, once, while another process runs the model.
         Raises RequestError: DEADLINE_EXCEEDED, or MODEL_FAILED with a text that quotes nothing.
         """
         ...
@@ -261,6 +265,8 @@ class OnnxModel:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Stop | None = None,
+        *,
+        meanwhile: Meanwhile = None,  # noqa: ARG002 - the model runs on this thread
     ) -> Tensors:
         """Run; raises RunError. Inputs that are not aligned are copied."""
         options = onnxruntime.RunOptions()

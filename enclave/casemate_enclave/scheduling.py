@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casemate_enclave.batching import Tensors
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.runs import Asker, Pipelined, Run, Together
-    from casemate_enclave.runtime import LastingModel
+    from casemate_enclave.runtime import LastingModel, Meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class ScheduledModel:
         cancellation: Cancellation | None = None,
         *,
         repeated: bool = False,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """Run at once if a place is free, else in turn; as ``SharedModel.run``.
 
@@ -112,7 +113,9 @@ class ScheduledModel:
         self._model.admit(owner)
         rows = self._rows(inputs)
         if self._places.enter():
-            return self._run(inputs, outputs, deadline, cancellation, repeated=repeated)
+            return self._run(
+                *(inputs, outputs, deadline, cancellation), repeated=repeated, meanwhile=meanwhile
+            )
         job = Job(inputs, outputs, deadline, rows=rows, axis=self._bounds.axis, owner=owner)
         job.alone |= repeated
         given_up = OnTermination(lambda: self._places.give_up(job))
@@ -142,13 +145,15 @@ class ScheduledModel:
         cancellation: Cancellation | None,
         *,
         repeated: bool = False,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """Run in the place that the caller holds, and give it up."""
-        run = self._model.repeat if repeated else self._model.run
         try:
             _await_room(cancellation, deadline)
             until = min(deadline, time.monotonic() + self._bounds.run_s)
-            return run(inputs, outputs, until, cancellation)
+            if repeated:
+                return self._model.repeat(inputs, outputs, until, cancellation)
+            return self._model.run(inputs, outputs, until, cancellation, meanwhile=meanwhile)
         finally:
             self._places.leave()
 

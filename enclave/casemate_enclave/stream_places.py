@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from casemate_enclave.runs import Asker, Outcome, Run, SharedModel, Together
-    from casemate_enclave.runtime import Tensors
+    from casemate_enclave.runtime import Meanwhile, Tensors
     from casemate_enclave.shares import Owner
 
 _AGAIN_S = 0.005  # a small model has run some times meanwhile
@@ -78,6 +78,7 @@ class WaitingModel:
         cancellation: Cancellation | None = None,
         *,
         repeated: bool = False,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """As ``SharedModel.run``; never OVERLOADED."""
         cancellation = cancellation or Cancellation()
@@ -94,7 +95,9 @@ class WaitingModel:
             self._places.take(self._owner, give_up)
             try:
                 return self._model.run(
-                    *(inputs, outputs, deadline, cancellation), repeated=repeated
+                    *(inputs, outputs, deadline, cancellation),
+                    repeated=repeated,
+                    meanwhile=meanwhile,
                 )
             except RequestError as error:
                 if error.code is not Code.OVERLOADED:

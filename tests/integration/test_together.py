@@ -254,7 +254,7 @@ def test_the_time_of_a_run_that_was_begun_is_used_once(models: Models, host: Hos
     questions = [(kind, value) for value, kind in enumerate(["quick", "joined", "bad"] * 3)]
 
     def used() -> bool:
-        """As above: only runs that go together are begun and then waited for."""
+        """Whether begun with others, or alone after all."""
         models.meanwhile.clear()
         assert host.ask(questions) == right(models, questions)
         assert len(models.meanwhile) == len(set(models.meanwhile))

@@ -46,6 +46,7 @@ MUTANTS = (
     _cancelled("worker: cancelled while it runs", old="if (run := self._running.get(number)) is not None:", new="if (run := None) is not None:"),
     _cancelled("worker: cancelled numbers, bounded", old="if len(self._cancelled) > _CANCELLED_KEPT:", new="if False:"),
     _cancelled("worker: cancelled numbers, forgotten", old="        self._cancelled.pop(number, None)\n", new=""),
+    _made("worker, question: its time is used", _LINE, "                meanwhile()\n", "                pass\n"),
     _made("worker, answer: the run's number", _LINE, "if answered != number:", "if False:"),
     _made("worker, answer: room is bounded", _LINE, "if total > self._most:", "if False:"),
     _made("worker, tensors: dimensions", _TENSORS, "if len(shape) > _RANK_MAX:", "if False:"),

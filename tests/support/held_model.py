@@ -65,6 +65,8 @@ class Gate:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Tensors:
         """Double every element, once the gate is open."""
         rows = inputs["x"]

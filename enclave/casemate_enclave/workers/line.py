@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from casemate.wire import Buffer
+    from casemate_enclave.runtime import Meanwhile
     from casemate_enclave.workers.pace import Pace
     from casemate_enclave.workers.shared import Loan
     from casemate_enclave.workers.tensors import Array, Packed
@@ -64,10 +65,18 @@ class Line:
         self._one: int | None = None  # a run that has the line to itself
         self._may_need_room = False
 
-    def ask(self, number: int, packed: Packed, deadline: float) -> dict[str, Array]:
-        """Run; raises RunError, or WorkerLostError: then the line is of no more use."""
+    def ask(
+        self, number: int, packed: Packed, deadline: float, meanwhile: Meanwhile = None
+    ) -> dict[str, Array]:
+        """Run, and do ``meanwhile`` before the answer is waited for.
+
+        Raises RunError, or something else: then the line is of no more use. WorkerLostError: nor is
+        the worker.
+        """
         try:
             self._ask(number, packed, deadline)
+            if meanwhile is not None:
+                meanwhile()
             return self._answer(number)
         except (OSError, PacketError) as error:
             raise WorkerLostError from error

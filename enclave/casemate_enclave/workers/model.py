@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.events import Journal
     from casemate_enclave.runs import Run
-    from casemate_enclave.runtime import Tensors
+    from casemate_enclave.runtime import Meanwhile, Tensors
     from casemate_enclave.workers.pipeline import Pipeline
     from casemate_enclave.workers.process import Worker
 
@@ -117,6 +117,8 @@ class WorkedModel:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        *,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """Run; if the worker ends meanwhile, once more and alone. Raises as ``LoadedModel.run``.
 
@@ -124,7 +126,7 @@ class WorkedModel:
         """
         worker = self._enter(deadline)
         try:
-            return worker.run(inputs, outputs, deadline, cancellation)
+            return worker.run(inputs, outputs, deadline, cancellation, meanwhile)
         except WorkerLostError:
             self.lost(worker)
         finally:

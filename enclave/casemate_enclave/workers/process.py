@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casemate_enclave.accelerators import Needs
     from casemate_enclave.cancellation import Cancellation
     from casemate_enclave.runs import Run
-    from casemate_enclave.runtime import Tensors
+    from casemate_enclave.runtime import Meanwhile, Tensors
     from casemate_enclave.watchdog import Watchdog
     from casemate_enclave.workers.spawning import Spawner
 
@@ -100,6 +100,7 @@ class Worker:
         outputs: Sequence[str],
         deadline: float,
         cancellation: Cancellation | None = None,
+        meanwhile: Meanwhile = None,
     ) -> Tensors:
         """Run as ``LoadedModel.run``; raises WorkerLostError if the worker ends meanwhile."""
         try:
@@ -113,7 +114,7 @@ class Worker:
         overdue = self._watchdog.until(deadline + limits.WORKER_GRACE_S, OnTermination(self.kill))
         try:
             with overdue, cancelled:
-                answer = line.ask(number, packed, deadline)
+                answer = line.ask(number, packed, deadline, meanwhile)
         except WorkerLostError:
             self.kill()
             line.close()

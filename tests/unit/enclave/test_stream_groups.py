@@ -19,7 +19,7 @@ from casemate_enclave.stream_groups import answer_together
 from casemate_enclave.stream_places import StreamPlaces
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from casemate_enclave.runs import Asker, Outcome
     from casemate_enclave.stream_groups import Back
@@ -68,8 +68,9 @@ class Model:
         cancellation: Cancellation | None = None,
         *,
         repeated: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Any:  # noqa: ANN401 - likewise
-        assert (outputs, cancellation) != ((), None)
+        assert (outputs, cancellation, meanwhile) != ((), None, None)
         assert deadline > time.monotonic()
         self.alone.append((inputs["x"], repeated))
         return {"y": inputs["x"]}

@@ -351,8 +351,10 @@ class Model:
         cancellation: Cancellation | None = None,
         *,
         repeated: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Any:  # noqa: ANN401 - likewise
         assert not repeated
+        assert meanwhile is None
         if self.refusals:
             self.refusals -= 1
             raise RequestError(Code.OVERLOADED, "too many")

@@ -149,6 +149,21 @@ def test_c5_an_answer_is_not_completed_from_the_one_before() -> None:
             line.ask(NUMBER + 1, pack(X, ["y"]), 0.0)
 
 
+def test_the_time_of_a_run_is_used_before_its_answer_is_waited_for() -> None:
+    ours, theirs = packets.pair()
+    line = Line(ours, limits.MIB, Pace())
+    memory = packets.packet_memory()
+
+    def meanwhile() -> None:
+        assert packets.receive(theirs, memory)[0]  # the question has left
+        theirs.send(answer())
+
+    with ours, theirs:
+        ours.settimeout(10)
+        y = line.ask(NUMBER, pack(X, ["y"]), 0.0, meanwhile)["y"]
+    assert y.tolist() == [0, 1, 2, 3]
+
+
 def test_c5_a_worker_that_asks_for_room_twice_is_ended() -> None:
     asks = answer(packets.NEEDS_ROOM, total=100_000)
     with pytest.raises(WorkerLostError):
