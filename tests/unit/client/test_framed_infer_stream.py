@@ -129,7 +129,7 @@ def test_not_a_byte_goes_to_whoever_greets_otherwise(kind: Any, how: str) -> Non
     with playing(another) as host, kind(host.target) as connection:
         for _ in range(2):  # it is not tried again at once
             assert by_grpc(connection, b"one", b"two")
-        assert heard == [b""]
+    assert heard == [b""]
 
 
 REFUSALS: dict[str, Callable[[Peer], None]] = {
@@ -153,7 +153,7 @@ def test_a_client_that_is_refused_has_asked_nothing(kind: Any, how: str) -> None
     with playing(refuse) as host, kind(host.target) as connection:
         for _ in range(2):
             assert by_grpc(connection, b"one", b"two")
-        assert heard == [b""]
+    assert heard == [b""]
 
 
 def test_a_client_that_finds_nobody_goes_by_grpc(kind: Any) -> None:  # noqa: ANN401
