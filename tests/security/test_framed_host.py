@@ -444,6 +444,6 @@ def test_h11_a_client_that_takes_no_answers_is_cut_off_and_its_places_are_free(
                     payload = large if way is Kind.REQUEST else question(small, number)
                     channel.sendall(encode_frame(way, payload))
         # Nothing was closed on this side.
-        assert eventually(lambda: not host.host._front._framed.connections, 20)
-        assert host.host._front.unary.taken == 0
+        assert eventually(lambda: not host.host._front._framed.connections)
+        assert eventually(lambda: host.host._front.unary.taken == 0)
         assert host.infer(b"still") == b"still"

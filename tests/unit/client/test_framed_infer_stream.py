@@ -18,6 +18,7 @@ from casemate.frames import ANSWER, ERROR
 from tests.support.attacker import eventually
 from tests.support.framed_host import STREAM_ANSWER, FramedDouble, Peer, echo, playing
 from tests.support.host_streams import Blocking, Looped
+from tests.support.patience import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,15 +169,20 @@ def test_whoever_says_nothing_is_left_in_time(
     kind: Any,  # noqa: ANN401
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "FRAMED_CONNECT_S", 0.2)
-    heard: list[bytes] = []
-    with (
-        playing(lambda _, peer: heard.append(peer.at_end())) as host,
-        kind(host.target) as connection,
-    ):
-        for _ in range(2):
-            assert by_grpc(connection, b"one", b"two")
-        assert eventually(lambda: heard == [b""])
+    def heard(seconds: float) -> list[bytes]:
+        """What the host heard of whoever waits so long; nothing if there was no time to connect."""
+        monkeypatch.setattr(limits, "FRAMED_CONNECT_S", seconds)
+        said: list[bytes] = []
+        with (
+            playing(lambda _, peer: said.append(peer.at_end())) as host,
+            kind(host.target) as connection,
+        ):
+            for _ in range(2):
+                assert by_grpc(connection, b"one", b"two")
+            eventually(lambda: bool(said), 10 * seconds)
+        return said
+
+    assert patiently(heard, bool) == [b""]
 
 
 def test_what_led_nowhere_is_tried_again_later(
@@ -214,18 +220,28 @@ def test_nothing_waits_for_the_connection_but_the_stream(kind: Any) -> None:  # 
 def test_a_stream_with_little_time_leaves_half_of_it_to_grpc(kind: Any) -> None:  # noqa: ANN401
     """That there was no time to connect says nothing of the host."""
     with playing(hold_the_greeting) as host, kind(host.target) as connection:
-        assert connection.stream(2).say(b"one").end().rest() == b"grpc:one"
+
+        def answer(seconds: float) -> bytes | Code:
+            outcome: bytes | Code = connection.stream(seconds).say(b"one").end().outcome()
+            return outcome
+
+        assert patiently(answer, lambda it: it == b"grpc:one", (2, 10, 50)) == b"grpc:one"
         host.go.set()
         assert connection.stream().say(b"one").end().rest() == b"framed:one"
 
 
 def test_the_deadline_is_the_clients_own(kind: Any) -> None:  # noqa: ANN401
-    heard = Heard()
-    with playing(heard) as host, kind(host.target) as connection:
-        stream = connection.stream(0.5).say(b"now")
-        assert stream.outcome() is Code.DEADLINE_EXCEEDED
-        stream.cancel()
-        assert eventually(lambda: heard.ends == 1)
+    def ends(seconds: float) -> int:
+        """How many streams of frames were ended; none if there was no time to begin one."""
+        heard = Heard()
+        with playing(heard) as host, kind(host.target) as connection:
+            stream = connection.stream(seconds).say(b"now")
+            assert stream.outcome() is Code.DEADLINE_EXCEEDED
+            stream.cancel()
+            eventually(lambda: heard.ends == 1, 4 * seconds)
+            return heard.ends
+
+    assert patiently(ends, bool, (0.5, 5, 50)) == 1
 
 
 def test_a_host_that_always_says_something_does_not_move_the_deadline(kind: Any) -> None:  # noqa: ANN401

@@ -18,6 +18,7 @@ from casemate.v1.confidential_inference_pb2 import NumberedRequest, SealedReques
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import LARGE, SMALL, BlockingConnection
 from tests.support.framed_host import FramedDouble, Peer, echo, listening, playing
+from tests.support.patience import patiently
 from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def test_not_a_byte_goes_to_whoever_greets_otherwise(how: str, request_: bytes) 
 def test_not_a_byte_goes_to_whoever_has_greeted_in_part(
     monkeypatch: pytest.MonkeyPatch, request_: bytes
 ) -> None:
-    monkeypatch.setattr(limits, "FRAMED_CONNECT_S", 0.3)
+    monkeypatch.setattr(limits, "FRAMED_CONNECT_S", 1.0)
     heard = Heard(lambda peer: peer.raw(peer.offer.greeting[:-1]))
     with playing(heard) as host, BlockingConnection(host.target) as connection:
         assert eventually(lambda: bool(by_grpc(connection, request_) and heard.bytes))
@@ -108,11 +109,15 @@ def test_a_greeting_may_come_in_pieces(request_: bytes) -> None:
 def test_nothing_is_asked_before_the_hello_is_answered(
     monkeypatch: pytest.MonkeyPatch, request_: bytes
 ) -> None:
-    monkeypatch.setattr(limits, "FRAMED_CONNECT_S", 0.3)
-    heard = Heard(lambda peer: peer.raw(peer.offer.greeting))
-    with playing(heard) as host, BlockingConnection(host.target) as connection:
-        assert eventually(lambda: bool(by_grpc(connection, request_) and heard.bytes))
-    assert heard.bytes == [framed.hello()]
+    def said(seconds: float) -> list[bytes]:
+        """What the client says that waits for so long; nothing if it was not greeted in time."""
+        monkeypatch.setattr(limits, "FRAMED_CONNECT_S", seconds)
+        heard = Heard(lambda peer: peer.raw(peer.offer.greeting))
+        with playing(heard) as host, BlockingConnection(host.target) as connection:
+            assert eventually(lambda: bool(by_grpc(connection, request_) and heard.bytes))
+        return heard.bytes
+
+    assert patiently(said, any) == [framed.hello()]
 
 
 REFUSALS: dict[str, Callable[[Peer], object]] = {
