@@ -1,6 +1,7 @@
 """A framed connection for one large request at a time (SPEC 9.6.3), in few calls into the kernel.
 
-The time-outs are the kernel's, so that a request leaves by one call, and its answer comes by two.
+A request leaves by one call, as a rule, and its answer comes by two. Where it takes more of them,
+the time-outs are the kernel's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _HEAD: Final = struct.Struct(">IB")
 _TIMEVAL: Final = struct.Struct("@ll")
+_AT_ONCE: Final = int(getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL)
+_TICK_S: Final = 1e-6  # of the kernel's time-outs, of which none is for ever
+_LONGEST_S: Final = 1e6  # poll(2) counts milliseconds in 31 bits, and no host waits for so long
 _SMALL: Final = 8 * limits.KIB  # the smallest buckets of sealed answers
 
 
@@ -103,14 +107,14 @@ class Exchanges:
         return Failure(code, f"{self._target}: {detail}").error()
 
     def _send(self, request: Buffer, until: float) -> None:
-        left = self._bound(until, socket.SO_SNDTIMEO)
+        left = _left(until)
         budget = min(int(left * 1000) or 1, limits.FRAME_BUDGET_MAX)
         head = frames.encode_head(Kind.REQUEST, len(request), budget)
         buffers: list[Buffer] = [head, request]
         try:
-            sent = self._channel.sendmsg(buffers, (), NO_SIGNAL)
+            sent = self._channel.sendmsg(buffers, (), _AT_ONCE)
         except BlockingIOError:
-            raise
+            sent = 0
         except OSError:
             raise UnsentError from None
         while buffers := frames.unsent(buffers, sent):
@@ -119,8 +123,9 @@ class Exchanges:
 
     def _receive(self, until: float) -> tuple[bool, bytes]:
         """Return whether the answer is a refusal, and its payload."""
-        self._bound(until, socket.SO_RCVTIMEO)
-        data = self._channel.recv(HEAD_BYTES if self._large else _SMALL)
+        if not self._ready[socket.SO_RCVTIMEO].poll(_left(until) * 1000):
+            raise BlockingIOError
+        data = self._channel.recv(HEAD_BYTES if self._large else _SMALL, _AT_ONCE)
         if len(data) < HEAD_BYTES:
             data = self._more(data, HEAD_BYTES, until)
         length, kind = _HEAD.unpack_from(data)
@@ -146,16 +151,20 @@ class Exchanges:
             left -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _bound(self, until: float, option: int) -> float:
-        """Bound the next call by the time that is left; return it in seconds."""
-        left = until - time.monotonic()
-        microseconds = int(left * 1_000_000)
-        if microseconds <= 0:
-            raise BlockingIOError
-        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+    def _bound(self, until: float, option: int) -> None:
+        """Bound the next call by the time that is left; raises BlockingIOError."""
+        left = _left(until)
+        value = _TIMEVAL.pack(*divmod(int(left * 1_000_000), 1_000_000))
         self._channel.setsockopt(socket.SOL_SOCKET, option, value)
         # The main thread's signals have the kernel's time begin anew, but not this one.
         signalled = threading.current_thread() is threading.main_thread()
         if signalled and not self._ready[option].poll(left * 1000):
             raise BlockingIOError
-        return left
+
+
+def _left(until: float) -> float:
+    """Return how many seconds to wait at most; raises BlockingIOError if none is left."""
+    left = until - time.monotonic()
+    if left < _TICK_S:
+        raise BlockingIOError
+    return min(left, _LONGEST_S)

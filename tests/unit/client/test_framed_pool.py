@@ -132,8 +132,10 @@ def test_the_budget_is_what_is_left_of_the_deadline() -> None:
         connection.warm(LARGE)
         connection.call(asking("a"), 40)
         connection.call(asking("b"), 100_000)
-    assert 20_000 < acting.asked[-2].budget <= 40_000
-    assert acting.asked[-1].budget == limits.FRAME_BUDGET_MAX
+        connection.call(asking("c"), 365 * 86_400.0)
+    budgets = [each.budget for each in acting.asked[-3:]]
+    assert 20_000 < budgets[0] <= 40_000
+    assert budgets[1:] == [limits.FRAME_BUDGET_MAX] * 2
 
 
 def test_a_call_ends_at_its_deadline_and_with_it_the_connection() -> None:
