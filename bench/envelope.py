@@ -50,7 +50,7 @@ def served(size: int) -> tuple[Callable[[], object], int]:
         return opening.seal_response(
             opened,
             instance_digest=env.INSTANCE_DIGEST,
-            message=answer,
+            messages=[answer],
             trailer=env.ANSWERED,
             floor=0,
         )

@@ -63,6 +63,12 @@ KEY_ARN_MAX: Final = 256
 HEADER_MAX: Final = 118 + 4 + WRAPPED_KEY_MAX
 REQUEST_MAX: Final = 64 * MIB  # ceiling of limits.request_bytes: one unary message in memory
 PREAMBLE_MAX: Final = 1 * KIB
+# Of one request (SPEC 5.10): with so many, what a seal costs is little beside what each costs.
+QUESTIONS_MAX: Final = 32
+# The messages of one request that a client gathers: it shares a connection with others.
+QUESTIONS_REQUEST: Final = 32 * KIB
+# The answer buckets of one request: larger answers gain nothing, and would keep others waiting.
+QUESTIONS_ANSWERS: Final = 64 * KIB
 TRAILER_ROOM: Final = (
     1 * KIB
 )  # a full error text, or a receipt with its blinders, and both names fit

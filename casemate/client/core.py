@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from casemate import tensors
+from casemate import limits, tensors
 from casemate.allocator import expect_large_messages
 from casemate.client.models import split_version, with_bfloat16
 from casemate.client.retry import SESSION_GONE, TARGET_GONE, Again, Attempts
 from casemate.client.steps import LARGE, Alone, Ask, Pause, deadline_after, remaining, worked
+from casemate.envelope import questions
 from casemate.envelope.messages import INFER, METADATA
 from casemate.envelope.sealed_message import parse_sealed
 from casemate.errors import Code, RequestError, SealedStatusError
@@ -56,14 +57,24 @@ class Inference:
 class Answer(NamedTuple):
     """What `Inference` is made of, before its tensors are read."""
 
-    message: memoryview
+    messages: Sequence[memoryview]
     entry: LogEntry
     evidence: VerifiedEvidence
     receipt: StoredReceipt | None
 
-    def inference(self) -> Inference:
-        """Read the tensors."""
-        message, entry, evidence, receipt = self
+    @property
+    def message(self) -> memoryview:
+        """The only message."""
+        (message,) = self.messages
+        return message
+
+    def inference(self, place: int | None = None) -> Inference:
+        """Read the tensors, or of several questions those of the one at ``place`` (SPEC 5.10).
+
+        Raises SealedStatusError if that one was refused.
+        """
+        messages, entry, evidence, receipt = self
+        message = messages[0] if place is None else questions.read(messages[place])
         outputs = with_bfloat16(tensors.from_response(message))
         return Inference(outputs, entry.name, entry.version, entry.digest, evidence, receipt)
 
@@ -78,10 +89,11 @@ class Question:
     sealed_data: bytes | None = None
     receipt: bool = False
     operation: str = INFER
+    others: Sequence[Pieces] = field(default=(), repr=False)  # asked in the same request
 
     def size(self) -> int:
         """Return the bytes of its content."""
-        return sum(map(len, self.content))
+        return sum(map(len, self.content)) + sum([sum(map(len, other)) for other in self.others])
 
 
 class _Asked(NamedTuple):
@@ -153,13 +165,25 @@ class ClientCore:
                 return evidence
             yield Pause(pause)
 
-    def ask(self, question: Question, *, repeatable: bool, timeout_s: float) -> Steps[Answer]:
-        """Ask until there is an answer, or a failure that asking again does not mend."""
+    def ask(
+        self,
+        question: Question,
+        *,
+        repeatable: bool,
+        timeout_s: float,
+        failed: RequestError | None = None,
+    ) -> Steps[Answer]:
+        """Ask until there is an answer, or a failure that asking again does not mend.
+
+        ``failed``: how it failed already.
+        """
         deadline = deadline_after(timeout_s)
         attempts: Attempts | None = None  # made for the first failure: nearly all calls have none
         asked: _Asked | None = None
         while True:
             try:
+                if failed is not None:
+                    raise failed
                 if asked is None:
                     asked = self._sealed_at_once(question) or (
                         yield from self._seal(question, deadline)
@@ -172,10 +196,22 @@ class ClientCore:
             except RequestError as error:
                 attempts = attempts or self._attempts(repeatable=repeatable)
                 again, pause = self._go_on(error, attempts, asked, deadline)
+            failed = None
             if again is Again.RESEALED:
                 asked = None
             if pause:
                 yield Pause(pause)
+
+    def most_together(self, question: Question) -> int:
+        """Return in how many, all like it, ``question`` may share a request (SPEC 5.10)."""
+        session = self._session
+        if session is None or question.receipt:
+            return 1
+        entry = session.models.get((question.model, question.version))
+        if entry is None:
+            return 1
+        most = session.together.get(entry.digest, 1)
+        return most and min(most, limits.QUESTIONS_REQUEST // max(1, question.size()))
 
     def _attempts(self, *, repeatable: bool) -> Attempts:
         sessions = self._sessions
@@ -285,6 +321,7 @@ def _sealed(question: Question, session: Session, entry: LogEntry) -> _Asked:
         sealed_data=question.sealed_data,
         receipt=question.receipt,
         operation=question.operation,
+        others=question.others,
     )
     return _Asked(session, entry, call)
 
@@ -302,11 +339,12 @@ def _released(
     asked: _Asked, question: Question, answer: OpenedAnswer, evidence: VerifiedEvidence
 ) -> Answer:
     trailer, entry = answer.trailer, asked.entry
-    if trailer.status is not Code.OK or answer.message is None:
+    if trailer.status is not Code.OK:
         raise SealedStatusError(trailer.status, trailer.detail)
     if trailer.digest != entry.digest:
         raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
-    return Answer(answer.message, entry, evidence, _receipt(asked, question, answer, evidence))
+    asked.session.together[entry.digest] = trailer.questions or 1
+    return Answer(answer.messages, entry, evidence, _receipt(asked, question, answer, evidence))
 
 
 def _receipt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from casemate import limits
@@ -47,6 +47,8 @@ class Session:
     # By H(instance_config): that of `evidence`, and other replicas' that answered, verified since.
     verified: dict[bytes, VerifiedEvidence]
     lost: bool = False
+    # By digest: how many questions a request for a model may hold, as its answers say (SPEC 5.10).
+    together: dict[bytes, int] = field(default_factory=dict)
 
     def live(self) -> bool:
         """Whether another request may be sealed in it."""

@@ -223,7 +223,7 @@ class Released:
         if self.receipt:
             asked.messages.append(bytes(unit.message))
             receipt = self._stored(asked, trailer, evidence)
-        return Answer(unit.message, self._entry, evidence, receipt)
+        return Answer((unit.message,), self._entry, evidence, receipt)
 
     def _stored(
         self, asked: Asked, trailer: Trailer, evidence: VerifiedEvidence

@@ -45,7 +45,7 @@ SEALED_STATUSES: Final = frozenset(
 
 _PLAIN_MAX: Final = 384  # below any trailer with a receipt, whose blinders are nobody else's
 # A trailer begins so, then comes its unit: of a stream's good answers all else is the same.
-_BEFORE_UNIT: Final = b"\xabav\x01dunit"
+_BEFORE_UNIT: Final = b"\xacav\x01dunit"
 _UNIT_0: Final = b"\0"
 _NO_RECEIPT: Final = [None, None, None]  # nor its blinders
 _U32_MAX: Final = (1 << 32) - 1
@@ -150,7 +150,8 @@ class Trailer(NamedTuple):
 
     ``unit`` and ``final`` are those of streams (SPEC 5.9): which question this answers, and whether
     nothing more of its answer follows. ``receipt`` and its blinders come together, and only with
-    the status OK (SPEC 14).
+    the status OK (SPEC 14). ``questions``: how many one request for this model may hold
+    (SPEC 5.10), None where no model is named.
     """
 
     status: Code
@@ -163,6 +164,7 @@ class Trailer(NamedTuple):
     receipt: bytes | None = None
     question_blinder: bytes | None = None
     answer_blinder: bytes | None = None
+    questions: int | None = None
 
     def __repr__(self) -> str:
         return f"<Trailer: {self.status}>"
@@ -172,6 +174,8 @@ class Trailer(NamedTuple):
         _require(self.unit <= _U32_MAX, "unit out of bounds")
         _require(self.final or self.status is Code.OK, "a refusal that is not the end")
         _check_model(self.model, self.version, self.digest, named=False)
+        within = self.questions is None or 1 <= self.questions <= limits.QUESTIONS_MAX
+        _require(within, "questions out of bounds")
         if self.receipt is None:
             _require(self.question_blinder is self.answer_blinder is None, "blinders alone")
             return
@@ -182,10 +186,10 @@ class Trailer(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the CBOR map, ``detail`` cut to its bound; raises ValueError if out of bounds."""
-        status, detail, model, version, digest, unit, final, *receipt = self
+        status, detail, model, version, digest, unit, final, *receipt, questions = self
         if status is not Code.OK or detail or receipt != _NO_RECEIPT:
             return self._encode()
-        end = _plain_end(model, version, digest, final)
+        end = _plain_end(model, version, digest, final, questions)
         if not unit:
             return _BEFORE_UNIT + _UNIT_0 + end
         _require(0 <= unit <= _U32_MAX, "unit out of bounds")
@@ -206,6 +210,7 @@ class Trailer(NamedTuple):
                 "receipt": self.receipt,
                 "question_blinder": self.question_blinder,
                 "answer_blinder": self.answer_blinder,
+                "questions": self.questions,
             }
         )
 
@@ -243,6 +248,7 @@ class Trailer(NamedTuple):
             "receipt": (bytes, _NONE),
             "question_blinder": (bytes, _NONE),
             "answer_blinder": (bytes, _NONE),
+            "questions": (int, _NONE),
         }
         try:
             _require(len(data) <= limits.TRAILER_MAX, "too long")
@@ -257,12 +263,19 @@ class Trailer(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _plain_end(model: str | None, version: int | None, digest: bytes | None, final: bool) -> bytes:  # noqa: FBT001 - cached by it
+def _plain_end(
+    model: str | None,
+    version: int | None,
+    digest: bytes | None,
+    final: bool,  # noqa: FBT001 - cached by it
+    questions: int | None,
+) -> bytes:
     """Return what follows the unit in a good answer's trailer.
 
     A model's good answers nearly all end alike, and nothing in this is a secret.
     """
-    whole = Trailer(Code.OK, "", model, version, digest, 0, final)._encode()  # noqa: SLF001 - of this module
+    trailer = Trailer(Code.OK, "", model, version, digest, final=final, questions=questions)
+    whole = trailer._encode()  # noqa: SLF001 - of this module
     return whole[len(_BEFORE_UNIT) + len(_UNIT_0) :]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -19,6 +19,9 @@ from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.units import response_unit, split_request
 from casemate.errors import Code, EnvelopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "Asker",
@@ -46,14 +49,20 @@ class OpenedRequest(Guarded):
     Whether it was seen before and who the caller is are separate checks (SPEC 6.4).
     """
 
-    __slots__ = ("_ahead", "_prk", "message", "preamble_bytes", "th")
+    __slots__ = ("_ahead", "_prk", "messages", "preamble_bytes", "th")
 
-    def __init__(self, preamble: memoryview, message: memoryview, *, prk: bytes, th: bytes) -> None:
-        self.message = message
+    def __init__(self, preamble: memoryview, *messages: memoryview, prk: bytes, th: bytes) -> None:
+        """``messages``: one, or several questions (SPEC 5.10)."""
+        self.messages = messages
         self.preamble_bytes = preamble
         self._prk = prk
         self._ahead: tuple[bytes, ChunkCipher] | None = None
         self.th = th
+
+    @property
+    def message(self) -> memoryview:
+        """The only message, or the first."""
+        return self.messages[0]
 
     @property
     def preamble(self) -> Preamble:
@@ -109,10 +118,10 @@ def open_request(
     th = wire.digest(header)
     try:
         unit = open_content(wire.expand(prk, "request", th), th, ciphertext, place)
-        preamble, message = split_request(unit)
+        parts = split_request(unit)
     except BrokenSealError:
         raise open_failed() from None
-    return OpenedRequest(preamble, message, prk=prk, th=th)
+    return OpenedRequest(*parts, prk=prk, th=th)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,19 +182,19 @@ def seal_response(
     opened: OpenedRequest,
     *,
     instance_digest: bytes,
-    message: wire.Buffer | wire.Pieces | None,
+    messages: Sequence[wire.Buffer | wire.Pieces],
     trailer: Trailer,
     floor: int,
 ) -> tuple[bytes, memoryview]:
     """Seal the answer to ``opened``; returns (header, ciphertext).
 
-    No two answers ever share a key, those to one request included. ``floor`` is the model's answer
-    bucket in bytes, or 0. Raises EnvelopeError (TOO_LARGE), and ValueError if
-    ``message`` is there without the status OK or the reverse.
+    No two answers ever share a key, those to one request included. ``floor``: the bucket in bytes
+    of all ``messages``, or 0. Raises EnvelopeError (TOO_LARGE), and ValueError unless there are as
+    many messages as the request has if the status is OK, and else none.
     """
-    if (message is not None) != (trailer.status == Code.OK):
-        raise ValueError("a message goes with the status OK, and only with it")
-    unit = response_unit(message, trailer.encode(), floor)
+    if len(messages) != (len(opened.messages) if trailer.status == Code.OK else 0):
+        raise ValueError("messages go with the status OK, and only with it")
+    unit = response_unit(messages, trailer.encode(), floor)
     header, cipher = opened.take_cipher(instance_digest)
     if unit.length <= limits.CHUNK:
         return header, cipher.seal_alone(unit.whole())

@@ -29,7 +29,7 @@ from casemate.envelope.units import request_unit, split_response
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -40,12 +40,18 @@ class OpenedAnswer(NamedTuple):
     """An authenticated answer.
 
     Unless the session was pinned to an instance, the caller compares ``instance_digest`` with
-    evidence that it verified before it releases the message (SPEC 5.7).
+    evidence that it verified before it releases the messages (SPEC 5.7): one, or where several
+    questions were asked what became of each (SPEC 5.10), or none unless the status is OK.
     """
 
     instance_digest: bytes
     trailer: Trailer
-    message: memoryview | None
+    messages: list[memoryview]
+
+    @property
+    def message(self) -> memoryview | None:
+        """The only message, if there is one."""
+        return self.messages[0] if self.messages else None
 
     def __repr__(self) -> str:
         return f"<OpenedAnswer: {self.trailer.status}>"
@@ -54,7 +60,7 @@ class OpenedAnswer(NamedTuple):
 class SealedCall(Guarded):
     """One sealed request, and the only thing that opens its answer."""
 
-    __slots__ = ("_instance_digest", "_prk", "_receipt", "_th", "header", "request")
+    __slots__ = ("_instance_digest", "_prk", "_questions", "_receipt", "_th", "header", "request")
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class SealedCall(Guarded):
         *,
         receipt: bool = False,
         th: bytes | None = None,
+        questions: int = 1,
     ) -> None:
         """``request``: the header with its ciphertext as they are sent (SPEC 9.3)."""
         self.header = header
@@ -73,6 +80,7 @@ class SealedCall(Guarded):
         self._th = th or wire.digest(header)
         self._instance_digest = instance_digest
         self._receipt = receipt
+        self._questions = questions
 
     @property
     def ciphertext(self) -> memoryview:
@@ -80,7 +88,7 @@ class SealedCall(Guarded):
         return parse_sealed(self.request)[1]
 
     def open(self, header: bytes, ciphertext: wire.Buffer) -> OpenedAnswer:
-        """Open the answer to this very request; ``message`` is None unless the status is OK.
+        """Open the answer to this very request.
 
         Raises EnvelopeError: ANSWER_OPEN_FAILED with one text, whatever failed, or
         ANSWER_INSTANCE_UNKNOWN if another instance answered than the one the session is for.
@@ -89,17 +97,20 @@ class SealedCall(Guarded):
             parsed = ResponseHeader.parse(header)
             rh = wire.digest(header)
             key = wire.expand(self._prk, "response", self._th, rh)
-            message, trailer_bytes = split_response(open_content(key, rh, ciphertext))
+            messages, trailer_bytes = split_response(
+                open_content(key, rh, ciphertext), self._questions
+            )
         except ValueError:
             raise answer_open_failed() from None
         trailer = Trailer.parse(trailer_bytes)
-        if (message is not None) != (trailer.status == Code.OK):
+        good = trailer.status == Code.OK
+        if len(messages) != (self._questions if good else 0):
             raise answer_open_failed()
-        if (trailer.receipt is not None) != (message is not None and self._receipt):
+        if (trailer.receipt is not None) != (good and self._receipt):
             raise answer_open_failed()
         if self._instance_digest not in (None, parsed.instance_digest):
             raise EnvelopeError(Code.ANSWER_INSTANCE_UNKNOWN, "another instance answered")
-        return OpenedAnswer(parsed.instance_digest, trailer, message)
+        return OpenedAnswer(parsed.instance_digest, trailer, messages)
 
 
 class DataKeySession(Guarded):
@@ -219,12 +230,14 @@ class DataKeySession(Guarded):
         sealed_data: bytes | None = None,
         receipt: bool = False,
         operation: str = INFER,
+        others: Sequence[wire.Pieces] = (),
     ) -> SealedCall:
         """Seal one ``ModelInferRequest``, which may lie in pieces, under a header of its own.
 
         Of another ``operation`` than ``infer`` the message is what SPEC 5.6.1 says. With
         ``sealed_data``, its ``H(m)``, the message is sealed data instead (SPEC 8.7);
-        ``receipt`` asks for a receipt of the answer (SPEC 14).
+        ``receipt`` asks for a receipt of the answer (SPEC 14). ``others`` are further questions
+        to the same model, asked in the same request (SPEC 5.10).
 
         Raises EnvelopeError: INVALID_ARGUMENT for a name, version or digest out of bounds,
         TOO_LARGE, or EXPIRED when the sequence is exhausted.
@@ -233,14 +246,19 @@ class DataKeySession(Guarded):
             model, version, digest, sealed_data, receipt=receipt, operation=operation
         )
         try:
-            unit = request_unit((preamble, message))
+            unit = request_unit((preamble, message, *others))
         except ValueError:
             raise EnvelopeError(Code.INVALID_ARGUMENT, "the message is empty") from None
         header = self._next_header()
         th = wire.digest(header)
         key = wire.expand(self._prk, "request", th)
         request = seal_message(header, key, th, unit)
-        return SealedCall(header, request, self._prk, self._instance_digest, receipt=receipt, th=th)
+        return SealedCall(
+            *(header, request, self._prk, self._instance_digest),
+            receipt=receipt,
+            th=th,
+            questions=1 + len(others),
+        )
 
     def seal_stream(
         self,

@@ -11,7 +11,7 @@ from casemate.envelope.padding import holds_answer, padded_answer, padded_length
 from casemate.errors import Code, EnvelopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casemate.wire import Buffer, Pieces
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LENGTH: Final = struct.Struct(">I")
 _PREFIX: Final = _LENGTH.size
+_REQUEST_PARTS: Final = 2  # at least
 _BLOCK: Final = 64 * limits.KIB
 _ZEROS: Final = bytes(_BLOCK)  # compared block by block: 60 KiB of padding in 3 us
 
@@ -88,15 +89,17 @@ def request_unit(parts: Sequence[Part]) -> PaddedUnit:
     return PaddedUnit(pieces, padded_length(length))
 
 
-def response_unit(message: Part | None, trailer: Buffer, floor: int) -> PaddedUnit:
-    """Return the unit of an answer, in a model's answer bucket ``floor`` or 0.
+def response_unit(messages: Iterable[Part], trailer: Buffer, floor: int) -> PaddedUnit:
+    """Return the unit of an answer, in a bucket of ``floor`` bytes or 0.
 
     Raises EnvelopeError (TOO_LARGE).
     """
     if len(trailer) > limits.TRAILER_MAX:
         raise ValueError("the trailer is larger than its room")
     pieces: list[Buffer] = []
-    length = 0 if message is None else _frame(message, pieces)
+    length = 0
+    for message in messages:
+        length += _frame(message, pieces)
     pieces += (_LENGTH.pack(len(trailer)), trailer)
     return PaddedUnit(pieces, padded_answer(length, floor))
 
@@ -107,8 +110,8 @@ def pack_unit(parts: Sequence[Part]) -> bytes:
 
 
 def pack_response(message: Part | None, trailer: Buffer, floor: int) -> bytes:
-    """Return ``response_unit`` written out."""
-    return response_unit(message, trailer, floor).whole()
+    """Return the ``response_unit`` of one message, or none, written out."""
+    return response_unit(() if message is None else (message,), trailer, floor).whole()
 
 
 def _frame(part: Part, pieces: list[Buffer]) -> int:
@@ -155,20 +158,15 @@ def split_parts(unit: memoryview, most: int) -> tuple[list[memoryview], int]:
     return parts, at
 
 
-def split_request(unit: memoryview) -> tuple[memoryview, memoryview]:
-    """Return the two parts of a request's unit, as views; raises BrokenSealError."""
-    try:
-        (first,) = _LENGTH.unpack_from(unit)
-        middle = _PREFIX + first
-        (second,) = _LENGTH.unpack_from(unit, middle)
-    except struct.error:
-        raise BrokenSealError from None
-    start = middle + _PREFIX
-    end = start + second
-    if not first or not second or len(unit) != padded_length(end):
+def split_request(unit: memoryview) -> list[memoryview]:
+    """Return the parts of a request's unit, as views: its preamble, then one message or several.
+
+    Raises BrokenSealError.
+    """
+    parts, length = split_parts(unit, 1 + limits.QUESTIONS_MAX)
+    if len(parts) < _REQUEST_PARTS or len(unit) != padded_length(length):
         raise BrokenSealError
-    require_zeros(unit[end:])
-    return unit[_PREFIX:middle], unit[start:end]
+    return parts
 
 
 def split_single(unit: memoryview) -> memoryview:
@@ -179,16 +177,16 @@ def split_single(unit: memoryview) -> memoryview:
     return parts[0]
 
 
-def split_response(unit: memoryview) -> tuple[memoryview | None, memoryview]:
-    """Return a response's message, if there is one, and its trailer; raises BrokenSealError.
+def split_response(unit: memoryview, most: int = 1) -> tuple[list[memoryview], memoryview]:
+    """Return a response's messages, ``most`` or fewer, and its trailer; raises BrokenSealError.
 
     The reader does not know the floor, so any bucket that is large enough passes (SPEC 5.5).
     """
-    parts, length = split_parts(unit, 2)
+    parts, length = split_parts(unit, most + 1)
     if not parts:
         raise BrokenSealError
-    trailer = parts[-1]
+    trailer = parts.pop()
     size = len(trailer)
     if size > limits.TRAILER_MAX or not holds_answer(len(unit), length - _PREFIX - size):
         raise BrokenSealError
-    return (parts[0] if len(parts) > 1 else None), trailer
+    return parts, trailer

@@ -12,6 +12,7 @@ from casemate.errors import CasemateError, Code, ModelError, RequestError
 from casemate.tensors import RequestReader
 from casemate_enclave.independence import check_independent
 from casemate_enclave.memory import Hold, MemoryBudget, cost_of_loading, cost_of_serving
+from casemate_enclave.questions import most_questions
 from casemate_enclave.scheduling import Bounds, ScheduledModel
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class ServedModel:
     ) -> Self:
         """Return the model with what its requests and answers have in common."""
         requests = RequestReader(header.inputs, header.outputs)
-        trailer = Trailer(Code.OK, "", header.name, header.version, digest)
+        named = header.name, header.version, digest
+        trailer = Trailer(Code.OK, "", *named, questions=most_questions(header))
         return cls(header, digest, loaded, process, requests, trailer)
 
     @property

@@ -111,7 +111,7 @@ class ScheduledModel:
         """
         owner = cancellation.owner if cancellation else None
         self._model.admit(owner)
-        rows = self._rows(inputs)
+        rows = self.rows(inputs)
         if self._places.enter():
             return self._run(
                 *(inputs, outputs, deadline, cancellation), repeated=repeated, meanwhile=meanwhile
@@ -128,7 +128,11 @@ class ScheduledModel:
             return self._run(inputs, outputs, deadline, cancellation, repeated=True)
         return self._lead(job, cancellation) if job.answer is None else job.answer
 
-    def _rows(self, inputs: Tensors) -> int | None:
+    def rows(self, inputs: Tensors) -> int | None:
+        """Return how many rows a request has, None of a model without them.
+
+        Raises RequestError(INVALID_INPUT) for more than it takes.
+        """
         axis, most = self._bounds.axis, self._bounds.request_rows
         if axis is None:
             return None
@@ -228,7 +232,7 @@ class ScheduledModel:
         """Return the rows of a run, or 0, if it could begin now if it came by itself, else None."""
         try:
             self._model.admit(run.cancellation.owner if run.cancellation else None)
-            rows = self._rows(run.inputs) or 0
+            rows = self.rows(run.inputs) or 0
         except RequestError:
             return None
         return rows if run.cancellation is None or run.cancellation.await_room(0.0) else None

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader
-from casemate.envelope.messages import METADATA, SEALED_STATUSES, Preamble, Trailer
+from casemate.envelope.messages import INFER, METADATA, SEALED_STATUSES, Preamble, Trailer
 from casemate.envelope.opening import (
     Asker,
     OpenedRequest,
@@ -32,12 +32,13 @@ from casemate.tensors import request_lead, response_pieces
 from casemate_enclave.admission import Admission, Session
 from casemate_enclave.events import Counter, Step
 from casemate_enclave.looping import last_piece
+from casemate_enclave.questions import Questions
 from casemate_enclave.runs import Run, finish
 from casemate_enclave.shares import Owner
 from casemate_enclave.workers.shared import lendable_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from casemate import wire
     from casemate.envelope.replay import ReplayTable
@@ -64,11 +65,11 @@ class Bounds:
 
 @dataclass(slots=True, eq=False)
 class _Outcome:
-    """What is to be sealed, in the answer bucket ``floor``; no message unless it is good."""
+    """What is to be sealed, in the answer bucket ``floor``; no messages unless it is good."""
 
     trailer: Trailer
-    floor: int
-    message: wire.Pieces | None = field(default=None, repr=False)
+    floor: int  # of each message
+    messages: Sequence[wire.Pieces] = field(default=(), repr=False)
 
     @classmethod
     def refused(cls, status: Code, detail: str, model: ServedModel | None) -> Self:
@@ -262,11 +263,17 @@ class RequestService:
                 raise RequestError(Code.INVALID_REQUEST, "the preamble cannot be read")  # noqa: TRY301
             model = self._models.find(preamble.model, preamble.version)
             check_asker(model, preamble, caller)
+            prepare = partial(opened.prepare, self._identity.instance_digest)
             message: wire.Pieces
+            if len(opened.messages) > 1:
+                _check_several(model, preamble, len(opened.messages))
+                _check_wanted(deadline, context)
+                questions = Questions(model, opened.messages, deadline, context)
+                answers = yield from questions.run(prepare)
+                return model, _Outcome(model.trailer, model.header.answer_bucket, answers)
             if preamble.operation == METADATA:
                 message = [self._metadata(model)]
             elif preamble.sealed_data is None:
-                prepare = partial(opened.prepare, self._identity.instance_digest)
                 message = yield from _run(model, opened.message, deadline, context, prepare)
             else:
                 yield None
@@ -279,7 +286,7 @@ class RequestService:
             if preamble.receipt:
                 receipt = self._receipts.issue(model, opened.th, opened.message, message)
                 trailer = receipt.within(trailer)
-            return model, _Outcome(trailer, model.header.answer_bucket, message)
+            return model, _Outcome(trailer, model.header.answer_bucket, (message,))
         except CasemateError as refusal:
             code = refusal.code if refusal.code in SEALED_STATUSES else Code.MODEL_FAILED
             return model, _Outcome.refused(code, refusal.detail, model)
@@ -300,9 +307,9 @@ class RequestService:
         header, ciphertext = seal_response(
             opened,
             instance_digest=self._identity.instance_digest,
-            message=outcome.message,
+            messages=outcome.messages,
             trailer=outcome.trailer,
-            floor=outcome.floor,
+            floor=outcome.floor * len(opened.messages),
         )
         return encode_sealed(header, ciphertext)
 
@@ -320,6 +327,22 @@ def check_asker(model: ServedModel, preamble: Preamble, caller: bytes | None) ->
         raise RequestError(Code.CALLER_REFUSED, "the model's publisher does not list this caller")
 
 
+def _check_several(model: ServedModel, preamble: Preamble, count: int) -> None:
+    """Refuse several questions where one request may not hold so many (SPEC 5.10)."""
+    if preamble.operation != INFER or preamble.sealed_data is not None or preamble.receipt:
+        raise RequestError(Code.INVALID_REQUEST, "several questions, and not of tensors alone")
+    most = model.trailer.questions or 1
+    if count > most:
+        detail = f"{count} questions in one request, the model takes {most}"
+        raise RequestError(Code.INVALID_REQUEST, detail)
+
+
+def _check_wanted(deadline: float, context: RequestContext | None) -> None:
+    if time.monotonic() >= deadline or (context is not None and context.cancelled):
+        detail = "the deadline passed before the model ran, or nobody waited any more"
+        raise RequestError(Code.DEADLINE_EXCEEDED, detail)
+
+
 def _run(
     model: ServedModel,
     message: memoryview,
@@ -328,9 +351,7 @@ def _run(
     meanwhile: Callable[[], None] | None = None,
 ) -> Steps[wire.Pieces]:
     header = model.header
-    if time.monotonic() >= deadline or (context is not None and context.cancelled):
-        detail = "the deadline passed before the model ran, or nobody waited any more"
-        raise RequestError(Code.DEADLINE_EXCEEDED, detail)
+    _check_wanted(deadline, context)
     request = model.requests.read(message)
     if request.timeout_us is not None:
         deadline = min(deadline, time.monotonic() + request.timeout_us / 1_000_000)

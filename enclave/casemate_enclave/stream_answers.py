@@ -218,5 +218,8 @@ class Answering:
 
     def trailer(self, code: Code, detail: str, unit: int, *, final: bool = True) -> Trailer:
         """Return a trailer that names the model."""
-        header = self._model.header
-        return Trailer(code, detail, header.name, header.version, self._model.digest, unit, final)
+        header, digest = self._model.header, self._model.digest
+        questions = self._model.trailer.questions
+        return Trailer(
+            *(code, detail, header.name, header.version, digest, unit, final), questions=questions
+        )

@@ -99,9 +99,8 @@ class StreamService:
         except RequestError as refusal:
             if model is None:
                 return Trailer(refusal.code, refusal.detail), 0
-            header = model.header
-            named = header.name, header.version, model.digest
-            return Trailer(refusal.code, refusal.detail, *named), header.answer_bucket
+            trailer = model.trailer._replace(status=refusal.code, detail=refusal.detail)
+            return trailer, model.header.answer_bucket
         return Answering(
             model,
             places=self._places,

@@ -8,6 +8,7 @@ from tests.mutants import (
     envelope,
     framed,
     machine,
+    questions,
     receipts,
     serving,
     sharing,
@@ -20,6 +21,7 @@ TABLES = (
     *(
         verifier,
         envelope,
+        questions,
         receipts,
         data,
         serving,

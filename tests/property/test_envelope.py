@@ -166,11 +166,12 @@ def test_buckets(length: int) -> None:
 PARTS = st.binary(min_size=1, max_size=3000)
 
 
-@given(PARTS, PARTS)
-def test_requests_are_split_as_packed(preamble: bytes, message: bytes) -> None:
-    unit = units.pack_unit((preamble, message))
-    assert len(unit) == padded_length(8 + len(preamble) + len(message))
-    assert [*map(bytes, units.split_request(memoryview(unit)))] == [preamble, message]
+@given(PARTS, st.lists(PARTS, min_size=1, max_size=32))
+def test_requests_are_split_as_packed(preamble: bytes, messages: list[bytes]) -> None:
+    parts = [preamble, *messages]
+    unit = units.pack_unit(parts)
+    assert len(unit) == padded_length(sum(4 + len(part) for part in parts))
+    assert [*map(bytes, units.split_request(memoryview(unit)))] == parts
 
 
 @given(st.none() | PARTS, st.binary(min_size=1, max_size=1020), st.integers(0, 9999))
@@ -180,7 +181,7 @@ def test_answers_are_split_as_packed(message: bytes | None, trailer: bytes, floo
     framed = 0 if message is None else 4 + len(message)
     assert len(unit) == padme(max(floor, framed) + 1024)
     found, tail = units.split_response(memoryview(unit))
-    assert (found and bytes(found), bytes(tail)) == (message, trailer)
+    assert ([*map(bytes, found)], bytes(tail)) == ([] if message is None else [message], trailer)
 
 
 @given(st.binary(max_size=1200), st.integers(0, 2))

@@ -99,7 +99,11 @@ def answer(
 ) -> Answer:
     return Answer(
         *opening.seal_response(
-            opened, instance_digest=INSTANCE_DIGEST, message=message, trailer=trailer, floor=floor
+            opened,
+            instance_digest=INSTANCE_DIGEST,
+            messages=[] if message is None else [message],
+            trailer=trailer,
+            floor=floor,
         )
     )
 

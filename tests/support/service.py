@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from casemate.attestation import InstanceConfig, KeyConfig, encode_log
+from casemate.envelope import questions
 from casemate.envelope.header import parse_request_header
 from casemate.envelope.hpke import KemKey
 from casemate.envelope.messages import Trailer
@@ -63,6 +64,8 @@ class Service:
         self.evidence_calls = 0
         self.requests: list[bytes] = []
         self.callers: list[bytes | None] = []
+        self.questions: list[int] = []  # in each request
+        self.parts: Callable[[list[bytes]], list[bytes]] = lambda same: same  # of several questions
         self.answered_at = NOW + 1000  # in receipts
         self._server = grpc.server(ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers([self._handlers()])
@@ -113,21 +116,27 @@ class Service:
         data_key = self.data_key or self.kem.unwrap(header.encapsulation, self.key_config)
         opened = open_request(raw, ciphertext, check_commitment(header, data_key))
         self.callers.append(verify_caller(header, opened.preamble))
-        message = None
+        self.questions.append(len(opened.messages))
+        messages = []
         if self.trailer.status is Code.OK:
-            inputs, *_ = read_request(opened.message, SPEC, SPEC)
-            message = to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
+            messages = [*map(self._message, opened.messages)]
         trailer = self.trailer
-        if opened.preamble.receipt and message is not None:
-            trailer = trailer._replace(**self._receipt(opened, message))
+        if opened.preamble.receipt and messages:
+            trailer = trailer._replace(**self._receipt(opened, messages[0]))
+        if len(messages) > 1:
+            messages = self.parts([b"".join(questions.answered([m])) for m in messages])
         sealed = seal_response(
             opened,
             instance_digest=digest(self.instance.encode()),
-            message=message,
+            messages=messages,
             trailer=trailer,
             floor=0,
         )
         return b"".join(encode_sealed(*sealed))
+
+    def _message(self, message: memoryview) -> bytes:
+        inputs, *_ = read_request(message, SPEC, SPEC)
+        return to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
 
     def _receipt(self, opened: OpenedRequest, message: bytes) -> dict[str, Any]:
         blinders = {"question_blinder": b"q" * 32, "answer_blinder": b"a" * 32}

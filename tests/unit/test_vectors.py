@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from casemate import attestation, cbor, framed, frames, wire
 from casemate.attestation import structures
 from casemate.attestation.measurement import measure_tree
-from casemate.envelope import opening, units
+from casemate.envelope import opening, questions, units
 from casemate.envelope.chunks import BrokenSealError
 from casemate.envelope.header import RequestHeader, ResponseHeader, parse_request_header
 from casemate.envelope.hpke import KemKey
@@ -37,7 +37,7 @@ from casemate.envelope.receipt import (
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.sealing import DataKeySession, SealedCall
 from casemate.envelope.stream_opening import OpenedStream
-from casemate.errors import CasemateError, Code, EnvelopeError
+from casemate.errors import CasemateError, Code, EnvelopeError, SealedStatusError
 from casemate.framed import Offer
 from casemate.frames import ANSWER, ERROR
 from casemate.receipts import Shown, StoredReceipt
@@ -138,7 +138,7 @@ def test_packed_answers() -> None:
         unit = units.pack_response(message, trailer, case["floor"])
         assert same(case, unit)
         found, tail = units.split_response(memoryview(unit))
-        assert (found and bytes(found), bytes(tail)) == (message, trailer)
+        assert ([*map(bytes, found)], bytes(tail)) == ([message] if message else [], trailer)
 
 
 @pytest.mark.parametrize("case", load("padding")["refused"], ids=ids(load("padding")["refused"]))
@@ -241,31 +241,34 @@ def test_seal_and_open_a_request(case: Case, fixed_randomness: list[bytes]) -> N
         sealed_data=unhex(case["object"]),
         receipt=case["receipt"],
         operation=case["operation"],
+        others=[[spelled(other)] for other in case["others"]],
     )
     assert call.header.hex() == case["header"]
     assert same(case["ciphertext"], call.ciphertext)
     opened = opening.open_request(call.header, call.ciphertext, bytes.fromhex(case["prk"]))
-    assert opened.message == spelled(case["message"])
+    assert [*opened.messages] == [*map(spelled, (case["message"], *case["others"]))]
     assert opened.preamble == Preamble.parse(bytes.fromhex(case["preamble"]))
 
 
 @each_envelope
 def test_seal_and_open_answers(case: Case, fixed_randomness: list[bytes]) -> None:
     header, prk = bytes.fromhex(case["header"]), bytes.fromhex(case["prk"])
-    opened = opening.OpenedRequest(
-        memoryview(b""), memoryview(b""), prk=prk, th=wire.digest(header)
-    )
-    call = SealedCall(header, b"", prk, None, receipt=case["receipt"])
+    asked = [memoryview(b"")] * (1 + len(case["others"]))
+    opened = opening.OpenedRequest(memoryview(b""), *asked, prk=prk, th=wire.digest(header))
+    call = SealedCall(header, b"", prk, None, receipt=case["receipt"], questions=len(asked))
     for stated in case["answers"]:
         trailer = Trailer.parse(bytes.fromhex(stated["trailer"]))
         assert (trailer.status, trailer.detail) == (stated["status"], stated["detail"])
         assert trailer.encode().hex() == stated["trailer"]
-        message = None if stated["message"] is None else spelled(stated["message"])
+        messages = [] if stated["message"] is None else [spelled(stated["message"])]
+        if stated["several"] is not None:
+            messages = [*map(bytes.fromhex, stated["several"])]
+            check_several(messages, spelled(stated["message"]))
         fixed_randomness.append(bytes.fromhex(stated["response_nonce"]))
         response_header, ciphertext = opening.seal_response(
             opened,
             instance_digest=wire.digest(bytes.fromhex(case["instance_config"])),
-            message=message,
+            messages=messages,
             trailer=trailer,
             floor=stated["floor"],
         )
@@ -273,8 +276,19 @@ def test_seal_and_open_answers(case: Case, fixed_randomness: list[bytes]) -> Non
         assert ResponseHeader.parse(response_header).encode() == response_header
         assert same(stated["ciphertext"], ciphertext)
         answer = call.open(response_header, ciphertext)
-        assert (answer.message, answer.trailer) == (message, trailer)
+        assert ([*map(bytes, answer.messages)], answer.trailer) == (messages, trailer)
         assert answer.instance_digest == wire.digest(bytes.fromhex(case["instance_config"]))
+
+
+def check_several(parts: list[bytes], message: bytes) -> None:
+    """What became of each of several questions: the second one was refused."""
+    first, second, *others = parts
+    assert {b"".join(questions.answered([message]))} == {first, *others}
+    assert bytes(questions.read(memoryview(first))) == message
+    with pytest.raises(SealedStatusError) as refused:
+        questions.read(memoryview(second))
+    said = refused.value.code, refused.value.detail
+    assert b"".join(questions.refused(*said)) == second
 
 
 # receipt.json

@@ -184,7 +184,8 @@ def padding_vectors() -> Json:
         1 << 26,
     ]
     two, one = (b"preamble", b"message"), (b"trailer",)
-    packed = [two, *((b"p", seeded("unit", size)) for size in (1015, 1016, 3000))]
+    packed = [two, (*two, b"another", b"m")]
+    packed += [(b"p", seeded("unit", size)) for size in (1015, 1016, 3000)]
     answers = [(1, 0), (0, 0), (0, 1500), (1496, 1500), (1497, 1500), (1, 65_537), (70_000, 65_537)]
     framed = lp(*two)
     refused = [
@@ -192,7 +193,7 @@ def padding_vectors() -> Json:
         ("request", "the first padding byte is not zero", framed + b"\0\0\0\0\1", 1024, b""),
         ("request", "a length passes the end", lp(b"preamble") + u32(1009), 1024, b""),
         ("request", "one part", lp(b"preamble"), 1024, b""),
-        ("request", "three parts", lp(*two, b"x"), 1024, b""),
+        ("request", "33 messages", lp(b"preamble", *[b"m"] * 33), 1024, b""),
         ("request", "an empty part in front", u32(0) + framed, 1024, b""),
         ("request", "padded to the next bucket", framed, 1088, b""),
         ("request", "unpadded", framed, len(framed), b""),
@@ -293,6 +294,7 @@ class Plan(NamedTuple):
     floor: int  # of the answer
     receipt: bool = False
     operation: str = "infer"
+    questions: int = 1
 
 
 PLANS = (
@@ -300,6 +302,7 @@ PLANS = (
     Plan("hpke, three chunks", 1, anonymous=True, sequence=1, size=2 * CHUNK + 12_345, floor=0),
     Plan("kms", 2, anonymous=False, sequence=(1 << 20) - 1, size=75, floor=2000),
     Plan("kms, any instance", 2, True, 77, size=1, floor=3 * CHUNK - 1, operation="metadata"),
+    Plan("hpke, three questions", 1, True, sequence=2, size=75, floor=3 * 1100, questions=3),
 )
 
 
@@ -323,8 +326,8 @@ def envelope_case(plan: Plan, committed: Json) -> Json:
     case["key_commitment"] = x(case["prk"], "commit")
     case |= {"caller": None, "signature": None} if plan.anonymous else caller_fields(case)
     case |= request_fields(case, plan)
-    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48)}
-    unknown = {"model": None, "version": None, "digest": None}
+    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48), "questions": 32}
+    unknown = {"model": None, "version": None, "digest": None, "questions": None}
     case["answers"] = [
         answer(case, plan, {"status": "OK", "detail": "", **known}),
         answer(case, plan, {"status": "UNKNOWN_MODEL", "detail": "no such model", **unknown}),
@@ -359,7 +362,9 @@ def request_fields(case: Json, plan: Plan) -> Json:
         "operation": plan.operation,
     }
     preamble = cbor({"v": 1, **asked, **caller, **also})
-    packed = unit(preamble, seeded(f"message {plan.name}", plan.size))
+    others = [f"message {number} {plan.name}" for number in range(1, plan.questions)]
+    messages = [seeded(name, plan.size) for name in (f"message {plan.name}", *others)]
+    packed = unit(preamble, *messages)
     return {
         **asked,
         **also,
@@ -370,6 +375,7 @@ def request_fields(case: Json, plan: Plan) -> Json:
         "request_key": key,
         "preamble": preamble,
         "message": spelled(f"message {plan.name}", plan.size),
+        "others": [spelled(name, plan.size) for name in others],
         "unit_sha384": h(packed),
         "ciphertext": abbreviated(seal_chunks(key, th, packed)),
     }
@@ -385,9 +391,11 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
     message = seeded(f"answer {label}", plan.size) if answered else None
     fields |= receipt_fields(case, plan, fields, message)
     trailer = cbor({"v": 1, **fields})
-    packed = answer_unit([] if message is None else [message], trailer, plan.floor)
+    several = answered_each(plan, message) if message is not None and plan.questions > 1 else None
+    packed = answer_unit(several or ([] if message is None else [message]), trailer, plan.floor)
     return {
         **fields,
+        "several": several,
         "floor": plan.floor,
         "response_nonce": header[1:33],
         "header": header,
@@ -398,6 +406,13 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
         "unit_sha384": h(packed),
         "ciphertext": abbreviated(seal_chunks(key, rh, packed)),
     }
+
+
+def answered_each(plan: Plan, message: bytes) -> list[bytes]:
+    """What becomes of several questions: the second one is refused (SPEC 5.10)."""
+    parts = [b"\0" + message] * plan.questions
+    parts[1] = b"\1" + cbor({"status": "INVALID_INPUT", "detail": "tensor 'x': missing"})
+    return parts
 
 
 def receipt_fields(case: Json, plan: Plan, fields: Json, message: bytes | None) -> Json:
@@ -490,7 +505,7 @@ def stream_answer(plan: Plan, case: Json, label: str, th: bytes) -> Json:
     header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
     rh = h(header)
     key = x(case["prk"], "response", th, rh)
-    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48)}
+    known = {"model": "wdbc", "version": 7, "digest": seeded("model", 48), "questions": 32}
     none = dict.fromkeys(("receipt", "question_blinder", "answer_blinder"))
     said: list[Json] = [
         {"status": "OK", "detail": "", "unit": 1, "final": False, "size": plan.size},

@@ -135,7 +135,7 @@ def test_another_instance_than_the_sessions_is_refused() -> None:
     call = env.seal(env.hpke_session())
     opened = env.open_sealed(call.header, call.ciphertext)
     header, ciphertext = opening.seal_response(
-        opened, instance_digest=b"o" * 48, message=b"x", trailer=env.ANSWERED, floor=0
+        opened, instance_digest=b"o" * 48, messages=[b"x"], trailer=env.ANSWERED, floor=0
     )
     with pytest.raises(EnvelopeError) as caught:
         call.open(header, ciphertext)
