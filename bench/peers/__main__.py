@@ -15,13 +15,15 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from bench.peers import findings, processor
 from bench.peers.findings import Figures, Sample
 from bench.peers.models import MODELS, write_models
 from bench.peers.servers import ROOT, SERVERS, Running, not_installed, versions
 from casemate.client.plot import bar_plot
+
+_SHORT: Final = frozenset({"small", "mlp"})  # models whose questions share requests
 
 
 def _parse() -> argparse.Namespace:
@@ -74,20 +76,29 @@ def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
             print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
             with SERVERS[name](folder) as server:
                 for mode, model, load in product(server.modes, options.models, options.in_flight):
-                    if mode == "looped" and load == 1:
-                        continue  # one call needs no loop
+                    if _is_idle(mode, model, load):
+                        continue
                     figures = _measure(server, mode, model, load, options)
                     samples.append(Sample(number, name, model, mode, load, figures))
     return samples
 
 
+def _is_idle(mode: str, model: str, load: int) -> bool:
+    """Whether this is another mode by another name.
+
+    One call needs no loop, and long questions share no request (SPEC 5.10).
+    """
+    alone = load == 1 and mode in {"looped", "together"}
+    return alone or (mode == "together" and model not in _SHORT)
+
+
 def _print(found: dict[str, object], samples: list[Sample]) -> None:
     rows = findings.medians(samples)
-    head = f"{'model':7}{'mode':7}{'in flight':>10}  {'server':12}{'answers/s':>10}{'spread':>8}"
+    head = f"{'model':7}{'mode':9}{'in flight':>10}  {'server':12}{'answers/s':>10}{'spread':>8}"
     print(f"{head}{'p50 ms':>9}{'p99 ms':>9}{'CPU s/1000':>12}{'client':>8}{'busy':>6}")
     for row in rows:
         print(
-            f"{row['model']:7}{row['mode']:7}{row['in_flight']:>10}  {row['server']:12}"
+            f"{row['model']:7}{row['mode']:9}{row['in_flight']:>10}  {row['server']:12}"
             f"{row['throughput']:>10.0f}"
             f"{row['spread_percent']:>7.0f}%{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
             f"{row['server_cpu_s_per_1000']:>12.3f}{row['client_cpu_s_per_1000']:>8.3f}"

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 PRICES: Final = Path(__file__).parent / "prices.toml"
 PEERS: Final = ("triton", "kserve", "mlserver")
+# Unary calls by threads, and by tasks of one event loop: with a request each, or sharing them.
+APART: Final = frozenset({"unary", "looped"})
+UNARY: Final = APART | {"together"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,10 @@ def targets(measured: Sequence[Sample]) -> list[Target]:
         )
         name = f"{model}, 1 in flight: p50 sealed / quickest peer"
         found.append(_ratio(samples, name, (model, 1), _quickest_peer, "p50", 1.0, at_least=False))
-    found.append(_stream_ratio(samples))
+    ratios = _stream_ratios(best_clients(measured, APART))
+    if ratios:
+        name = "small, 32 in flight: throughput stream / unary"
+        found.append(Target(name, statistics.median(ratios), 2.0, at_least=True))
     return [target for target in found if target is not None]
 
 
@@ -155,14 +161,19 @@ def beside(measured: Sequence[Sample]) -> list[tuple[str, float]]:
                 name = f"{model}, {in_flight} in flight: {figure} {ours} / {other}"
                 ratios = _ratios(samples, (model, in_flight), ours, _named(other), figure)
                 found += [(name, statistics.median(ratios))] if ratios else []
+    if ratios := _stream_ratios(samples):
+        name = "small, 32 in flight: throughput stream / unary or together"
+        found.append((name, statistics.median(ratios)))
     return found
 
 
-def best_clients(samples: Sequence[Sample]) -> list[Sample]:
-    """Of unary calls by threads and by one event loop keep whichever got more answers, as unary."""
+def best_clients(samples: Sequence[Sample], modes: Collection[str] = UNARY) -> list[Sample]:
+    """Of unary calls in ``modes`` keep whichever got more answers, as unary; the other modes go."""
     best: dict[object, Sample] = {}
     for each in samples:
-        same = replace(each, mode="unary") if each.mode == "looped" else each
+        if each.mode in UNARY and each.mode not in modes:
+            continue
+        same = replace(each, mode="unary") if each.mode in modes else each
         key = (same.round, same.server, same.case)
         known = best.get(key)
         if known is None or known.figures.throughput < same.figures.throughput:
@@ -218,7 +229,7 @@ def _ratios(
     return ratios
 
 
-def _stream_ratio(samples: Sequence[Sample]) -> Target | None:
+def _stream_ratios(samples: Sequence[Sample]) -> list[float]:
     ratios = []
     for stream in samples:
         if (stream.server, *stream.case) != ("sealed", "small", "stream", 32):
@@ -227,8 +238,7 @@ def _stream_ratio(samples: Sequence[Sample]) -> Target | None:
             case = (unary.round, unary.server, *unary.case)
             if case == (stream.round, "sealed", "small", "unary", stream.in_flight):
                 ratios.append(stream.figures.throughput / unary.figures.throughput)
-    name = "small, 32 in flight: throughput stream / unary"
-    return Target(name, statistics.median(ratios), 2.0, at_least=True) if ratios else None
+    return ratios
 
 
 def costs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

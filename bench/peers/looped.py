@@ -26,7 +26,8 @@ from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     import numpy as np
 
@@ -40,13 +41,16 @@ _OPTIONS: Final = [
 
 
 @contextlib.asynccontextmanager
-async def sealed(options: argparse.Namespace, row: Row) -> AsyncIterator[Call]:
-    """One verified session, used by all tasks."""
+async def sealed(
+    options: argparse.Namespace, row: Row, *, together: bool = False
+) -> AsyncIterator[Call]:
+    """One verified session, used by all tasks; ``together``: whose questions share requests."""
     async with AsyncClient(
         options.target,
         TrustPolicy.load(options.policy),
         caller_key=read_private_key(options.caller_key),
         retry=RetryPolicy(attempts=0),
+        together=together,
     ) as client:
         yield partial(client.infer, options.model, row)
 
@@ -81,7 +85,12 @@ async def plain_front(options: argparse.Namespace, row: Row) -> AsyncIterator[Ca
         await connection.close()
 
 
-KINDS: Final = {"sealed-looped": sealed, "plain-looped": plain, "plain-front-looped": plain_front}
+KINDS: Final[Mapping[str, Callable[..., AbstractAsyncContextManager[Call]]]] = {
+    "sealed-looped": sealed,
+    "sealed-together": partial(sealed, together=True),
+    "plain-looped": plain,
+    "plain-front-looped": plain_front,
+}
 
 
 async def load(options: argparse.Namespace, row: Row, tell: Callable[[], None]) -> Load:

@@ -137,7 +137,12 @@ def sealed(folder: Path, *, framed: bool = True) -> Iterator[Running]:
             world.target,
             roots,
             (*_OURS, *more),
-            {"unary": "sealed", "looped": "sealed-looped", "stream": "stream"},
+            {
+                "unary": "sealed",
+                "looped": "sealed-looped",
+                "together": "sealed-together",
+                "stream": "stream",
+            },
         )
 
 

@@ -94,6 +94,22 @@ def test_each_of_ours_is_judged_at_its_better_client() -> None:
     assert value(samples, "small, 32 in flight: throughput stream / unary") == pytest.approx(1.5)
 
 
+def test_questions_that_share_a_request_are_unary_calls_but_for_streams() -> None:
+    """A stream is judged by calls with a request each, and stated beside the others."""
+    samples = [
+        sample(0, "sealed", 1000),
+        sample(0, "sealed", 1500, mode="looped"),
+        sample(0, "sealed", 2400, mode="together"),
+        sample(0, "sealed", 3000, mode="stream"),
+        sample(0, "plain", 2000),
+    ]
+    assert value(samples, "small, 32 in flight: throughput sealed / plain") == pytest.approx(1.2)
+    assert value(samples, "small, 32 in flight: throughput stream / unary") == pytest.approx(2)
+    stated = dict(beside(samples))
+    name = "small, 32 in flight: throughput stream / unary or together"
+    assert stated[name] == pytest.approx(1.25)
+
+
 def test_what_was_not_measured_is_not_judged() -> None:
     assert targets([sample(0, "sealed", 1000)]) == []
 
