@@ -6,28 +6,14 @@ import ctypes
 import threading
 import weakref
 from collections import deque
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casemate import limits
-from casemate.allocator import keep_freed_memory
 from casemate.errors import CasemateError, Code
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _MIB = limits.MIB
 _LIBRARY = ctypes.CDLL(None)
-_LIBRARY.malloc.restype = ctypes.c_void_p
-_LIBRARY.malloc.argtypes = [ctypes.c_size_t]
-_LIBRARY.free.argtypes = [ctypes.c_void_p]
-_LIBRARY.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
-_MMAP_MAX, _NEVER = 65_536, -1  # what the C library begins with; no bound
-_MADV_HUGEPAGE = 14
-_HUGE_PAGE = 2 * limits.MIB
 
 
 def fresh_memory(size: int) -> memoryview:
@@ -39,30 +25,6 @@ def fresh_memory(size: int) -> memoryview:
 def give_back_memory() -> None:
     """Have the C library return what it keeps of freed memory: after a load it is much."""
     _LIBRARY.malloc_trim(0)
-
-
-@contextmanager
-def huge_pages(size: int) -> Iterator[None]:
-    """Have what this thread allocates meanwhile lie in huge pages, as far as ``size`` bytes go.
-
-    A load touches each page of its memory once, and for small pages the kernel's part in that is
-    most of the load. Where the kernel has no huge pages, nothing changes. For a process that has
-    one thread yet: how the C library allocates is changed for all.
-    """
-    _LIBRARY.mallopt(_M_MMAP_MAX, 0)  # everything from one region, which is not given back
-    _LIBRARY.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    if region := _LIBRARY.malloc(size):
-        first, end = -(-region // _HUGE_PAGE), (region + size) // _HUGE_PAGE
-        if end > first:
-            length = (end - first) * _HUGE_PAGE
-            _LIBRARY.madvise(first * _HUGE_PAGE, length, _MADV_HUGEPAGE)
-        _LIBRARY.free(region)
-    try:
-        yield
-    finally:
-        _LIBRARY.mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        keep_freed_memory()
-        give_back_memory()
 
 
 def cost_of_loading(contents: int) -> int:

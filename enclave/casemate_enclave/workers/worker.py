@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from casemate import cbor, limits
 from casemate.sealed_model import ModelContents, ModelHeader
-from casemate_enclave.memory import cost_of_loading, huge_pages
+from casemate_enclave.huge_pages import huge_pages
+from casemate_enclave.memory import cost_of_loading
 from casemate_enclave.refusals import Failure, Refusal, RefusedError, RunError
 from casemate_enclave.runtime import OnnxRuntime
 from casemate_enclave.workers import packets
@@ -66,7 +67,7 @@ def _load(settings: bytes, contents: int) -> OnnxModel:
     runtime = OnnxRuntime(providers, run_bytes=run_bytes, threads=threads)
     given = ModelContents(contents, dict(files))
     try:
-        with huge_pages(cost_of_loading(header.total_bytes)):
+        with huge_pages(cost_of_loading(header.total_bytes), soon=header.total_bytes):
             return runtime.load(given, header)
     except MemoryError:
         raise RefusedError(Refusal.RUNTIME) from None
