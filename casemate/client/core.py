@@ -343,8 +343,14 @@ def _released(
         raise SealedStatusError(trailer.status, trailer.detail)
     if trailer.digest != entry.digest:
         raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
-    asked.session.together[entry.digest] = trailer.questions or 1
+    asked.session.together[entry.digest] = _together_next(answer)
     return Answer(answer.messages, entry, evidence, _receipt(asked, question, answer, evidence))
+
+
+def _together_next(answer: OpenedAnswer) -> int:
+    """Return how many questions may share a request, as long as answers are as long as these."""
+    length = sum(map(len, answer.messages)) // len(answer.messages)
+    return max(1, min(answer.trailer.questions or 1, limits.QUESTIONS_ANSWERS // length))
 
 
 def _receipt(

@@ -46,6 +46,12 @@ if TYPE_CHECKING:
 SPEC = (TensorSpec("x", "FP32", (0,)),)
 
 
+def doubled(message: memoryview) -> bytes:
+    """What the model makes of a question."""
+    inputs, *_ = read_request(message, SPEC, SPEC)
+    return to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
+
+
 class Service:
     """Doubles float32 vectors; counts what it was asked."""
 
@@ -64,6 +70,7 @@ class Service:
         self.evidence_calls = 0
         self.requests: list[bytes] = []
         self.callers: list[bytes | None] = []
+        self.message: Callable[[memoryview], bytes] = doubled
         self.questions: list[int] = []  # in each request
         self.parts: Callable[[list[bytes]], list[bytes]] = lambda same: same  # of several questions
         self.answered_at = NOW + 1000  # in receipts
@@ -119,7 +126,7 @@ class Service:
         self.questions.append(len(opened.messages))
         messages = []
         if self.trailer.status is Code.OK:
-            messages = [*map(self._message, opened.messages)]
+            messages = [*map(self.message, opened.messages)]
         trailer = self.trailer
         if opened.preamble.receipt and messages:
             trailer = trailer._replace(**self._receipt(opened, messages[0]))
@@ -133,10 +140,6 @@ class Service:
             floor=0,
         )
         return b"".join(encode_sealed(*sealed))
-
-    def _message(self, message: memoryview) -> bytes:
-        inputs, *_ = read_request(message, SPEC, SPEC)
-        return to_response({"x": np.asarray(inputs["x"] * 2)}, "wdbc", 2)
 
     def _receipt(self, opened: OpenedRequest, message: bytes) -> dict[str, Any]:
         blinders = {"question_blinder": b"q" * 32, "answer_blinder": b"a" * 32}

@@ -12,6 +12,7 @@ import pytest
 from casemate.client import AsyncClient, RetryPolicy
 from casemate.envelope import questions
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError, SealedStatusError
+from casemate.tensors import to_response
 from tests.support import evidence as made
 from tests.support.nitro_pki import NOW
 from tests.support.service import Service
@@ -116,6 +117,22 @@ def test_long_questions_are_asked_each_by_itself(service: Service) -> None:
             assert np.array_equal(answer.outputs["x"], inputs["x"] * 2)
 
     assert run(service, work) == [1] * 6
+
+
+def test_questions_with_long_answers_are_asked_each_by_itself(service: Service) -> None:
+    """Whatever the enclave says: its answer could be too long for anybody's."""
+    service.message = lambda _: to_response({"x": np.zeros(20_000, np.float32)}, "wdbc", 2)
+
+    async def work(client: AsyncClient) -> None:
+        await asyncio.gather(*(client.infer("wdbc", row(number)) for number in range(6)))
+
+    async def all_of_it() -> None:
+        async with AsyncClient(service.target, made.policy()) as client:
+            await client.infer("wdbc", row(0))
+            await work(client)
+
+    asyncio.run(all_of_it())
+    assert service.questions == [1] * 7
 
 
 def test_only_what_is_asked_alike_shares_a_request(service: Service) -> None:
