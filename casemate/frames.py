@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from casemate import cbor, limits
 from casemate.errors import Code, FrameError
@@ -51,8 +50,7 @@ class OversizedFrameError(FrameError):
     """A frame above the receiver's own limit; it was read and dropped, so another may follow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One received frame; ``budget`` in milliseconds."""
 
     type: int

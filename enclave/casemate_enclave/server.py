@@ -7,8 +7,7 @@ import select
 import socket
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate import limits, numbered
 from casemate.errors import CLEAR_CODES, CasemateError, Code, FrameError
@@ -51,8 +50,7 @@ _OUTSIDE = CLEAR_CODES | {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Exchange:
+class _Exchange(NamedTuple):
     """One received frame on its connection; an ``Exchange`` of the dispatcher."""
 
     payload: memoryview

@@ -9,7 +9,7 @@ parent. Calls refused at the gate have no span: a flood must cost nothing.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from casemate.errors import CasemateError, Code
 from casemate_host.status import status_code
@@ -53,6 +53,9 @@ class Tracer(Protocol):
         ...
 
 
+_NOTHING: Final = contextlib.nullcontext()
+
+
 class NoTrace:
     """What there is without traces; a ``Trace`` and a ``Tracer`` that do nothing."""
 
@@ -62,7 +65,7 @@ class NoTrace:
 
     def step(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002 - the protocol's
         """Return what does nothing."""
-        return contextlib.nullcontext()
+        return _NOTHING
 
     def caller(self, name: str) -> None:
         """Do nothing."""

@@ -12,8 +12,7 @@ import select
 import socket
 import struct
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import frames, limits
 from casemate.errors import Code, FrameError
@@ -27,8 +26,7 @@ _SMALL: Final = 8192  # the smallest buckets of sealed answers
 _FRESH_S: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One received frame of the enclave."""
 
     type: int

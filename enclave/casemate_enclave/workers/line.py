@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import struct
@@ -183,8 +182,7 @@ class Line:
         given = 0 if descriptor is None else room.size
         kind = packets.RUN_SHARED
         head = packets.QUESTION.pack(kind, len(description), deadline, number, given, 0)
-        with _closing(descriptor):
-            packets.send(self._channel, [head, description], descriptor)
+        self._send_closing([head, description], descriptor)
 
     def _room(self, total: int) -> tuple[Room, int | None]:
         if self._given is not None and self._given.size >= total:
@@ -229,8 +227,15 @@ class Line:
             raise PacketError("an answer larger than runs may make")
         self._answers, descriptor = make_room(total, answers=True)
         head = packets.QUESTION.pack(packets.ROOM, 0, 0.0, 0, self._answers.size, 0)
-        with _closing(descriptor):
-            packets.send(self._channel, [head], descriptor)
+        self._send_closing([head], descriptor)
+
+    def _send_closing(self, pieces: Sequence[Buffer], descriptor: int | None) -> None:
+        """Send, and give the descriptor back if there is one."""
+        try:
+            packets.send(self._channel, pieces, descriptor)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _is_kept(self, room: Room) -> bool:
         return room.size <= limits.WORKER_ROOM_KEPT
@@ -257,12 +262,3 @@ def _loan(packed: Packed) -> Loan | None:
     if len(packed.raws) != 1 or isinstance(packed.raws[0], bytes):
         return None
     return loan(packed.raws[0])
-
-
-@contextlib.contextmanager
-def _closing(descriptor: int | None) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

@@ -201,7 +201,7 @@ class WorkedModel:
     # Who may run, on which worker
 
     def _enter(self, deadline: float) -> Worker:
-        with self._changed:
+        with self._lock:  # that of `_changed`, which costs more to take
             while self._suspects or not self._current:
                 self._await(deadline)
             self._running += 1
