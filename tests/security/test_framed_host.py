@@ -408,9 +408,9 @@ def test_h11_connections_without_requests_end_after_a_while(
     bench: Starts, monkeypatch: pytest.MonkeyPatch, way: Kind | None
 ) -> None:
     """And each tells its client so that nothing is asked too late."""
-    monkeypatch.setattr(limits, "FRAMED_IDLE_S", 0.5)
-    monkeypatch.setattr(limits, "CALL_STREAM_IDLE_S", 0.5)
-    monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 0.5)
+    monkeypatch.setattr(limits, "FRAMED_IDLE_S", 2.0)
+    monkeypatch.setattr(limits, "CALL_STREAM_IDLE_S", 2.0)
+    monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 2.0)
     with bench() as host, welcomed(offer_of(host.address).port) as channel:
         if way is not None:
             payload = b"x" if way is Kind.REQUEST else question(b"x")

@@ -124,7 +124,7 @@ def test_a_question_that_the_enclave_forgets_ends_at_its_deadline(bench: Bench) 
         begun = time.monotonic()
         stream.ask(b"silent x", budget=200)
         assert stream.take(1) == [(1, "DEADLINE_EXCEEDED")]
-        assert 0.2 < time.monotonic() - begun < 5
+        assert 0.2 < time.monotonic() - begun < 25  # it forgets for 30
 
 
 def test_the_deadline_travels_as_the_budget(bench: Bench, enclave: FakeEnclave) -> None:
@@ -302,7 +302,7 @@ def test_a_drain_answers_what_was_asked_and_asks_the_client_to_end(
 def test_an_idle_stream_and_one_that_is_not_ended_have_their_bounds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "CALL_STREAM_IDLE_S", 0.5)
+    monkeypatch.setattr(limits, "CALL_STREAM_IDLE_S", 2.0)
     monkeypatch.setattr(limits, "CALL_STREAM_CLOSE_S", 600.0)
     with RawStream(bench.channel) as ends, RawStream(bench.channel) as stays:
         ends.ask(b"x")

@@ -123,8 +123,11 @@ def test_c3_requests_count_against_their_callers_places_on_whatever_they_come(
         assert first.take().kind == Kind.REQUEST | 0x80
         assert stream.take_many(1) == [(1, b"sleep:100 x")]
         assert third.exchange(LARGE) == LARGE
-    assert b'casemate_caller_calls_total{caller="alice",code="OVERLOADED"} 3.0' in page(bench)
-    assert b'casemate_caller_calls_total{caller="bob",code="OK"} 1.0' in page(bench)
+    counted = (
+        b'casemate_caller_calls_total{caller="alice",code="OVERLOADED"} 3.0',
+        b'casemate_caller_calls_total{caller="bob",code="OK"} 1.0',
+    )
+    eventually(lambda: all(each in page(bench) for each in counted))
 
 
 def test_one_call_at_a_time_may_follow_the_other_at_once(
@@ -314,8 +317,8 @@ def test_requests_are_counted_as_calls(
             stream.end_sending()
             assert stream.ended() is None
             eventually(lambda: b'{code="OK",method="InferMany"} 1.0' in page(bench))
+            eventually(lambda: b"casemate_framed_connections 1.0" in page(bench))
             text = page(bench)
-            assert b"casemate_framed_connections 1.0" in text
         assert b'casemate_calls_total{code="OK",method="Infer"} 2.0' in text
         assert b'casemate_calls_total{code="OPEN_FAILED",method="Infer"} 2.0' in text
         assert b"casemate_call_duration_seconds_count 2.0" in text

@@ -75,7 +75,7 @@ def test_it_is_saved_while_the_host_runs(tmp_path: Path, monkeypatch: pytest.Mon
     usage = UsageFile(path, {"clinic": counted})
     usage.start()
     counted.call()
-    assert eventually(lambda: json.loads(path.read_text())["callers"]["clinic"] == [100, 1, 0], 5)
+    assert eventually(lambda: json.loads(path.read_text())["callers"]["clinic"] == [100, 1, 0])
     usage.stop()
 
 
