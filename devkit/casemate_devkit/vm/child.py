@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _STOP_S: Final = 10.0
 _TETHER: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+# The kernel says nothing of an owner that ended before it was asked to.
+_UNLESS_LEFT: Final = ("sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 Stream = int | IO[Any] | None
@@ -29,7 +32,7 @@ def start(
     """
     try:
         return subprocess.Popen(
-            [*_TETHER, *command],
+            [*_TETHER, *_UNLESS_LEFT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -81,13 +81,35 @@ def test_the_rate_that_is_hinted_is_the_time_stamp_counters(
     assert machine.processor_khz() == khz
 
 
+OWNER = """
+import subprocess, sys
+from casemate_devkit.vm import child
+child._PATH = sys.argv[1] + child._PATH
+print(child.start(["sleep", "600"], output=subprocess.DEVNULL).pid, flush=True)
+"""
+# In the place of the program that has the kernel end what it becomes with its owner.
+LATE = """#!/bin/sh
+while [ "$(cut -d " " -f 4 /proc/$$/stat)" = "$PPID" ]; do sleep 0.02; done
+exec /usr/bin/setpriv "$@"
+"""
+
+
+def _started(path: str = "") -> int:
+    """The process id of a program of which the owner has ended; it looks in ``path`` first."""
+    command = [sys.executable, "-c", OWNER, path]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
 def test_programs_end_with_their_owner() -> None:
-    program = (
-        "from casemate_devkit.vm import child;"
-        "p = child.start(['sleep', '600'], output=None); print(p.pid, flush=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
-    pid = int(done.stdout)
+    pid = _started()
+    assert eventually(lambda: _state(pid) in {"", "Z"})
+
+
+def test_programs_do_not_begin_when_their_owner_has_ended(tmp_path: Path) -> None:
+    late = tmp_path / "setpriv"
+    late.write_text(LATE)
+    late.chmod(0o755)
+    pid = _started(f"{tmp_path}:")
     assert eventually(lambda: _state(pid) in {"", "Z"})
 
 
