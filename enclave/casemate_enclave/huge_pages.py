@@ -49,6 +49,8 @@ def huge_pages(size: int, soon: int) -> Iterator[None]:
         yield
     finally:
         supply.stop()
+        # Runs are quicker with huge pages, too: the kernel may join small ones when it has time.
+        _advise(first, end, _MADV_HUGEPAGE)
         _LIBRARY.mallopt(_M_MMAP_MAX, _MMAP_MAX)
         keep_freed_memory()
         give_back_memory()
@@ -60,10 +62,14 @@ def _region(size: int) -> tuple[int, int]:
         return 0, 0
     first = -(-region // _HUGE_PAGE) * _HUGE_PAGE
     end = (region + size) // _HUGE_PAGE * _HUGE_PAGE
-    if end > first:
-        _LIBRARY.madvise(first, end - first, _MADV_HUGEPAGE)
+    _advise(first, end, _MADV_HUGEPAGE)
     _LIBRARY.free(region)
     return first, end
+
+
+def _advise(first: int, end: int, advice: int) -> bool:
+    """Whether the kernel took the advice for a range, if there is any."""
+    return end > first and not _LIBRARY.madvise(first, end - first, advice)
 
 
 class _Supply:
@@ -91,10 +97,10 @@ class _Supply:
         slow = 0
         for at in self._places:
             begun = time.thread_time()
-            refused = _LIBRARY.madvise(at, _HUGE_PAGE, _MADV_POPULATE_WRITE)
-            if refused or self._stopped.is_set():
+            found = _advise(at, at + _HUGE_PAGE, _MADV_POPULATE_WRITE)
+            if self._stopped.is_set() or not found:
                 return
             if slow < _SLOW_MAX and time.thread_time() - begun > _SLOW_S:
                 slow += 1
                 if slow == _SLOW_MAX:
-                    _LIBRARY.madvise(at, self._end - at, _MADV_NOHUGEPAGE)
+                    _advise(at, self._end, _MADV_NOHUGEPAGE)

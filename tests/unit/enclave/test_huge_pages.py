@@ -62,6 +62,17 @@ print(json.dumps([found, huge, touched, taken, resident() - start, threading.act
 """
 SLOW = "module._SLOW_S = -1.0\n"
 QUICK = "module._SLOW_S = 1e9\n"
+LATER = """
+def small_for_good():
+    maps = Path("/proc/self/smaps").read_text()
+    return " nh" in "".join(re.findall(r"\\[heap\\]\\n(?:.*\\n)*?VmFlags:(.*)", maps))
+
+start = resident()
+with huge_pages(4 * SIZE, SIZE):
+    awaited(SIZE - (4 << 20))
+    kept, meanwhile = b"y" * (SIZE // 2), small_for_good()
+print(json.dumps([meanwhile, small_for_good(), resident() - start]))
+"""
 ENDED = """
 start = resident()
 with huge_pages(64 * SIZE, 32 * SIZE):
@@ -117,6 +128,14 @@ def test_where_huge_pages_are_slow_the_rest_is_small() -> None:
     assert taken < SIZE + 8 * MIB
     assert left < SIZE // 8
     assert threads == 1
+
+
+def test_small_pages_may_become_huge_when_the_load_has_ended() -> None:
+    meanwhile, later, kept = measured(SLOW, LATER)
+    if kernel_has_some():
+        assert meanwhile
+    assert not later
+    assert kept >= SIZE // 2 - 4 * MIB  # so there was something to tell of
 
 
 def test_nothing_is_found_any_more_when_a_load_has_ended() -> None:
