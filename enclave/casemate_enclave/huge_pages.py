@@ -25,10 +25,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _MMAP_MAX, _NEVER = 65_536, -1  # what the C library begins with; no bound
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE, _MADV_POPULATE_WRITE = 14, 15, 23
 _HUGE_PAGE: Final = 2 * limits.MIB
-# A huge page takes 0.2 ms, and as many small ones take 0.8. Where a machine that holds this one has
-# to find the memory first, a huge page takes 2 to 7 ms; one that takes long may be chance.
-_SLOW_S: Final = 0.001
-_SLOW_MAX: Final = 2
+# As many small pages take so long. A huge one takes 0.2 ms; where a machine that holds this one has
+# to find the memory first, 2 to 7 ms.
+_SMALL_S: Final = 0.0008
 
 
 @contextmanager
@@ -94,13 +93,13 @@ class _Supply:
             self._thread.join()
 
     def _work(self) -> None:
-        slow = 0
-        for at in self._places:
+        lost, small = 0.0, False
+        for left, at in zip(reversed(range(len(self._places))), self._places, strict=True):
             begun = time.thread_time()
             found = _advise(at, at + _HUGE_PAGE, _MADV_POPULATE_WRITE)
             if self._stopped.is_set() or not found:
                 return
-            if slow < _SLOW_MAX and time.thread_time() - begun > _SLOW_S:
-                slow += 1
-                if slow == _SLOW_MAX:
-                    _advise(at, self._end, _MADV_NOHUGEPAGE)
+            lost += max(0.0, time.thread_time() - begun - _SMALL_S)
+            # By then as much is lost as small pages will cost for what is left.
+            if not small and lost > left * _SMALL_S:
+                small = _advise(at, self._end, _MADV_NOHUGEPAGE)

@@ -60,8 +60,8 @@ with huge_pages(4 * SIZE, SIZE):
     del kept
 print(json.dumps([found, huge, touched, taken, resident() - start, threading.active_count()]))
 """
-SLOW = "module._SLOW_S = -1.0\n"
-QUICK = "module._SLOW_S = 1e9\n"
+SLOW = "module._SMALL_S = -1e9\n"
+QUICK = "module._SMALL_S = 1e9\n"
 LATER = """
 def small_for_good():
     maps = Path("/proc/self/smaps").read_text()
