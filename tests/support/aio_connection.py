@@ -24,9 +24,19 @@ class LoopedConnection:
         self.connection = AsyncHostConnection(target, access)
         self.loop = asyncio.new_event_loop()
         self.complaints: list[Any] = []
-        self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
+        self.loop.set_exception_handler(self._complain)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
+
+    def _complain(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what is said of this loop.
+
+        All loops of a process share gRPC's poller: what comes late for one that was closed, as
+        after a cancelled call, is told to the next one.
+        """
+        poller = "PollerCompletionQueue" in context["message"]
+        if not (poller and "Event loop is closed" in str(context.get("exception"))):
+            self.complaints.append(context)
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
