@@ -5,6 +5,7 @@ Courses of steps (`casemate.client.steps`), which `Client` and `AsyncClient` tak
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,6 +78,23 @@ class Answer(NamedTuple):
         message = messages[0] if place is None else questions.read(messages[place])
         outputs = with_bfloat16(tensors.from_response(message))
         return Inference(outputs, entry.name, entry.version, entry.digest, evidence, receipt)
+
+    def inferences(self) -> list[Inference | RequestError]:
+        """Read the tensors of several questions, or why one has none; raises EnvelopeError."""
+        parts, entry, evidence, receipt = self
+        with contextlib.suppress(RequestError):
+            messages = questions.read_good(parts)
+            read = tensors.from_responses(messages) if messages else None
+            if read is not None:
+                by = entry.name, entry.version, entry.digest, evidence, receipt
+                return [Inference(with_bfloat16(outputs), *by) for outputs in read]
+        return [self._inference(place) for place in range(len(parts))]
+
+    def _inference(self, place: int) -> Inference | RequestError:
+        try:
+            return self.inference(place)
+        except RequestError as error:
+            return error
 
 
 @dataclass(slots=True)
@@ -210,7 +228,7 @@ class ClientCore:
         entry = session.models.get((question.model, question.version))
         if entry is None:
             return 1
-        most = session.together.get(entry.digest, 1)
+        most = session.together.get((entry.name, entry.version), 1)
         return most and min(most, limits.QUESTIONS_REQUEST // max(1, question.size()))
 
     def _attempts(self, *, repeatable: bool) -> Attempts:
@@ -338,19 +356,25 @@ def _answer_at_once(asked: _Asked, question: Question, data: bytes) -> Answer | 
 def _released(
     asked: _Asked, question: Question, answer: OpenedAnswer, evidence: VerifiedEvidence
 ) -> Answer:
-    trailer, entry = answer.trailer, asked.entry
+    trailer, entry, together = answer.trailer, asked.entry, asked.session.together
+    model = entry.name, entry.version
     if trailer.status is not Code.OK:
+        if trailer.status is Code.INVALID_REQUEST:
+            together.pop(model, None)  # it may have been more than the model takes now
         raise SealedStatusError(trailer.status, trailer.detail)
     if trailer.digest != entry.digest:
         raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
-    asked.session.together[entry.digest] = _together_next(answer)
+    together[model] = together_next(answer.messages, trailer.questions)
     return Answer(answer.messages, entry, evidence, _receipt(asked, question, answer, evidence))
 
 
-def _together_next(answer: OpenedAnswer) -> int:
-    """Return how many questions may share a request, as long as answers are as long as these."""
-    length = sum(map(len, answer.messages)) // len(answer.messages)
-    return max(1, min(answer.trailer.questions or 1, limits.QUESTIONS_ANSWERS // length))
+def together_next(messages: Sequence[memoryview], most: int | None) -> int:
+    """Return how many questions may be asked together, as long as answers are as long as these.
+
+    ``most``: what the enclave says.
+    """
+    length = sum(map(len, messages)) // len(messages)
+    return max(1, min(most or 1, limits.QUESTIONS_ANSWERS // length))
 
 
 def _receipt(

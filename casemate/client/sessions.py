@@ -47,8 +47,8 @@ class Session:
     # By H(instance_config): that of `evidence`, and other replicas' that answered, verified since.
     verified: dict[bytes, VerifiedEvidence]
     lost: bool = False
-    # By digest: how many questions a request for a model may hold, as its answers say (SPEC 5.10).
-    together: dict[bytes, int] = field(default_factory=dict)
+    # How many questions a request for a model and version may hold, as answers say (SPEC 5.10).
+    together: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def live(self) -> bool:
         """Whether another request may be sealed in it."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from casemate import limits
-from casemate.client.core import Answer
+from casemate.client.core import Answer, together_next
 from casemate.client.steps import remaining
 from casemate.errors import CasemateError, Code, RequestError, SealedStatusError
 from casemate.receipts import Shown, StoredReceipt
@@ -184,12 +184,15 @@ class PieceQueue:
 class Asked:
     """One question of a stream; its message is kept only until it is sent, or for a receipt."""
 
-    __slots__ = ("answers", "message", "messages", "size")
+    __slots__ = ("answers", "message", "messages", "rows", "size")
 
-    def __init__(self, message: Sequence[Buffer], size: int, answers: Answers) -> None:
-        """``message`` in pieces, ``size`` bytes together."""
+    def __init__(
+        self, message: Sequence[Buffer], size: int, answers: Answers, rows: int = 1
+    ) -> None:
+        """``message`` in pieces, ``size`` bytes together; ``rows`` as far as a client can tell."""
         self.message = message
         self.size = size
+        self.rows = rows
         self.answers = answers
         self.messages: list[bytes] = []  # of the answer, for a receipt
 
@@ -202,28 +205,46 @@ class Asked:
 class Released:
     """Makes an answer of what was opened, if it is by the model that was pinned."""
 
-    def __init__(self, entry: LogEntry, header: bytes, *, receipt: bool) -> None:
-        """``header`` of the stream's request, as receipts name it."""
+    def __init__(
+        self,
+        entry: LogEntry,
+        header: bytes,
+        together: dict[tuple[str, int], int],
+        *,
+        receipt: bool,
+    ) -> None:
+        """``header`` of the stream's request, as receipts name it; ``together`` of its session."""
         self._entry = entry
+        self._model = entry.name, entry.version
         self._header = header
+        self._together = together
         self.receipt = receipt
+
+    @property
+    def most(self) -> int:
+        """How many messages a unit may have, as far as answers have said (SPEC 5.9.3)."""
+        return 1 if self.receipt else self._together.get(self._model, 1)
 
     def check_status(self, trailer: Trailer) -> None:
         """Raise RequestError unless the status is OK."""
         if trailer.status is not Code.OK:
+            if trailer.status is Code.INVALID_REQUEST:
+                self._together.pop(self._model, None)  # it may have been too many in one unit
             raise SealedStatusError(trailer.status, trailer.detail)
 
     def answer(self, asked: Asked, unit: AnswerUnit, evidence: VerifiedEvidence) -> Answer:
-        """Return the answer; raises RequestError."""
+        """Return the answer to ``asked``, the first message of its unit; raises RequestError."""
         trailer = unit.trailer
         self.check_status(trailer)
-        if unit.message is None or trailer.digest != self._entry.digest:
+        messages = unit.messages
+        if not messages or trailer.digest != self._entry.digest:
             raise RequestError(Code.DIGEST_MISMATCH, "another model answered than was pinned")
+        self._together[self._model] = together_next(messages, trailer.questions)
         receipt = None
         if self.receipt:
-            asked.messages.append(bytes(unit.message))
+            asked.messages += map(bytes, messages)
             receipt = self._stored(asked, trailer, evidence)
-        return Answer((unit.message,), self._entry, evidence, receipt)
+        return Answer(messages, self._entry, evidence, receipt)
 
     def _stored(
         self, asked: Asked, trailer: Trailer, evidence: VerifiedEvidence

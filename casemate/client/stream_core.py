@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from casemate import limits, tensors
 from casemate.client.models import split_version
 from casemate.client.steps import LARGE, Give, Take, Work, deadline_after
 from casemate.client.stream_answers import Asked, Released
+from casemate.client.stream_sending import Sending, units_of
 from casemate.envelope.failure import answer_open_failed
-from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
+from casemate.envelope.sealed_chunks import parse_chunks
 from casemate.errors import CasemateError, Code, EnvelopeError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
     from casemate.attestation import VerifiedEvidence
-    from casemate.client.core import ClientCore, Inference
+    from casemate.client.core import Answer, ClientCore, Inference
     from casemate.client.steps import Answers, Connection, HostStream, Steps
     from casemate.envelope.messages import Trailer
     from casemate.envelope.streaming import SealedStream
-    from casemate.wire import Buffer
 
 IN_FLIGHT: Final = 32  # half of what the enclave reads ahead
 DEFAULT_TIMEOUT_S: Final = limits.CALL_BUDGET_MAX_S
@@ -69,15 +70,15 @@ def begin_stream(
     return StreamPlace(
         sealed=sealed,
         connection=session.connection,
-        released=Released(entry, sealed.header, receipt=receipts),
+        released=Released(entry, sealed.header, session.together, receipt=receipts),
         deadline=deadline,
         answered_by=lambda instance: core.answered_by(session, instance, deadline),
         failed=failed,
     )
 
 
-# An answer or a piece of one; whether it is the last.
-_Opened: TypeAlias = "tuple[Asked, Inference, bool]"
+# An answer or a piece of one, or why there is none; whether it is the last.
+_Opened: TypeAlias = "tuple[Asked, Inference | CasemateError, bool]"
 
 
 class Room(Protocol):
@@ -125,8 +126,9 @@ class StreamCore:
         self._outputs = outputs
         self._lock = threading.Lock()
         self._open: set[Asked] = set()  # admitted and unanswered
-        self._sent: dict[int, Asked] = {}  # those of them that were sent, by unit
-        self._units = 0
+        # Those of them that were sent, unit by unit, each by its first one's number.
+        self._sent: dict[int, list[Asked]] = {}
+        self._numbered = 0
         self._ended = False
         self._evidence: VerifiedEvidence | None = None
         self.failure: CasemateError | None = None
@@ -141,7 +143,8 @@ class StreamCore:
         size = sum(map(len, message))
         if size > limits.STREAM_PART_MAX:
             raise RequestError(Code.TOO_LARGE, "a message has at most 4 GiB")
-        return Asked(message, size, answers)
+        rows = max([array.shape[0] if array.ndim else 1 for array in inputs.values()]) or 1
+        return Asked(message, size, answers, rows)
 
     def admit(self, asked: Asked) -> None:
         """Have a question sent for which there is room; raises why not, and frees the room."""
@@ -181,21 +184,23 @@ class StreamCore:
         keep = self._place.released.receipt
         return Sending(self._place.sealed, self._register, in_flight, keep=keep)
 
-    def _register(self, waiting: Sequence[Asked]) -> list[Asked]:
-        """Number questions that are about to be sent; return those whose answers are wanted."""
+    def _register(self, waiting: Sequence[Asked]) -> list[list[Asked]]:
+        """Number questions that are about to be sent; return units of those that are wanted."""
         wanted = []
         with self._lock:
             for asked in waiting:
                 if asked not in self._open:
                     continue
                 if asked.answers.begin():
-                    self._sent[self._units] = asked
-                    self._units += 1
                     wanted.append(asked)
                 else:
                     self._open.discard(asked)
                     self._room.release()
-        return wanted
+            units = units_of(wanted, self._place.released.most)
+            for unit in units:
+                self._sent[self._numbered] = unit
+                self._numbered += len(unit)
+        return units
 
     # Receiving
 
@@ -245,28 +250,33 @@ class StreamCore:
                 self._settle(opened)
                 self._check_end(trailer)
                 continue
-            asked = self._answered(trailer.unit, final=trailer.final)
+            several = self._answered(trailer.unit, final=trailer.final)
             try:
-                answer = released.answer(asked, unit, evidence)
-                if len(answer.message) < LARGE:
-                    inference = answer.inference()
+                answer = released.answer(several[0], unit, evidence)
+                if sum(map(len, answer.messages)) < LARGE:
+                    read = _read(answer, several)
                 else:
-                    inference = yield Work(answer.inference)
-            except CasemateError as error:
-                asked.answers.failed(error)
+                    read = yield Work(partial(_read, answer, several))
+            except RequestError as error:
+                for asked in several:
+                    asked.answers.failed(error)
+                self._left(several if trailer.final else [])
+                continue
+            for asked, inference in zip(several, read, strict=True):
+                if isinstance(inference, CasemateError) or not asked.answers.piecewise:
+                    opened.append((asked, inference, trailer.final))
+                    continue
+                self._settle(opened)  # for a piece there may be no room for long
+                yield Give(asked.answers, inference, trailer.final)
                 self._left([asked] if trailer.final else [])
-                continue
-            if not asked.answers.piecewise:
-                opened.append((asked, inference, trailer.final))
-                continue
-            self._settle(opened)  # for a piece there may be no room for long
-            yield Give(asked.answers, inference, trailer.final)
-            self._left([asked] if trailer.final else [])
 
     def _settle(self, opened: list[_Opened]) -> None:
         """Hand over what waits for nothing, that of one message at once."""
         for asked, inference, final in opened:
-            asked.answers.answered(inference, final=final)
+            if isinstance(inference, CasemateError):
+                asked.answers.failed(inference)
+            else:
+                asked.answers.answered(inference, final=final)
         self._left([asked for asked, _, final in opened if final])
         opened.clear()
 
@@ -276,85 +286,20 @@ class StreamCore:
                 self._open.difference_update(answered)
             self._room.release(len(answered))
 
-    def _answered(self, unit: int, *, final: bool) -> Asked:
-        """Return the question that ``unit`` answers; after the final answer there is none."""
+    def _answered(self, unit: int, *, final: bool) -> list[Asked]:
+        """Return the questions that ``unit`` answers; after the final answer there are none."""
         with self._lock:
-            asked = (self._sent.pop if final else self._sent.get)(unit, None)
-        if asked is None:
+            several = (self._sent.pop if final else self._sent.get)(unit, None)
+        if several is None:
             raise self.failure or answer_open_failed()
-        return asked
+        return several
 
     def _check_end(self, trailer: Trailer) -> None:
         self._place.released.check_status(trailer)
-        if self._open or not self._ended or trailer.unit != self._units:
+        if self._open or not self._ended or trailer.unit != self._numbered:
             raise answer_open_failed()
 
 
-class Sending:
-    """Seals what is asked and joins it to messages; in one thread at a time."""
-
-    def __init__(
-        self,
-        sealed: SealedStream,
-        register: Callable[[Sequence[Asked]], Sequence[Asked]],
-        in_flight: int,
-        *,
-        keep: bool,
-    ) -> None:
-        """``register`` numbers questions; ``keep`` them, for receipts.
-
-        Half of ``in_flight`` questions go into a message, so that there are two on the way: while
-        the enclave works on one, this side works on the other.
-        """
-        self._sealed = sealed
-        self._most = max(1, in_flight // 2)
-        self._register = register
-        self._keep = keep
-        self._pieces: list[Buffer] = [*encode_header(sealed.header)]
-        self._size = 0
-        for chunk in sealed.opening():
-            self._add(chunk)
-
-    def seal(self, waiting: Sequence[Asked]) -> Iterator[bytes]:
-        """Yield messages that ask all that waits."""
-        for together in _parcels(waiting, self._most):
-            for asked in self._register(together):
-                for chunk in self._sealed.question(asked.message):
-                    self._add(chunk)
-                    if self._size >= limits.STREAM_MESSAGE:
-                        yield from self.rest()
-                asked.sent(keep=self._keep)
-            yield from self.rest()
-
-    def rest(self) -> Iterator[bytes]:
-        """Yield what waits to be sent, if anything does."""
-        if self._pieces:
-            message = b"".join(self._pieces)
-            self._pieces, self._size = [], 0
-            yield message
-
-    def end(self) -> Iterator[bytes]:
-        """Yield the last message."""
-        for chunk in self._sealed.end():
-            self._add(chunk)
-        yield from self.rest()
-
-    def _add(self, chunk: Buffer) -> None:
-        self._pieces += encode_chunk(chunk)
-        self._size += len(chunk)
-
-
-def _parcels(waiting: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
-    """Yield what goes into a message: about ``most``, and until it goes it can be given up."""
-    parts = max(1, round(len(waiting) / most))
-    count = -(-len(waiting) // parts)
-    together: list[Asked] = []
-    size = 0
-    for asked in waiting:
-        together.append(asked)
-        size += asked.size
-        if len(together) == count or size >= limits.STREAM_MESSAGE:
-            yield together
-            together, size = [], 0
-    if together:
-        yield together
+def _read(answer: Answer, several: Sequence[Asked]) -> Sequence[Inference | RequestError]:
+    """Return the tensors of each message's answer, or why it has none; raises CasemateError."""
+    return [answer.inference()] if len(several) == 1 else answer.inferences()

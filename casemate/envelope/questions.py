@@ -10,6 +10,8 @@ from casemate.envelope.messages import SEALED_STATUSES
 from casemate.errors import Code, SealedStatusError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casemate.wire import Pieces
 
 _ANSWERED: Final = 0
@@ -37,6 +39,13 @@ def read(part: memoryview) -> memoryview:
     if part[0] == _ANSWERED and len(part) > 1:
         return part[1:]
     raise _refusal(part)
+
+
+def read_good(parts: Sequence[memoryview]) -> list[memoryview] | None:
+    """Return the message in each of ``parts``, as views; None unless all were answered."""
+    if any(part[0] != _ANSWERED or len(part) == 1 for part in parts):
+        return None
+    return [part[1:] for part in parts]
 
 
 def _refusal(part: memoryview) -> SealedStatusError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from casemate import wire
+from casemate import limits, wire
 from casemate.envelope.chunks import BrokenSealError, Flag
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
@@ -45,8 +45,8 @@ class OpenedStream(Guarded):
         self._reader = UnitReader(
             wire.expand(prk, "request", self.th),
             self.th,
-            most_parts=1,
-            rest_max=0,
+            most_parts=limits.QUESTIONS_MAX,
+            rest_max=lambda: 0,  # several messages have one chunk together
             take=take,
             lead=lead,
             memory=memory,
@@ -60,13 +60,13 @@ class OpenedStream(Guarded):
 
     def open(self, chunk: memoryview) -> memoryview:
         """Open the first chunk; returns the preamble. Raises EnvelopeError (OPEN_FAILED)."""
-        preamble = self.question(chunk)
-        if preamble is None:
+        parts = self.questions(chunk)
+        if len(parts) != 1:
             raise open_failed()
-        return preamble
+        return parts[0]
 
-    def question(self, chunk: memoryview) -> memoryview | None:
-        """Open the next chunk; returns the message of the unit that it ends, if it is one.
+    def questions(self, chunk: memoryview) -> list[memoryview]:
+        """Open the next chunk; returns the messages of the unit that it ends, if it ends one.
 
         Raises EnvelopeError (OPEN_FAILED) with one text, whatever failed.
         """
@@ -74,15 +74,15 @@ class OpenedStream(Guarded):
             raise open_failed()
         try:
             unit = self._reader.read(chunk)
-            return None if unit is None else self._message(unit)
+            return [] if unit is None else self._messages(unit)
         except BrokenSealError:
             raise open_failed() from None
 
-    def _message(self, unit: Unit) -> memoryview | None:
+    def _messages(self, unit: Unit) -> list[memoryview]:
         self._ended = unit.flag is Flag.LAST
         if bool(unit.parts) == self._ended or unit.length != padded_length(unit.filled):
             raise BrokenSealError
-        return None if self._ended else unit.parts[0]
+        return unit.parts
 
     def answer(self, instance_digest: bytes) -> StreamAnswer:
         """Begin an answer to this stream, under a key of its own."""
@@ -100,27 +100,30 @@ class StreamAnswer(Guarded):
         self._writer = UnitWriter(key, rh)
 
     def unit(
-        self, message: Sequence[Buffer], trailer: Trailer, floor: int
+        self, messages: Sequence[Sequence[Buffer]], trailer: Trailer, floor: int
     ) -> Iterable[bytes | bytearray]:
-        """Return the chunks of an answer; ``message`` in pieces, none unless the status is OK.
+        """Return the chunks of an answer to one message, or to several of one unit.
 
-        Raises ValueError or struct.error for what no unit can hold.
+        Each of ``messages``, of which there are none unless the status is OK, in pieces; ``floor``:
+        the bucket of all of them. Raises ValueError or struct.error for what no unit can hold.
         """
-        if bool(message) != (trailer.status is Code.OK):
-            raise ValueError("a message goes with the status OK, and only with it")
-        if not message:
-            return self._seal((), 0, trailer, floor, Flag.UNIT_ENDS)
-        size = sum(map(len, message))
-        pieces = framed(message, size)
-        return self._seal(pieces, PREFIX_BYTES + size, trailer, floor, Flag.UNIT_ENDS)
+        if bool(messages) != (trailer.status is Code.OK):
+            raise ValueError("messages go with the status OK, and only with it")
+        pieces: list[Buffer] = []
+        size = 0
+        for message in messages:
+            length = sum(map(len, message))
+            pieces += framed(message, length)
+            size += PREFIX_BYTES + length
+        return self._seal(pieces, size, trailer, floor, Flag.UNIT_ENDS)
 
     def end(self, trailer: Trailer, floor: int) -> Iterable[bytes | bytearray]:
         """Return the last unit, whose trailer says how the stream as a whole ended."""
-        return self._seal((), 0, trailer, floor, Flag.LAST)
+        return self._seal([], 0, trailer, floor, Flag.LAST)
 
     def _seal(
-        self, message: tuple[Buffer, ...], size: int, trailer: Trailer, floor: int, flag: Flag
+        self, pieces: list[Buffer], size: int, trailer: Trailer, floor: int, flag: Flag
     ) -> Iterable[bytes | bytearray]:
         encoded = trailer.encode()
-        pieces = message + framed((encoded,), len(encoded))
+        pieces += framed((encoded,), len(encoded))
         return self._writer.seal(pieces, padded_answer(size, floor), flag)

@@ -1,7 +1,8 @@
 """Units of a stream: written from pieces, read chunk by chunk (SPEC 5.9).
 
 Promise: beside the largest part of a unit, which the reader keeps in one buffer and the writer
-takes from where it lies, neither holds more than a few chunks, however long the unit is.
+takes from where it lies, and what its caller has it keep of the other parts, neither holds more
+than a few chunks, however long the unit is.
 """
 
 from __future__ import annotations
@@ -124,17 +125,18 @@ class UnitReader(Guarded):
         aad: bytes,
         *,
         most_parts: int,
-        rest_max: int,
+        rest_max: Callable[[], int],
         take: Callable[[int], None],
         lead: Callable[[memoryview], int],
         memory: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
     ) -> None:
         """Read units of at most ``most_parts`` parts.
 
-        Of a unit of several chunks all parts but the first take at most ``rest_max`` bytes with
-        their prefixes. ``take`` hears how much memory a unit needs before it is taken, and may
-        raise; ``lead`` says, from the beginning of a long first part, where in it something should
-        lie at an aligned address; ``memory`` gives as many bytes for it.
+        Of a unit of several chunks all parts but the first take at most so many bytes with their
+        prefixes as ``rest_max`` returns when it begins. ``take`` hears how much memory a unit needs
+        before it is taken, and may raise; ``lead`` says, from the beginning of a long first part,
+        where in it something should lie at an aligned address; ``memory`` gives as many bytes for
+        it.
         """
         self._cipher: ChunkCipher | None = ChunkCipher(key, aad)
         self._most_parts = most_parts
@@ -190,7 +192,7 @@ class UnitReader(Guarded):
         self._take(length)
         lead = -self._lead(plain[_LENGTH.size :][:length]) % _ALIGNMENT
         body = self._memory(lead + length)[lead:]
-        unit = _LongUnit(body, self._rest_max)
+        unit = _LongUnit(body, self._rest_max())
         unit.absorb(plain[_LENGTH.size :])
         return unit
 

@@ -27,12 +27,19 @@ _OK: Final = Code.OK
 class AnswerUnit(NamedTuple):
     """One authenticated unit of a stream's answer.
 
-    ``last``: it ends the stream, answers no question, and its trailer speaks of the stream.
+    ``messages``: one, or what became of each message of a unit with several (SPEC 5.10.2), or none
+    unless the status is OK. ``last``: it ends the stream, answers no question, and its trailer
+    speaks of the stream.
     """
 
     trailer: Trailer
-    message: memoryview | None
+    messages: list[memoryview]
     last: bool
+
+    @property
+    def message(self) -> memoryview | None:
+        """The only message, if there is one."""
+        return self.messages[0] if self.messages else None
 
     def __repr__(self) -> str:
         return f"<AnswerUnit: {self.trailer.status}>"
@@ -62,6 +69,9 @@ class SealedStream(Guarded):
         self._reader: UnitReader | None = None
         self._receipt = receipt
         self._lead = lead
+        self._asked = 0
+        self._several: dict[int, int] = {}  # by their first one, how many a unit has
+        self._rest_max = limits.TRAILER_ROOM
         self._ended = False
 
     @property
@@ -71,26 +81,41 @@ class SealedStream(Guarded):
 
     def opening(self) -> Iterable[bytes | bytearray]:
         """Return the chunk of the first unit, the preamble."""
-        return self._seal((self._preamble,), len(self._preamble))
+        length = len(self._preamble)
+        return self._seal(framed((self._preamble,), length), PREFIX_BYTES + length)
 
-    def question(self, message: Sequence[Buffer]) -> Iterable[bytes | bytearray]:
+    def question(
+        self, message: Sequence[Buffer], *others: Sequence[Buffer]
+    ) -> Iterable[bytes | bytearray]:
         """Return the chunks of one ``ModelInferRequest``, given in pieces that are not copied.
 
-        Raises EnvelopeError: TOO_LARGE, INVALID_ARGUMENT if it is empty.
+        ``others`` are asked in the same unit, which has one chunk then (SPEC 5.9.3). Raises
+        EnvelopeError: TOO_LARGE, INVALID_ARGUMENT if one is empty.
         """
-        length = sum(map(len, message))
-        if not 0 < length <= limits.STREAM_PART_MAX:
-            code = Code.TOO_LARGE if length else Code.INVALID_ARGUMENT
-            bounds = f"1 to {limits.STREAM_PART_MAX}"
-            raise EnvelopeError(code, f"message of {length} bytes, not {bounds}")
-        return self._seal(message, length)
+        if not others:
+            length = _checked(message)
+            self._asked += 1
+            return self._seal(framed(message, length), PREFIX_BYTES + length)
+        pieces: list[Buffer] = []
+        filled = 0
+        for each in (message, *others):
+            length = _checked(each)
+            pieces += framed(each, length)
+            filled += PREFIX_BYTES + length
+        count = 1 + len(others)
+        if count > limits.QUESTIONS_MAX or padded_length(filled) > limits.CHUNK:
+            raise EnvelopeError(Code.TOO_LARGE, "too much for one unit of several messages")
+        self._several[self._asked] = count
+        self._rest_max = limits.STREAM_PART_MAX
+        self._asked += count
+        return self._seal(pieces, filled)
 
     def end(self) -> Iterable[bytes | bytearray]:
         """Return the chunk that says that there are no more questions."""
         return self._writer.seal((), limits.UNIT_MIN, Flag.LAST)
 
-    def _seal(self, part: Sequence[Buffer], size: int) -> Iterable[bytes | bytearray]:
-        return self._writer.seal(framed(part, size), padded_length(PREFIX_BYTES + size))
+    def _seal(self, pieces: Sequence[Buffer], filled: int) -> Iterable[bytes | bytearray]:
+        return self._writer.seal(pieces, padded_length(filled))
 
     def begin_answer(self, header: bytes) -> bytes:
         """Take the response header; returns the H(instance_config) that the answer is bound to.
@@ -107,8 +132,8 @@ class SealedStream(Guarded):
         self._reader = UnitReader(
             wire.expand(self._prk, "response", self._th, rh),
             rh,
-            most_parts=2,
-            rest_max=limits.TRAILER_ROOM,
+            most_parts=1 + limits.QUESTIONS_MAX,
+            rest_max=lambda: self._rest_max,
             take=lambda _size: None,
             lead=self._lead,
         )
@@ -136,11 +161,30 @@ class SealedStream(Guarded):
         if length < padded_answer(filled - PREFIX_BYTES - len(trailer_bytes)):
             raise BrokenSealError
         trailer = Trailer.parse(trailer_bytes)
-        message = parts[0] if len(parts) > 1 else None
+        messages = parts[:-1]
         self._ended = flag is _LAST
-        if (message is None) == (trailer.status is _OK and not self._ended):
+        if len(messages) != self._due(trailer):
             raise BrokenSealError
-        receipt_due = message is not None and trailer.final and self._receipt
+        receipt_due = bool(messages) and trailer.final and self._receipt
         if (trailer.receipt is not None) != receipt_due:
             raise BrokenSealError
-        return AnswerUnit(trailer, message, self._ended)
+        return AnswerUnit(trailer, messages, self._ended)
+
+    def _due(self, trailer: Trailer) -> int:
+        """Return how many parts there are before the trailer; raises BrokenSealError."""
+        if self._ended:
+            return 0
+        asked = self._several.pop(trailer.unit, 1)
+        if asked > 1 and not trailer.final:
+            raise BrokenSealError
+        return asked if trailer.status is _OK else 0
+
+
+def _checked(message: Sequence[Buffer]) -> int:
+    """Return the length of a message; raises EnvelopeError."""
+    length = sum(map(len, message))
+    if not 0 < length <= limits.STREAM_PART_MAX:
+        code = Code.TOO_LARGE if length else Code.INVALID_ARGUMENT
+        bounds = f"1 to {limits.STREAM_PART_MAX}"
+        raise EnvelopeError(code, f"message of {length} bytes, not {bounds}")
+    return length

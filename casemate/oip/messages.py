@@ -14,10 +14,14 @@ from google.protobuf.message import DecodeError
 
 from casemate import limits, protowire
 from casemate.errors import Code, RequestError
+from casemate.oip import alike
 from casemate.oip.v2 import inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from casemate.oip.alike import Table
+    from casemate.wire import Buffer
 
 T = TypeVar("T")
 
@@ -79,6 +83,19 @@ class MessageReader(Generic[T]):
         message = message.toreadonly()
         return self._by_sight(message) or self._read(message)
 
+    def read_alike(self, messages: Sequence[Buffer]) -> tuple[T, list[Table]] | None:
+        """Return the same of several that differ in raw contents alone; else None.
+
+        Of each tensor all raw contents, as rows of bytes. Raises as ``read``, for the first one.
+        """
+        first = memoryview(messages[0]).toreadonly()
+        read = self._by_sight(first)
+        if read is None:
+            self._read(first)
+            read = self._by_sight(first)  # unless its description is not kept
+        tables = None if read is None else alike.stack(messages, read[1], self._raw_number)
+        return None if read is None or tables is None else (read[0], tables)
+
     def _read(self, message: memoryview) -> tuple[T, list[memoryview]]:
         try:
             split = protowire.split_trailing(message, self._raw_number, _FIELDS_KNOWN)
@@ -118,6 +135,7 @@ class MessageReader(Generic[T]):
             if len(self._known) >= limits.DESCRIPTIONS_KEPT:
                 self._known.clear()
             self._known[prefix] = made
+            self._last = prefix, made
         return made
 
 

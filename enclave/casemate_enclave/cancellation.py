@@ -6,8 +6,10 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
+    from casemate.wire import Buffer
     from casemate_enclave.watchdog import Terminable
 
 
@@ -49,6 +51,9 @@ class Cancellation:
     def await_room(self, deadline: float) -> bool:  # noqa: ARG002 - for questions that are asked in frames
         """Wait until there is room for an answer; False if there is none before ``deadline``."""
         return True
+
+    def hold(self, message: Iterable[Buffer]) -> None:
+        """Count an answer as unsent, likewise."""
 
     def ending(self, run: Terminable) -> Ending:
         """Return a context manager that ends ``run`` if this is cancelled during the block."""

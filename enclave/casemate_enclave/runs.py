@@ -138,6 +138,7 @@ class Run(NamedTuple):
 
 
 Steps = Generator[Run | None, Any, T]
+Runs = Generator[Run, Any, T]  # steps that take long by their runs alone
 
 
 def finish(steps: Steps[T], need: Run | None = None, *, repeated: bool = False) -> T:

@@ -42,7 +42,7 @@ class Desk:
     # The reader
 
     def await_room(self, check: Callable[[], None], below: int = limits.STREAM_UNITS_MAX) -> None:
-        """Wait until fewer than ``below`` questions are under way.
+        """Wait until fewer than ``below`` messages are under way.
 
         ``check`` is called while it waits, and raises to end that.
         """
@@ -53,7 +53,7 @@ class Desk:
 
     @property
     def room(self) -> int:
-        """How many questions may be handed on at once."""
+        """How many messages may be handed on at once."""
         return limits.STREAM_UNITS_MAX - self._under_way
 
     def ask(self, *questions: StreamQuestion, at_once: int = 1) -> int:
@@ -63,13 +63,13 @@ class Desk:
         """
         with self._asked:
             self._questions.extend(questions)
-            self._under_way += len(questions)
+            self._under_way += sum([question.count for question in questions])
             wanted = -(-len(self._questions) // at_once)
             self._asked.notify(wanted)
             return max(0, wanted - self._idle)
 
     def begin(self, count: int) -> None:
-        """Note that the reader answers so many questions itself."""
+        """Note that the reader answers so many messages itself."""
         with self._sent:
             self._under_way += count
 
@@ -166,5 +166,5 @@ class Desk:
             self._done(answers)
 
     def _done(self, answers: list[Answered]) -> None:
-        self._under_way -= sum([answered.trailer.final for answered in answers])
+        self._under_way -= sum([one.count for one in answers if one.trailer.final])
         self._sent.notify_all()

@@ -47,8 +47,9 @@ def answer_together(
         if together is None:
             break
         members = set(together.members)
-        yield from _carried_on(answering, together, waiting)
+        again = yield from _carried_on(answering, together, waiting)
         waiting = [asked for place, asked in enumerate(waiting) if place not in members]
+        waiting += again
     if waiting:
         yield []
         yield from _one_by_one(answering, waiting)
@@ -57,21 +58,33 @@ def answer_together(
 def _one_by_one(answering: Answering, waiting: Sequence[Asked]) -> Generator[Back]:
     """Wait for runs that did not begin together, as many at a time as the model joins."""
     while waiting:
-        rest = yield from _left_to_model(answering, waiting)
+        again: list[Asked] = []
+        rest = yield from _left_to_model(answering, waiting, again)
         if len(rest) == len(waiting):
-            yield answering.answer([(rest.pop(0), Left.ALONE)])
-        waiting = rest
+            yield _answers(answering, [(rest.pop(0), Left.ALONE)], again)
+        waiting = [*rest, *again]
+
+
+def _answers(
+    answering: Answering, back: Sequence[tuple[Asked, Outcome]], again: list[Asked]
+) -> Back:
+    """Return the answers to those that need no other run; the others are added to ``again``."""
+    answers, more = answering.answer(back)
+    again += more
+    return answers
 
 
 def _carried_on(
     answering: Answering, together: Together, waiting: Sequence[Asked]
-) -> Generator[Back]:
+) -> Generator[Back, None, list[Asked]]:
+    again: list[Asked] = []
     patience_s = limits.LATE_S
     try:
         while not together.done:
             outcomes = together.receive(patience_s)
             if outcomes:
-                yield answering.answer([(waiting[at], outcome) for at, outcome in outcomes])
+                back = [(waiting[at], outcome) for at, outcome in outcomes]
+                yield _answers(answering, back, again)
             elif not together.done:
                 patience_s = together.hurry()
                 yield []
@@ -79,6 +92,7 @@ def _carried_on(
         while not together.done:
             if not together.receive(patience_s) and not together.done:
                 patience_s = together.hurry()
+    return again
 
 
 class _Came:
@@ -104,9 +118,12 @@ class _Came:
 
 
 def _left_to_model(
-    answering: Answering, waiting: Sequence[Asked]
+    answering: Answering, waiting: Sequence[Asked], again: list[Asked]
 ) -> Generator[Back, None, list[Asked]]:
-    """Have the model join what it takes on with what else waits for it; return the rest."""
+    """Have the model join what it takes on with what else waits for it; return the rest.
+
+    What needs another run then is added to ``again``.
+    """
     came = _Came()
     offered = [(asked.run, at) for at, asked in enumerate(waiting)]
     taken = waiting[0].run.model.offer(offered, came) if len(waiting) > 1 else set()
@@ -118,10 +135,10 @@ def _left_to_model(
             for at, outcome in came.wait():
                 under_way.discard(at)
                 (alone if isinstance(outcome, Left) else back).append((waiting[at], outcome))
-            yield answering.answer(back) if back else []
+            yield _answers(answering, back, again) if back else []
     finally:
         while under_way:
             under_way.difference_update(at for at, _ in came.wait())
     for left in alone:
-        yield answering.answer([left])
+        yield _answers(answering, [left], again)
     return [asked for at, asked in enumerate(waiting) if at not in taken]

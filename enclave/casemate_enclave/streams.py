@@ -156,7 +156,7 @@ class Stream:
             for some in self._in_room(chunks):
                 with self._journal.timed(Step.OPEN, len(some)):
                     for chunk in some:
-                        self._read_one(opened.question(chunk))
+                        self._read_one(opened.questions(chunk))
             self._hand_on()
             if opened.ended:
                 return
@@ -168,7 +168,7 @@ class Stream:
     def _in_room(self, chunks: list[memoryview]) -> Iterator[list[memoryview]]:
         """Yield chunks as there is room for what they may ask; waits for it."""
         while chunks:
-            room = self._desk.room - len(self._read_ahead)
+            room = self._desk.room - sum([question.count for question in self._read_ahead])
             if room > 0:
                 yield chunks[:room]
                 chunks = chunks[room:]
@@ -176,27 +176,47 @@ class Stream:
                 self._hand_on()
                 self._desk.await_room(self._check)
 
-    def _read_one(self, message: memoryview | None) -> None:
-        if message is not None:
-            self._read_ahead.append(StreamQuestion(self._asked, message, self._taken))
-            self._asked += 1
+    def _read_one(self, messages: Sequence[memoryview]) -> None:
+        if not messages:
+            return
+        most = self._answering.most if self._answering else 1
+        if len(messages) > most:
+            detail = f"{len(messages)} questions in one unit, the stream takes {most}"
+            raise RequestError(Code.INVALID_REQUEST, detail)
+        self._read_ahead.append(StreamQuestion(self._asked, messages, self._taken))
+        self._asked += len(messages)
 
     def _hand_on(self) -> None:
         """Answer what a message of the host had, or hand it to the workers, at once."""
-        questions, self._read_ahead = self._read_ahead, []
+        read, self._read_ahead = self._read_ahead, []
         if self._answering is None:
             return
-        while questions:
-            at_once = self._answering.together()
-            if not self._answering.quick:
+        while read:
+            at_once, quick = self._answering.together(), self._answering.quick
+            questions = self._within_room(read[:at_once] if quick else read)
+            del read[: len(questions)]
+            if quick:
+                self._answer_here(questions, self._answering)
+            else:
                 self._hire(self._desk.ask(*questions, at_once=at_once), self._answering)
-                return
-            self._answer_here(questions[:at_once], self._answering)
-            del questions[:at_once]
+
+    def _within_room(self, questions: list[StreamQuestion]) -> list[StreamQuestion]:
+        """Return those for which there is room, in their order; waits until there is for one."""
+        first, *others = questions
+        if self._desk.room < first.count:
+            self._desk.await_room(self._check, limits.STREAM_UNITS_MAX - first.count + 1)
+        left = self._desk.room - first.count
+        fit = [first]
+        for question in others:
+            left -= question.count
+            if left < 0:
+                break
+            fit.append(question)
+        return fit
 
     def _answer_here(self, questions: list[StreamQuestion], answering: Answering) -> None:
         """Answer what is quick; workers carry on with what turns out to take long."""
-        self._desk.begin(len(questions))
+        self._desk.begin(sum([question.count for question in questions]))
         answers = answer_together(answering, questions, self._deadline, self._cancellation)
         held: Back = []
         until = 0.0
@@ -362,9 +382,9 @@ class _Sealing:
 
 
 def _sealed(answer: StreamAnswer, answering: Answering, answered: Answered) -> Iterable[Buffer]:
-    floor = answering.floor
+    floor = answering.floor * answered.count
     try:
-        return answer.unit(answered.message, answered.trailer, floor)
+        return answer.unit(answered.messages, answered.trailer, floor)
     except (ValueError, struct.error):  # most likely too long for a length prefix
         detail = "the answer cannot be sealed"
         failed = answering.trailer(Code.MODEL_FAILED, detail, answered.trailer.unit)

@@ -64,7 +64,7 @@ MUTANTS = (
     _client("together: asked again", old="repeatable=repeatable, timeout_s=timeout_s, failed=failed", new="repeatable=repeatable, timeout_s=timeout_s"),
     _client("together: a time", old="                deadline_after(timeout_s)  # refuses what is no time\n", new=""),
     _core("together: receipts", old="if session is None or question.receipt:", new="if session is None:"),
-    _core("together: as the enclave says", old="session.together.get(entry.digest, 1)", new="32"),
+    _core("together: as the enclave says", old="session.together.get((entry.name, entry.version), 1)", new="32"),
     _core("together: long answers", old=", limits.QUESTIONS_ANSWERS // length))", new=", 32))"),
     _core("together: long questions", old="limits.QUESTIONS_REQUEST // max(1, question.size())", new="32"),
 )

@@ -38,10 +38,10 @@ def read_question(header: bytes, chunks: Sequence[bytes]) -> list[bytes]:
     if not chunks:
         raise open_failed()
     opened.open(memoryview(chunks[0]))
-    messages = [opened.question(memoryview(chunk)) for chunk in chunks[1:]]
+    messages = [one for chunk in chunks[1:] for one in opened.questions(memoryview(chunk))]
     if not opened.ended:
         raise open_failed()
-    return [bytes(message) for message in messages if message is not None]
+    return [bytes(message) for message in messages]
 
 
 def read_answer(recorded: Recorded, header: bytes, chunks: Sequence[bytes]) -> list[bytes]:

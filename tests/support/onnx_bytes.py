@@ -137,8 +137,11 @@ def endless() -> bytes:
     return model(graph((loop,), *ends, constants))
 
 
-def repeating() -> bytes:
-    """``y`` is ``x`` plus one, ``n`` times over; y is [m] as x, n an INT64 of shape [1]."""
+def repeating(rows: int | str = 1) -> bytes:
+    """``y`` is ``x`` plus one, ``n`` times over; y is [m] as x, n an INT64 of shape [1].
+
+    With ``rows`` "k" it says that n may have more elements; then a run fails.
+    """
     body = graph(
         (node("Add", ("v", "one"), ("v2",)), node("Identity", ("go",), ("go2",))),
         (value_info("i", INT64, ()), value_info("go", BOOL, ()), value_info("v", FLOAT, ("m",))),
@@ -153,7 +156,7 @@ def repeating() -> bytes:
         node("Reshape", ("n", "scalar"), ("times",)),
         node("Loop", ("times", "go0", "x"), ("y",), graph_attribute("body", body)),
     )
-    x, n = value_info("x", FLOAT, ("m",)), value_info("n", INT64, (1,))
+    x, n = value_info("x", FLOAT, ("m",)), value_info("n", INT64, (rows,))
     return model(graph(nodes, (x, n), (value_info("y", FLOAT, ("m",)),), constants))
 
 

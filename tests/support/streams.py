@@ -53,8 +53,8 @@ def trailer(unit: int = 0, *, final: bool = True, status: Code = Code.OK) -> Tra
 
 def asked(opened: OpenedStream, chunks: Iterable[bytes | bytearray]) -> list[bytes]:
     """What an enclave reads in ``chunks``."""
-    messages = [opened.question(memoryview(chunk)) for chunk in chunks]
-    return [bytes(message) for message in messages if message is not None]
+    messages = [one for chunk in chunks for one in opened.questions(memoryview(chunk))]
+    return [bytes(message) for message in messages]
 
 
 def answered(call: SealedStream, chunks: Iterable[bytes | bytearray]) -> list[AnswerUnit]:
@@ -103,7 +103,7 @@ def record(session: DataKeySession, messages: Sequence[bytes], floor: int = 0) -
     answer = open_stream(call.header).answer(env.INSTANCE_DIGEST)
     answers: list[bytes] = []
     for unit, message in enumerate(messages):
-        answers += map(bytes, answer.unit([message], trailer(unit), floor))
+        answers += map(bytes, answer.unit([[message]], trailer(unit), floor))
     answers += map(bytes, answer.end(trailer(len(messages)), floor))
     return Recorded(
         call, call.header, [bytes(chunk) for chunk in questions], answer.header, answers
@@ -140,8 +140,9 @@ class Spoken:
         self.send(chunks, self.call.header)
         return self
 
-    def ask(self, message: bytes) -> None:
-        self.send(self.call.question([message]))
+    def ask(self, *messages: bytes) -> None:
+        """Ask in one unit."""
+        self.send(self.call.question(*[[message] for message in messages]))
 
     def end(self) -> None:
         self.send(self.call.end())
@@ -179,7 +180,10 @@ def speak(
     version: int | None = None,
     digest: bytes | None = None,
     budget: int = 30_000,
+    receipt: bool = False,
 ) -> Spoken:
     """Begin to speak a stream over ``channel``; nothing is sent yet."""
-    sealed = session.seal_stream(model=model, version=version, digest=digest, lead=response_lead)
+    sealed = session.seal_stream(
+        model=model, version=version, digest=digest, receipt=receipt, lead=response_lead
+    )
     return Spoken(channel, sealed, budget)

@@ -382,14 +382,13 @@ def test_seal_and_open_a_stream(case: Case, fixed_randomness: list[bytes]) -> No
     (opening,) = all_same(case["opening"], call.opening())
     assert opened.open(opening).hex() == case["preamble"]
     for question in case["questions"]:
-        message = spelled(question["message"])
-        *more, last = all_same(question["chunks"], call.question([message[:1], message[1:]]))
-        assert [opened.question(chunk) for chunk in more] == [None] * len(more)
-        asked = opened.question(last)
-        assert asked is not None
-        assert bytes(asked) == message
+        messages = [*map(spelled, question["messages"])]
+        pieces = [[message[:1], message[1:]] for message in messages]
+        *more, last = all_same(question["chunks"], call.question(*pieces))
+        assert [opened.questions(chunk) for chunk in more] == [[]] * len(more)
+        assert [*map(bytes, opened.questions(last))] == messages
     (end,) = all_same(case["end"], call.end())
-    assert (opened.question(end), opened.ended) == (None, True)
+    assert (opened.questions(end), opened.ended) == ([], True)
     check_stream_answer(case["answer"], call, opened, fixed_randomness)
 
 
@@ -405,17 +404,18 @@ def check_stream_answer(
     for unit in units:
         trailer = Trailer.parse(bytes.fromhex(unit["trailer"]))
         assert (trailer.unit, trailer.final) == (unit["unit"], unit["final"])
-        message = None if unit["message"] is None else spelled(unit["message"])
-        pieces = [] if message is None else [message]
-        made = all_same(unit["chunks"], answer.unit(pieces, trailer, stated["floor"]))
+        message = [] if unit["message"] is None else [spelled(unit["message"])]
+        messages = [*map(bytes.fromhex, unit["several"])] if unit["several"] else message
+        pieces = [[each] for each in messages]
+        made = all_same(unit["chunks"], answer.unit(pieces, trailer, unit["floor"]))
         *more, received = [call.answer(chunk) for chunk in made]
         assert more == [None] * len(more)
         assert received is not None
-        assert (received.trailer, received.message, received.last) == (trailer, message, False)
+        assert (received.trailer, received.last) == (trailer, False)
+        assert [*map(bytes, received.messages)] == messages
     trailer = Trailer.parse(bytes.fromhex(end["trailer"]))
     *_, last = [
-        call.answer(chunk)
-        for chunk in all_same(end["chunks"], answer.end(trailer, stated["floor"]))
+        call.answer(chunk) for chunk in all_same(end["chunks"], answer.end(trailer, end["floor"]))
     ]
     assert last is not None
     assert (last.trailer, last.message, last.last) == (trailer, None, True)

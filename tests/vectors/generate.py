@@ -391,7 +391,11 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
     message = seeded(f"answer {label}", plan.size) if answered else None
     fields |= receipt_fields(case, plan, fields, message)
     trailer = cbor({"v": 1, **fields})
-    several = answered_each(plan, message) if message is not None and plan.questions > 1 else None
+    several = (
+        answered_each(plan.questions, message)
+        if message is not None and plan.questions > 1
+        else None
+    )
     packed = answer_unit(several or ([] if message is None else [message]), trailer, plan.floor)
     return {
         **fields,
@@ -408,9 +412,9 @@ def answer(case: Json, plan: Plan, fields: Json) -> Json:
     }
 
 
-def answered_each(plan: Plan, message: bytes) -> list[bytes]:
+def answered_each(count: int, message: bytes) -> list[bytes]:
     """What becomes of several questions: the second one is refused (SPEC 5.10)."""
-    parts = [b"\0" + message] * plan.questions
+    parts = [b"\0" + message] * count
     parts[1] = b"\1" + cbor({"status": "INVALID_INPUT", "detail": "tensor 'x': missing"})
     return parts
 
@@ -478,9 +482,13 @@ def stream_case(plan: Plan, case: Json) -> Json:
     key = x(case["prk"], "request", th)
     asked = {name: case[name] for name in ("model", "version", "digest", "caller", "signature")}
     preamble = cbor({"v": 1, **asked, "object": None, "receipt": False, "operation": "infer"})
-    sizes = [plan.size, 2 * CHUNK + 12_345, 1]
-    questions = [(f"question {i} {label}", size) for i, size in enumerate(sizes)]
-    units = [unit(preamble), *(unit(seeded(*question)) for question in questions), bytes(1024)]
+    asked_for = [[plan.size], [2 * CHUNK + 12_345], [1], [7, 1, 900]]  # by unit
+    questions = [
+        [(f"question {i} {part} {label}", size) for part, size in enumerate(sizes)]
+        for i, sizes in enumerate(asked_for)
+    ]
+    parts = [[seeded(*question) for question in several] for several in questions]
+    units = [unit(preamble), *(unit(*several) for several in parts), bytes(1024)]
     opening, *asking, end = stream_chunks(key, th, units)
     return {
         "envelope": plan.name,
@@ -492,8 +500,11 @@ def stream_case(plan: Plan, case: Json) -> Json:
         "preamble": preamble,
         "opening": list(map(abbreviated, opening)),
         "questions": [
-            {"message": spelled(*question), "chunks": list(map(abbreviated, chunks))}
-            for question, chunks in zip(questions, asking, strict=True)
+            {
+                "messages": [spelled(*question) for question in several],
+                "chunks": list(map(abbreviated, chunks)),
+            }
+            for several, chunks in zip(questions, asking, strict=True)
         ],
         "end": list(map(abbreviated, end)),
         "answer": stream_answer(plan, case, label, th),
@@ -501,7 +512,10 @@ def stream_case(plan: Plan, case: Json) -> Json:
 
 
 def stream_answer(plan: Plan, case: Json, label: str, th: bytes) -> Json:
-    """Answers in another order than the questions; the second question has two pieces."""
+    """Answers in another order than the questions; the second question has two pieces.
+
+    The last three questions are one unit, and answered by one: of them the second was refused.
+    """
     header = b"\1" + seeded(f"nonce {label}", 32) + h(instance_config())
     rh = h(header)
     key = x(case["prk"], "response", th, rh)
@@ -511,18 +525,23 @@ def stream_answer(plan: Plan, case: Json, label: str, th: bytes) -> Json:
         {"status": "OK", "detail": "", "unit": 1, "final": False, "size": plan.size},
         {"status": "MODEL_FAILED", "detail": "failed", "unit": 2, "final": True, "size": None},
         {"status": "OK", "detail": "", "unit": 1, "final": True, "size": CHUNK + 77},
+        {"status": "OK", "detail": "", "unit": 3, "final": True, "size": 300, "questions": 3},
         {"status": "OK", "detail": "", "unit": 0, "final": True, "size": 1},
-        {"status": "OK", "detail": "", "unit": 3, "final": True, "size": None},
+        {"status": "OK", "detail": "", "unit": 6, "final": True, "size": None},
     ]
     made, units = [], []
     for number, fields in enumerate(said):
-        size = fields.pop("size")
+        size, count = fields.pop("size"), fields.pop("questions", 1)
         name = f"answer {number} {label}"
         messages = [] if size is None else [seeded(name, size)]
+        several = answered_each(count, messages[0]) if count > 1 else None
         trailer = cbor({"v": 1, **fields, **known, **none})
-        units.append(answer_unit(messages, trailer, plan.floor))
+        floor = plan.floor * count
+        units.append(answer_unit(several or messages, trailer, floor))
         message = None if size is None else spelled(name, size)
-        made.append({**fields, "trailer": trailer, "message": message})
+        made.append(
+            {**fields, "floor": floor, "trailer": trailer, "message": message, "several": several}
+        )
     for entry, chunks in zip(made, stream_chunks(key, rh, units), strict=True):
         entry["chunks"] = list(map(abbreviated, chunks))
     return {
@@ -530,7 +549,6 @@ def stream_answer(plan: Plan, case: Json, label: str, th: bytes) -> Json:
         "header": header,
         "rh": rh,
         "response_key": key,
-        "floor": plan.floor,
         "units": made,
     }
 

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pytest
 
+from casemate import cbor, limits
+from casemate.client.aio_answers import AsyncFutureAnswer
 from casemate.client.aio_streaming import AsyncStream
 from casemate.client.steps import AsyncDriver, Driver, Pause
-from casemate.client.stream_answers import PIECES, Released
+from casemate.client.stream_answers import PIECES, Asked, Released
 from casemate.client.stream_core import StreamPlace
+from casemate.client.stream_sending import units_of
 from casemate.client.streaming import Stream
+from casemate.envelope import questions
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
 from casemate.errors import CasemateError, Code, RequestError
 from casemate.tensors import TensorSpec, read_request, response_lead, to_response
@@ -30,7 +34,7 @@ from tests.support import evidence as made
 from tests.support.streams import open_stream, trailer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 
     from casemate.client.core import Inference
     from casemate.client.steps import Steps
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 DIGEST = b"\xdd" * 48  # as in every trailer
 ENTRY = replace(made.LOADED, version=7, digest=DIGEST)
+MODEL = ENTRY.name, ENTRY.version
 SPEC = (TensorSpec("x", "FP32", (0,)),)
 
 
@@ -50,6 +55,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.asked: list[float] = []
+        self.together: list[int] = []  # how many were in each unit
         self.answered = 0
         self.ended = False
         self._begun = False
@@ -64,9 +70,9 @@ class Ear:
             self._head = b"".join(encode_header(self.answer.header))
             self.opened.open(chunks.pop(0))
         for chunk in chunks:
-            question = self.opened.question(chunk)
-            if question is not None:
-                self.asked.append(value_of(question))
+            several = self.opened.questions(chunk)
+            self.asked += map(value_of, several)
+            self.together += [len(several)] if several else []
         self.ended = self.opened.ended
 
     def says(self, chunks: Iterable[bytes | bytearray]) -> bytes:
@@ -76,7 +82,14 @@ class Ear:
     def answers(self, unit: int, value: float, said: Trailer | None = None) -> bytes:
         self.answered += said is None or said.final
         message = to_response({"x": np.full(1, value, np.float32)}, "wdbc", 7)
-        return self.says(self.answer.unit([message], said or trailer(unit), 0))
+        return self.says(self.answer.unit([[message]], said or trailer(unit), 0))
+
+    def answers_together(
+        self, unit: int, parts: Sequence[bytes], said: Trailer | None = None
+    ) -> bytes:
+        """One unit for several questions, as ``parts`` say; if none, ``said`` counts for all."""
+        self.answered += len(parts)
+        return self.says(self.answer.unit([[part] for part in parts], said or trailer(unit), 0))
 
     def ends(self, units: int) -> bytes:
         return self.says(self.answer.end(trailer(units), 0))
@@ -145,9 +158,11 @@ def value(inference: Inference) -> float:
     return float(inference.outputs["x"][0])
 
 
-def place(host: Any, timeout_s: float = 90) -> StreamPlace:
+def place(
+    host: Any, timeout_s: float = 90, together: int = 1, *, receipt: bool = False
+) -> StreamPlace:
     sealed = env.hpke_session().seal_stream(
-        model="wdbc", version=7, digest=None, receipt=False, lead=response_lead
+        model="wdbc", version=7, digest=None, receipt=receipt, lead=response_lead
     )
 
     def answered_by(instance: bytes) -> Steps[Any]:
@@ -158,15 +173,18 @@ def place(host: Any, timeout_s: float = 90) -> StreamPlace:
     return StreamPlace(
         sealed=sealed,
         connection=host,
-        released=Released(ENTRY, sealed.header, receipt=False),
+        released=Released(ENTRY, sealed.header, {MODEL: together}, receipt=receipt),
         deadline=time.monotonic() + timeout_s,
         answered_by=answered_by,
         failed=lambda _error: None,
     )
 
 
-def begin(host: AsyncHost, *, in_flight: int = 4, timeout_s: float = 90) -> AsyncStream:
-    return AsyncStream(place(host, timeout_s), AsyncDriver(), outputs=(), in_flight=in_flight)
+def begin(
+    host: AsyncHost, *, in_flight: int = 4, timeout_s: float = 90, together: int = 1
+) -> AsyncStream:
+    begun = place(host, timeout_s, together)
+    return AsyncStream(begun, AsyncDriver(), outputs=(), in_flight=in_flight)
 
 
 def on_a_loop(work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -524,3 +542,195 @@ def test_for_threads_too_a_question_can_be_given_up_until_it_is_sent() -> None:
         assert [value(one.result(60)) for one in (sent, kept)] == [0, 1]
         host.said.put(host.ends(2))
         host.said.put(None)
+
+
+# Several questions in one unit (SPEC 5.9.8)
+
+
+def good(value: float) -> bytes:
+    return b"\0" + to_response({"x": np.full(1, value, np.float32)}, "wdbc", 7)
+
+
+def bad(code: Code = Code.INVALID_INPUT) -> bytes:
+    return b"".join(map(bytes, questions.refused(code, "refused")))
+
+
+async def waiting(host: AsyncHost, stream: AsyncStream, count: int) -> list[asyncio.Future[Any]]:
+    """One question that is on its way alone, and others that wait behind it."""
+    futures = [await stream.submit(x(0))]
+    await until(lambda: host.asked == [0])
+    futures += [await stream.submit(x(n)) for n in range(1, count)]  # in one turn of the loop
+    await until(lambda: len(host.asked) == count)
+    return futures
+
+
+@on_a_loop
+async def test_what_waits_is_asked_together_and_answered_each_its_own() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=14, together=5) as stream:
+        futures = await waiting(host, stream, 13)
+        assert host.together == [1, 5, 1, 5, 1]  # half of what may be unanswered in a message
+        assert host.asked == [*range(13)]
+        host.say(host.answers_together(7, [good(n) for n in (70, 80, 90, 100, 110)]))
+        assert [value(await future) for future in futures[7:12]] == [70, 80, 90, 100, 110]
+        refused = [good(10), bad(), good(30), bad(Code.MODEL_FAILED), good(50)]
+        host.say(host.answers_together(1, refused))
+        assert [value(await futures[at]) for at in (1, 3, 5)] == [10, 30, 50]
+        assert [await code_of(futures[at]) for at in (2, 4)] == [
+            *(Code.INVALID_INPUT, Code.MODEL_FAILED)
+        ]
+        host.say(*(host.answers(unit, unit) for unit in (0, 6, 12)))
+        assert [value(await futures[at]) for at in (0, 6, 12)] == [0, 6, 12]
+
+
+@on_a_loop
+async def test_how_many_may_be_asked_together_is_learnt_from_an_answer() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=14) as stream:
+        futures = await waiting(host, stream, 7)
+        assert host.together == [1] * 7
+        said = trailer(6)._replace(questions=1)
+        host.say(*(host.answers(unit, unit) for unit in range(6)), host.answers(6, 6, said))
+        for future in futures:
+            await future
+        futures = [await stream.submit(x(n)) for n in range(7, 14)]
+        await until(lambda: len(host.asked) == 14)
+        assert host.together[7:] == [1] * 7
+        three = [trailer(unit)._replace(questions=3) for unit in range(7, 14)]
+        host.say(*(host.answers(said.unit, 1, said) for said in three))
+        for future in futures:
+            await future
+        futures = [await stream.submit(x(n)) for n in range(14, 21)]
+        await until(lambda: len(host.asked) == 21)
+        assert host.together[14:] == [3, 3, 1]
+        host.say(host.answers_together(14, [good(1)] * 3), host.answers_together(17, [good(2)] * 3))
+        host.say(host.answers(20, 3))
+        assert [value(await future) for future in futures] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def one(size: int, rows: int = 1) -> Asked:
+    return Asked((), size, AsyncFutureAnswer.__new__(AsyncFutureAnswer), rows)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "units"),
+    [
+        ([one(100)] * 7, [3, 3, 1]),
+        ([one(limits.QUESTIONS_REQUEST)] * 3, [1, 1, 1]),
+        ([one(limits.QUESTIONS_REQUEST // 2)] * 3, [2, 1]),
+        ([one(100), one(limits.CHUNK), one(100)], [1, 1, 1]),
+        ([one(100, rows=2)] * 3, [1, 1, 1]),
+        ([one(100, rows=1), one(100, rows=2), one(100, rows=9)], [2, 1]),
+        ([], []),
+    ],
+)
+def test_units_are_bounded_by_number_bytes_and_rows(waiting: list[Asked], units: list[int]) -> None:
+    assert [*map(len, units_of(waiting, 3))] == units
+
+
+def test_with_receipts_each_question_has_its_unit() -> None:
+    assert place(None, together=9).released.most == 9
+    assert place(None, together=9, receipt=True).released.most == 1
+
+
+@on_a_loop
+async def test_a_question_given_up_leaves_no_gap_among_those_it_waited_with() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=10, together=9) as stream:
+        first = await stream.submit(x(0))
+        await until(lambda: host.asked == [0])
+        futures = [await stream.submit(x(n)) for n in range(1, 5)]
+        assert futures[1].cancel()
+        await until(lambda: len(host.asked) == 4)
+        assert host.asked == [0, 1, 3, 4]
+        assert host.together == [1, 3]
+        host.say(host.answers(0, 0), host.answers_together(1, [good(1), good(3), good(4)]))
+        assert value(await first) == 0
+        assert [value(await futures[at]) for at in (0, 2, 3)] == [1, 3, 4]
+
+
+@on_a_loop
+async def test_a_refusal_of_the_whole_unit_counts_for_each() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=8, together=9) as stream:
+        futures = await waiting(host, stream, 4)
+        host.answered += 3
+        said = trailer(1, status=Code.UNKNOWN_MODEL)
+        host.say(host.answers(0, 0), host.says(host.answer.unit([], said, 0)))
+        assert value(await futures[0]) == 0
+        assert [await code_of(future) for future in futures[1:]] == [Code.UNKNOWN_MODEL] * 3
+
+
+@on_a_loop
+async def test_another_model_than_was_pinned_answers_none_of_them() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=8, together=9) as stream:
+        futures = await waiting(host, stream, 4)
+        said = trailer(1)._replace(digest=b"x" * 48)
+        host.say(host.answers(0, 0), host.answers_together(1, [good(1)] * 3, said))
+        assert [await code_of(future) for future in futures[1:]] == [Code.DIGEST_MISMATCH] * 3
+
+
+@on_a_loop
+async def test_pieces_of_a_question_that_shares_its_unit() -> None:
+    host = AsyncHost()
+    async with begin(host, in_flight=8, together=9) as stream:
+        first = await stream.submit(x(0))
+        await until(lambda: host.asked == [0])
+        host.listens.clear()
+        second = await stream.submit(x(1))
+        await until(lambda: host.held == 3)
+        pieces = asyncio.create_task(taken(stream.pieces(x(2))))
+        await asyncio.sleep(0.05)
+        third = await stream.submit(x(3))
+        host.listens.set()
+        await until(lambda: host.together == [1, 1, 2])
+        host.say(*(host.answers(unit, unit) for unit in range(2)))
+        host.say(host.answers_together(2, [good(2), good(3)]))
+        assert [value(one) for one in await pieces] == [2]
+        assert [value(await future) for future in (first, second, third)] == [0, 1, 3]
+
+
+WRONG: dict[str, tuple[int, list[bytes]]] = {
+    "two of three": (1, [good(1)] * 2),
+    "four of three": (1, [good(1)] * 4),
+    "one, as of one": (1, [good(1)[1:]]),
+    "under the number of the second": (2, [good(1)[1:]]),
+    "three under the number of one": (0, [good(1)] * 3),
+    "three under the number of the second": (2, [good(1)] * 3),
+    "three under a number of none": (9, [good(1)] * 3),
+    "a part that is neither": (1, [good(1), b"\2" + good(1)[1:], good(1)]),
+    "an empty answer": (1, [good(1), b"\0", good(1)]),
+    "a refusal that is OK": (
+        1,
+        [good(1), good(1), b"\1" + cbor.encode({"status": "OK", "detail": ""})],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_what_does_not_fit_what_was_asked_together_ends_the_stream(how: str) -> None:
+    @on_a_loop
+    async def work() -> None:
+        host = AsyncHost()
+        stream = begin(host, in_flight=8, together=9)
+        futures = await waiting(host, stream, 4)
+        number, parts = WRONG[how]
+        host.say(host.answers_together(number, parts))
+        codes = [await code_of(future) for future in futures]
+        assert codes == [Code.ANSWER_OPEN_FAILED] * 4
+        assert await code_of(stream.aclose()) is Code.ANSWER_OPEN_FAILED
+
+    work()
+
+
+@on_a_loop
+async def test_an_answer_to_several_comes_once() -> None:
+    host = AsyncHost()
+    stream = begin(host, in_flight=8, together=9)
+    futures = await waiting(host, stream, 4)
+    host.say(host.answers_together(1, [good(1)] * 3))
+    assert [value(await future) for future in futures[1:]] == [1] * 3
+    host.say(host.answers_together(1, [good(2)] * 3))
+    assert await code_of(futures[0]) is Code.ANSWER_OPEN_FAILED
+    assert await code_of(stream.aclose()) is Code.ANSWER_OPEN_FAILED

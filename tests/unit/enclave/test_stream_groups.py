@@ -10,7 +10,6 @@ import pytest
 
 from casemate.envelope.messages import Trailer
 from casemate.errors import Code, RequestError
-from casemate.tensors import InferRequest
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.runs import Left, Run
 from casemate_enclave.shares import Owner
@@ -79,39 +78,51 @@ class Model:
 class Answering:
     """Answers a question with its own number."""
 
-    def __init__(self, model: Model, places: StreamPlaces) -> None:
+    def __init__(self, model: Model, places: StreamPlaces, runs: int = 1) -> None:
         self._model = places.waiting(model, ME)
+        self._runs = runs
 
     def ask(self, question: StreamQuestion, deadline: float, cancellation: Cancellation) -> Asked:
         inputs: Any = {"x": question.unit}
         run = Run(self._model, inputs, ["y"], deadline, cancellation)
-        return Asked(question, InferRequest(inputs, ("y",), "", None), None, run, 0)
+        steps = self._steps(question, run)
+        return Asked(question, steps, next(steps), 0)
 
-    def answer(self, back: Sequence[tuple[Asked, Outcome]]) -> Back:
-        return [(asked.question, self._answer(asked, outcome)) for asked, outcome in back]
+    def answer(self, back: Sequence[tuple[Asked, Outcome]]) -> tuple[Back, list[Asked]]:
+        after = [(asked.question, asked.after(asked.outputs(outcome))) for asked, outcome in back]
+        return (
+            [(question, it) for question, it in after if isinstance(it, Answered)],
+            [it for _, it in after if isinstance(it, Asked)],
+        )
 
-    def _answer(self, asked: Asked, outcome: Outcome) -> Answered:
-        outputs, unit = asked.outputs(outcome), asked.question.unit
-        if isinstance(outputs, Exception):
-            assert isinstance(outputs, RequestError)
-            return Answered((), Trailer(outputs.code, unit=unit))
-        return Answered((b"%d" % outputs["y"],), Trailer(Code.OK, unit=unit))
+    def _steps(self, question: StreamQuestion, run: Run) -> Generator[Run, Any, Answered]:
+        try:
+            for _ in range(self._runs - 1):
+                yield run
+            outputs = yield run
+        except RequestError as error:
+            return Answered((), Trailer(error.code, unit=question.unit))
+        return Answered([[b"%d" % outputs["y"]]], Trailer(Code.OK, unit=question.unit))
 
 
-def begin(model: Model, places: StreamPlaces, count: int) -> Generator[Any]:
-    questions = [StreamQuestion(unit, memoryview(b"m"), 1) for unit in range(count)]
-    answering: Any = Answering(model, places)
+def begin(model: Model, places: StreamPlaces, count: int, runs: int = 1) -> Generator[Any]:
+    questions = [StreamQuestion(unit, [memoryview(b"m")], 1) for unit in range(count)]
+    answering: Any = Answering(model, places, runs)
     return answer_together(answering, questions, time.monotonic() + SOON, Cancellation())
 
 
-def answers(model: Model, places: StreamPlaces, count: int) -> dict[int, bytes | Code]:
+def answers(
+    model: Model, places: StreamPlaces, count: int, runs: int = 1
+) -> dict[int, bytes | Code]:
     found: dict[int, bytes | Code] = {}
-    for back in begin(model, places, count):
+    for back in begin(model, places, count, runs):
         for question, answered in back:
             assert question.unit == answered.trailer.unit
             assert question.unit not in found
             good = answered.trailer.status is Code.OK
-            found[question.unit] = answered.message[0] if good else answered.trailer.status
+            found[question.unit] = (
+                bytes(answered.messages[0][0]) if good else answered.trailer.status
+            )
     for thread in model.threads:
         thread.join(SOON)
     return found
@@ -129,6 +140,14 @@ def test_each_is_answered_however_many_the_model_takes_on_at_a_time(most: int) -
     together = sum(model.offered)
     assert together + len(model.alone) == 16
     assert together >= min(most, 1) * 15
+
+
+@pytest.mark.parametrize("most", [0, 3, 16])
+def test_what_needs_another_run_waits_for_it_as_for_the_first(most: int) -> None:
+    model, places = Model(most), StreamPlaces()
+    assert answers(model, places, 8, runs=3) == {unit: b"%d" % unit for unit in range(8)}
+    assert sum(model.offered) + len(model.alone) == 24
+    assert free(places)
 
 
 def test_what_cannot_be_joined_after_all_runs_by_itself_and_what_was_lost_is_repeated() -> None:

@@ -130,8 +130,8 @@ def _never() -> None:
 # The desk
 
 
-def question(unit: int = 0) -> StreamQuestion:
-    return StreamQuestion(unit, memoryview(b"message"), 1024)
+def question(unit: int = 0, count: int = 1) -> StreamQuestion:
+    return StreamQuestion(unit, [memoryview(b"message")] * count, 1024)
 
 
 def taken(desk: Desk, most: int = 1) -> list[int]:
@@ -140,8 +140,8 @@ def taken(desk: Desk, most: int = 1) -> list[int]:
     return [one.unit for one in task]
 
 
-def answered(unit: int = 0, *, final: bool = True, size: int = 10) -> Answered:
-    return Answered((bytes(size),), Trailer(Code.OK, unit=unit, final=final))
+def answered(unit: int = 0, *, final: bool = True, size: int = 10, count: int = 1) -> Answered:
+    return Answered([[bytes(size)]] * count, Trailer(Code.OK, unit=unit, final=final), count)
 
 
 def test_questions_and_answers_pass_in_order() -> None:
@@ -207,6 +207,17 @@ def test_what_the_reader_answers_itself_counts_likewise() -> None:
     assert desk.room == 1
     desk.done([answered()] * (limits.STREAM_UNITS_MAX - 1))
     desk.await_room(_never, below=1)
+
+
+def test_each_message_of_a_unit_counts() -> None:
+    desk = Desk()
+    desk.ask(question(0, 20), question(20))
+    desk.begin(10)
+    assert desk.room == limits.STREAM_UNITS_MAX - 31
+    desk.done([answered(21, count=10)])
+    desk.answer(answered(0, count=20))
+    desk.sent(desk.next_answers())
+    assert desk.room == limits.STREAM_UNITS_MAX - 1
 
 
 def test_a_question_counts_until_its_final_answer_is_sent() -> None:

@@ -6,6 +6,7 @@ import copy
 import secrets
 import tracemalloc
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from casemate.envelope.stream_units import UnitReader, UnitWriter, framed
 from casemate.errors import Code, EnvelopeError
 from tests.support import envelope as env
 from tests.support.streams import Ends, answered, asked, open_stream, seal_stream, trailer
+
+if TYPE_CHECKING:
+    from casemate.envelope.messages import Trailer
+    from casemate.envelope.streaming import AnswerUnit
 
 KEY, AAD = bytes(range(32)), b"aad"
 LONG = secrets.token_bytes(2 * limits.CHUNK + 777)
@@ -36,7 +41,7 @@ def test_questions_and_answers(ends: Ends) -> None:
     assert asked(ends.opened, ends.call.end()) == []
     assert ends.opened.ended
     for unit in (2, 0, 1):  # in any order
-        (got,) = answered(ends.call, ends.answer.unit([messages[unit]], trailer(unit), 0))
+        (got,) = answered(ends.call, ends.answer.unit([[messages[unit]]], trailer(unit), 0))
         assert (bytes(got.message or b""), got.trailer.unit) == (messages[unit], unit)
     (last,) = answered(ends.call, ends.answer.end(trailer(3), 0))
     assert (last.message, last.last, ends.call.ended) == (None, True, True)
@@ -79,7 +84,8 @@ def test_messages_of_any_length_in_any_pieces(ends: Ends, length: int) -> None:
 def test_answers_fill_the_models_bucket(ends: Ends, floor: int) -> None:
     for number, message in enumerate(([], [b"x"], [b"x" * 300, b"y"])):
         said = trailer(number) if message else trailer(number, status=Code.MODEL_FAILED)
-        chunks = [bytes(chunk) for chunk in ends.answer.unit(message, said, floor)]
+        messages = [message] if message else []
+        chunks = [bytes(chunk) for chunk in ends.answer.unit(messages, said, floor)]
         length = padded_answer(sum(map(len, message)) + 4 * bool(message), floor)
         assert sum(len(chunk) - 17 for chunk in chunks) == length
         (unit,) = answered(ends.call, chunks)
@@ -88,9 +94,9 @@ def test_answers_fill_the_models_bucket(ends: Ends, floor: int) -> None:
 
 
 def test_a_message_goes_with_ok_and_only_with_it(ends: Ends) -> None:
-    for message, said in (([], trailer()), ([b"leak"], trailer(status=Code.MODEL_FAILED))):
+    for messages, said in (([], trailer()), ([[b"leak"]], trailer(status=Code.MODEL_FAILED))):
         with pytest.raises(ValueError, match="status OK"):
-            ends.answer.unit(message, said, 0)
+            ends.answer.unit(messages, said, 0)
 
 
 def test_an_answer_without_its_message_is_refused(ends: Ends) -> None:
@@ -105,7 +111,7 @@ def test_an_answer_without_its_message_is_refused(ends: Ends) -> None:
 def test_a_receipt_comes_if_it_was_asked_for_and_only_then(receipt: bool) -> None:
     ends = Ends.of(env.hpke_session(), receipt=receipt)
     with pytest.raises(EnvelopeError) if receipt else nullcontext():
-        answered(ends.call, ends.answer.unit([b"an answer"], trailer(), 0))
+        answered(ends.call, ends.answer.unit([[b"an answer"]], trailer(), 0))
 
 
 def test_memory_is_asked_for_before_it_is_taken() -> None:
@@ -129,9 +135,9 @@ def test_nothing_is_read_when_memory_is_refused() -> None:
     opened.open(memoryview(*call.opening()))
     chunks = [*call.question([LONG])]
     with pytest.raises(MemoryError):
-        opened.question(memoryview(chunks[0]))
+        opened.questions(memoryview(chunks[0]))
     with pytest.raises(EnvelopeError):  # and the stream is over
-        opened.question(memoryview(chunks[1]))
+        opened.questions(memoryview(chunks[1]))
 
 
 @pytest.mark.parametrize("lead", [0, 1, 7, 1000])
@@ -140,8 +146,7 @@ def test_what_leads_a_long_message_lies_aligned(lead: int) -> None:
     opened = open_stream(call.header, lead=lambda _head: lead)
     opened.open(memoryview(*call.opening()))
     chunks = [*call.question([LONG])]
-    *_, message = [opened.question(memoryview(chunk)) for chunk in chunks]
-    assert message is not None
+    *_, (message,) = [opened.questions(memoryview(chunk)) for chunk in chunks]
     assert bytes(message) == LONG
     address = np.frombuffer(message[lead:], np.uint8).ctypes.data
     assert address % 16 == 0
@@ -152,7 +157,7 @@ def test_what_leads_a_long_message_lies_aligned(lead: int) -> None:
 
 def refused_question(ends: Ends, chunk: bytes) -> None:
     with pytest.raises(EnvelopeError) as caught:
-        ends.opened.question(memoryview(chunk))
+        ends.opened.questions(memoryview(chunk))
     assert str(caught.value) == str(open_failed())
 
 
@@ -172,7 +177,7 @@ def test_after_the_end_nothing_opens(ends: Ends) -> None:
     asked(ends.opened, ends.call.end())
     refused_question(ends, bytes(*ends.call.question([b"more"])))
     answered(ends.call, ends.answer.end(trailer(), 0))
-    refused_answer(ends, bytes(*ends.answer.unit([b"more"], trailer(), 0)))
+    refused_answer(ends, bytes(*ends.answer.unit([[b"more"]], trailer(), 0)))
 
 
 def test_the_answer_begins_once_and_with_its_header(ends: Ends) -> None:
@@ -182,7 +187,7 @@ def test_the_answer_begins_once_and_with_its_header(ends: Ends) -> None:
             ends.call.begin_answer(header)
     call = seal_stream(env.hpke_session())
     with pytest.raises(EnvelopeError):
-        call.answer(memoryview(*ends.answer.unit([b"x"], trailer(), 0)))
+        call.answer(memoryview(*ends.answer.unit([[b"x"]], trailer(), 0)))
 
 
 def forged(ends: Ends, pieces: tuple[bytes, ...], length: int, flag: Flag) -> list[bytes]:
@@ -199,7 +204,8 @@ def lp(part: bytes) -> bytes:
     [
         pytest.param((), 1024, Flag.UNIT_ENDS, id="no part, and not the end"),
         pytest.param((lp(b"message"),), 1024, Flag.LAST, id="the end with a part"),
-        pytest.param((lp(b"a"), lp(b"b")), 1024, Flag.UNIT_ENDS, id="two parts"),
+        pytest.param((lp(b"m"),) * 33, 1024, Flag.UNIT_ENDS, id="33 parts"),
+        pytest.param((lp(LONG), lp(b"b")), 2_162_688, Flag.UNIT_ENDS, id="long: two parts"),
         pytest.param((lp(b"message"),), 1088, Flag.UNIT_ENDS, id="the next bucket"),
         pytest.param((lp(b"message"), b"\0\0\0\0\1"), 1024, Flag.UNIT_ENDS, id="not zeros"),
         pytest.param((), 2048, Flag.LAST, id="a longer end"),
@@ -249,7 +255,9 @@ def test_an_answer_that_breaks_the_rules_is_refused(
 
 
 def reader() -> UnitReader:
-    return UnitReader(KEY, AAD, most_parts=1, rest_max=0, take=lambda _: None, lead=lambda _: 0)
+    return UnitReader(
+        KEY, AAD, most_parts=1, rest_max=lambda: 0, take=lambda _: None, lead=lambda _: 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,3 +342,115 @@ def test_a_long_unit_is_never_held_twice() -> None:
         tracemalloc.stop()
     assert units[-1] is not None
     assert peak < len(message) + 6 * limits.CHUNK
+
+
+# Several messages in one unit
+
+
+FEW = [b"one", b"second", b"3"]
+
+
+def asked_together(ends: Ends, messages: list[bytes]) -> None:
+    assert asked(ends.opened, ends.call.question(*[[one] for one in messages])) == messages
+
+
+def answers_to(ends: Ends, count: int, said: Trailer) -> list[AnswerUnit]:
+    parts = [[b"\0", b"part %d" % at] for at in range(count)]
+    return answered(ends.call, ends.answer.unit(parts, said, 0))
+
+
+def test_several_messages_are_asked_and_answered_in_one_unit(ends: Ends) -> None:
+    asked_together(ends, [b"alone"])
+    asked_together(ends, FEW)
+    asked_together(ends, [b"x"] * 32)
+    asked_together(ends, [b"last"])
+    for unit, count in ((1, 3), (36, 1), (0, 1), (4, 32)):  # in any order
+        (got,) = answers_to(ends, count, trailer(unit))
+        assert [*map(bytes, got.messages)] == [b"\0part %d" % at for at in range(count)]
+        assert got.trailer.unit == unit
+    (last,) = answered(ends.call, ends.answer.end(trailer(37), 0))
+    assert last.last
+
+
+def test_a_refusal_counts_for_all_messages_of_a_unit(ends: Ends) -> None:
+    asked_together(ends, FEW)
+    said = trailer(0, status=Code.MODEL_FAILED)
+    (got,) = answered(ends.call, ends.answer.unit([], said, 3 * 5000))
+    assert (got.messages, got.message, got.trailer) == ([], None, said)
+
+
+def test_answers_to_several_have_the_bucket_of_all(ends: Ends) -> None:
+    asked_together(ends, FEW)
+    asked_together(ends, FEW)
+    lengths = {
+        sum(len(chunk) - 17 for chunk in chunks)
+        for chunks in (
+            [*ends.answer.unit([[b"\0answer"]] * 3, trailer(0), 3 * 5000)],
+            [*ends.answer.unit([], trailer(3, status=Code.OVERLOADED), 3 * 5000)],
+        )
+    }
+    assert lengths == {padded_answer(0, 15_000)}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_another_number_of_parts_than_messages_is_refused(ends: Ends, count: int) -> None:
+    asked_together(ends, FEW)
+    pieces = [lp(b"\0x")] * count + [SAID]
+    chunks = ends.answer._writer.seal(pieces, 2048, Flag.UNIT_ENDS)
+    refused_answer(ends, bytes(*chunks))
+
+
+def test_parts_beside_a_refusal_are_refused(ends: Ends) -> None:
+    asked_together(ends, FEW)
+    pieces = [lp(b"\0x")] * 3 + [lp(trailer(0, status=Code.OVERLOADED).encode())]
+    refused_answer(ends, bytes(*ends.answer._writer.seal(pieces, 2048, Flag.UNIT_ENDS)))
+
+
+def test_several_have_no_more_than_one_answer_together(ends: Ends) -> None:
+    asked_together(ends, FEW)
+    with pytest.raises(EnvelopeError):
+        answers_to(ends, 3, trailer(0, final=False))
+
+
+def test_an_answer_to_one_of_several_is_not_theirs(ends: Ends) -> None:
+    """Three parts are due under the first one's number alone."""
+    asked_together(ends, [b"alone"])
+    asked_together(ends, FEW)
+    for unit in (0, 2, 3, 4):
+        with pytest.raises(EnvelopeError):
+            answers_to(ends, 3, trailer(unit))
+        ends.call._reader = None  # a failure is the end: begin the answer once more
+        ends.answer = ends.opened.answer(env.INSTANCE_DIGEST)
+        ends.call.begin_answer(ends.answer.header)
+    assert len(answers_to(ends, 3, trailer(1))) == 1
+
+
+def test_several_are_one_chunk_and_not_too_many(ends: Ends) -> None:
+    for messages in ([[b"x"]] * 33, [[b"x"], [bytes(limits.CHUNK - 8)]]):
+        with pytest.raises(EnvelopeError) as caught:
+            ends.call.question(*messages)
+        assert caught.value.code is Code.TOO_LARGE
+    with pytest.raises(EnvelopeError) as caught:
+        ends.call.question([b"x"], [])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    whole = [b"x", bytes(limits.CHUNK - 9)]
+    asked_together(ends, whole)  # and nothing was counted that was not asked
+    assert len(answers_to(ends, 2, trailer(0))) == 1
+
+
+def test_answers_to_several_may_be_long(ends: Ends) -> None:
+    asked_together(ends, FEW)
+    parts = [b"\0" + LONG, b"\1short", b"\0" + LONG[::-1]]
+    chunks = [bytes(chunk) for chunk in ends.answer.unit([[part] for part in parts], trailer(), 0)]
+    assert len(chunks) == 5
+    (got,) = answered(ends.call, chunks)
+    assert [*map(bytes, got.messages)] == parts
+
+
+def test_a_preamble_has_no_second_part() -> None:
+    call = seal_stream(env.hpke_session())
+    preamble = lp(call._preamble)
+    (first,) = call._writer.seal((preamble, lp(b"message")), 1024)
+    with pytest.raises(EnvelopeError) as caught:
+        open_stream(call.header).open(memoryview(first))
+    assert str(caught.value) == str(open_failed())
