@@ -24,6 +24,7 @@ class AsyncFutureAnswer:
     """
 
     piecewise = False
+    taker = None
 
     def __init__(self) -> None:
         self.future: asyncio.Future[Inference] = asyncio.get_running_loop().create_future()
@@ -48,6 +49,7 @@ class AsyncPieceQueue:
     """Hands pieces to whoever takes them; while it is full, nothing more is received."""
 
     piecewise = True
+    taker = None
 
     def __init__(self, deadline: float) -> None:
         """``deadline`` of the stream, in seconds of time.monotonic."""

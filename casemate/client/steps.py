@@ -60,6 +60,14 @@ class HostStream(Protocol):
         ...
 
 
+class Taker(Protocol):
+    """Takes answers to several questions, and is woken once for those that came together."""
+
+    def wake(self) -> None:
+        """Take what has come."""
+        ...
+
+
 class Answers(Protocol):
     """Gets the answer to one question of a stream."""
 
@@ -74,6 +82,11 @@ class Answers(Protocol):
 
     def answered(self, inference: Inference, *, final: bool) -> Any:  # noqa: ANN401 - see Connection
         """Take the answer or a piece of it, and wait, if ``piecewise``, until there is room."""
+        ...
+
+    @property
+    def taker(self) -> Taker | None:
+        """Who is to be told after one or several answers; None if each was told already."""
         ...
 
     def failed(self, error: CasemateError) -> None:

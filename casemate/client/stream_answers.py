@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import queue
 import threading
@@ -35,6 +36,7 @@ class FutureAnswer:
     """
 
     piecewise = False
+    taker = None
 
     def __init__(self) -> None:
         self.future: Future[Inference] = Future()
@@ -55,48 +57,62 @@ class FutureAnswer:
             self.future.set_exception(error)
 
 
-class QueuedAnswer:
-    """Puts the answer, of a model with several pieces the last, or the failure into a queue."""
+class AheadAnswer:
+    """Hands the answer, of a model with several pieces the last, or the failure to ``taker``."""
 
     piecewise = False
-    __slots__ = ("_index", "_queue")
+    __slots__ = ("_index", "taker")
 
-    def __init__(self, index: int, answers: queue.SimpleQueue[Finished]) -> None:
+    def __init__(self, index: int, taker: Ahead) -> None:
         """``index``: by which whoever takes it knows it."""
         self._index = index
-        self._queue = answers
+        self.taker = taker
 
     def begin(self) -> bool:
         """It is wanted."""
         return True
 
     def answered(self, inference: Inference, *, final: bool) -> None:
-        """Queue the answer."""
+        """Hand it over; the taker is to be woken."""
         if final:
-            self._queue.put((self._index, inference))
+            self.taker.finished.append((self._index, inference))
 
     def failed(self, error: CasemateError) -> None:
-        """Queue the failure."""
-        self._queue.put((self._index, error))
+        """Hand over the failure."""
+        self.taker.finished.append((self._index, error))
+        self.taker.wake()
 
 
 class Ahead:
     """What one iteration asks ahead: at most so many questions that it has not taken answers to.
 
-    For one thread, beside those that answer.
+    For one thread, beside those that answer: it is woken once for all that comes together, since a
+    wake costs more than most of the steps of an answer.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self.finished: collections.deque[Finished] = collections.deque()
+        self._news = threading.Lock()  # held while there is none
+        self._news.acquire()
         self._early: dict[int, Inference | CasemateError] = {}
         self._asked = 0
         self._taken = 0
 
-    def next(self) -> QueuedAnswer:
+    def next(self) -> AheadAnswer:
         """Return what gets the answer to the next question."""
         self._asked += 1
-        return QueuedAnswer(self._asked - 1, self._finished)
+        return AheadAnswer(self._asked - 1, self)
+
+    def wake(self) -> None:
+        """As ``Taker``."""
+        with contextlib.suppress(RuntimeError):  # it is told of news already
+            self._news.release()
+
+    def _next_finished(self) -> Finished:
+        while not self.finished:
+            self._news.acquire()
+        return self.finished.popleft()
 
     @property
     def waiting(self) -> bool:
@@ -106,17 +122,17 @@ class Ahead:
     @property
     def has_news(self) -> bool:
         """Whether answers are to be taken before the next question is asked."""
-        return not self._finished.empty() or self._asked - self._taken >= self._most
+        return bool(self.finished) or self._asked - self._taken >= self._most
 
     def first(self) -> tuple[int, Inference]:
         """Return the answer that finishes next, and its index; raises what it failed with."""
-        index, outcome = self._finished.get()
+        index, outcome = self._next_finished()
         self._taken += 1
         return index, _released(outcome)
 
     def in_order(self) -> Iterator[Inference]:
         """Wait for one more answer; yield those whose turn it is, if any. Raises likewise."""
-        index, outcome = self._finished.get()
+        index, outcome = self._next_finished()
         self._early[index] = outcome
         while self._taken in self._early:
             self._taken += 1
@@ -133,6 +149,7 @@ class PieceQueue:
     """Hands pieces to whoever iterates; while it is full, nothing more is received."""
 
     piecewise = True
+    taker = None
 
     def __init__(self, deadline: float) -> None:
         """``deadline`` of the stream, in seconds of time.monotonic."""

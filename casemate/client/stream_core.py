@@ -277,6 +277,9 @@ class StreamCore:
                 asked.answers.failed(inference)
             else:
                 asked.answers.answered(inference, final=final)
+        for taker in {asked.answers.taker for asked, _, _ in opened}:
+            if taker is not None:
+                taker.wake()
         self._left([asked for asked, _, final in opened if final])
         opened.clear()
 

@@ -204,15 +204,15 @@ def test_answers_to_as_many_messages_have_one_length(served: Served) -> None:
     """Whatever became of which, and of the whole."""
     served.bench.serve(name="left", **JOINED)
     with spoken_to(served, "left") as spoken:
-        for messages in ([message(1)] * 5, [message(POISON)] * 5, [b"no message"] * 5):
-            spoken.ask(*messages)
+        for one in (to_request(picking(1)), to_request(picking(POISON)), b"no message"):
+            spoken.ask(*[one] * 24)
         while len(spoken.units) < 3:
             assert spoken.receive()
         served.bench.ask(FrameType.UNLOAD, cbor.encode({"name": "left", "version": 2}))
-        spoken.ask(*[message(0)] * 5)
+        spoken.ask(*[message(0)] * 24)
         spoken.end()
         units = spoken.receive_all()
-    assert [len(unit.messages) for unit in units] == [5, 5, 5, 0, 0]
+    assert [len(unit.messages) for unit in units] == [24, 24, 24, 0, 0]
     sizes = []
     for at, frame in enumerate(spoken.frames):
         _, chunks = parse_chunks(frame, first=not at)

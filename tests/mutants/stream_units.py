@@ -21,7 +21,9 @@ _desk = partial(_inside, file="stream_desk.py", tests=("tests/unit/enclave/test_
 _groups = partial(
     _inside, file="stream_groups.py", tests=("tests/unit/enclave/test_stream_groups.py",)
 )
-_alike_inside = partial(_inside, file="questions.py")
+_alike_inside = partial(
+    _inside, file="questions.py", tests=("tests/unit/enclave/test_questions.py",)
+)
 _client = partial(
     Mutant,
     file="client/stream_sending.py",
@@ -64,12 +66,11 @@ MUTANTS = (
     _core("unit: a broken part ends all", old="            except RequestError as error:\n                for asked in several:", new="            except CasemateError as error:\n                for asked in several[:1]:"),
     _released("unit: receipts", old="return 1 if self.receipt else self._together", new="return self._together"),
     _released("unit: as answers say", old="        self._together[self._model] = together_next(messages, trailer.questions)\n", new=""),
-    _parts("alike: all were answered", old="part[0] != _ANSWERED or len(part) == 1 for", new="len(part) == 1 for"),
-    _parts("alike: none is empty", old="part[0] != _ANSWERED or len(part) == 1 for", new="part[0] != _ANSWERED for"),
+    _parts("alike: all were answered", old="if any([part[0] != _ANSWERED for part in parts]):", new="if False:"),
     _alike("alike: one length", old="    if {*map(len, messages)} != {size}:\n        return None\n", new=""),
     _alike("alike: heads of contents", old="        if not _one_row(table[:, end:begin]):\n            return None\n", new=""),
     _alike("alike: descriptions", old="return tables[::-1] if _one_row(table[:, :end]) else None", new="return tables[::-1]"),
-    _alike("alike: every byte", old="(table == table[0]).all()", new="(table == table[0]).any()"),
+    _alike("alike: every byte", old="table.tobytes() == row * len(table)", new="table.tobytes().startswith(row)"),
     _arrays("alike: nothing to look at", old="if dtype is None or datatype in _CHECKED or not size or", new="if dtype is None or not size or"),
     _arrays("alike: sizes", old=" or not size or table.shape[1] != size:", new=" or not size:"),
     _arrays("alike: nobody changes them", old="        array.flags.writeable = False\n        arrays[name] = array\n", new="        arrays[name] = array\n"),
