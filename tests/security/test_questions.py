@@ -12,53 +12,30 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from casemate.client import AsyncClient
-from casemate.envelope import questions
-from casemate.errors import CasemateError, Code, SealedStatusError
-from casemate.sealed_model import Serving
-from casemate.tensors import TensorSpec, from_response, to_request
+from casemate.errors import CasemateError, Code
+from casemate.tensors import to_request
 from casemate_devkit.local import MODEL
-from tests.support import onnx_bytes
 from tests.support.attacker import genuine, refusal, start_session
-from tests.support.vendor_models import seal
+from tests.support.picking import POISON, TABLE, WIDTH, became, loaded, message, picking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from casemate.envelope.sealing import OpenedAnswer, SealedCall
     from casemate_devkit.local import LocalDeployment
     from tests.support.attacker import EnclaveSocket, Session
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("still_serves")]
-WIDTH = 64
 VERSION = 510
 NAMED = f"{MODEL}:{VERSION}"
-TABLE = [10.0, 20.0, 30.0]
-POISON = 1000  # an index that does not exist: the run fails, whoever's rows are in it
-IO = {
-    "inputs": (TensorSpec("x", "FP32", (0, WIDTH)), TensorSpec("index", "INT64", (0,))),
-    "outputs": (TensorSpec("y", "FP32", (0, WIDTH)), TensorSpec("picked", "FP32", (0,))),
-}
 
 
 @pytest.fixture(scope="module")
 def world(
     deployment: LocalDeployment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalDeployment]:
-    folder: Path = tmp_path_factory.mktemp("picking")
-    onnx = onnx_bytes.guarded_mlp(WIDTH, 2)
-    serving = Serving(0, batch_rows=24)
-    genuine(deployment).load(seal(deployment, folder, onnx, version=VERSION, serving=serving, **IO))
-    yield deployment
-    genuine(deployment).unload(MODEL, VERSION)
-
-
-def picking(index: int) -> dict[str, np.ndarray]:
-    return {"x": np.ones((1, WIDTH), np.float32), "index": np.array([index], np.int64)}
-
-
-def message(index: int) -> bytes:
-    return to_request(picking(index), ["picked"])
+    with loaded(deployment, tmp_path_factory.mktemp("picking"), VERSION):
+        yield deployment
 
 
 def sealed(session: Session, messages: Sequence[bytes], **changed: object) -> SealedCall:
@@ -78,13 +55,6 @@ def ask(world: LocalDeployment, session: Session, messages: Sequence[bytes]) -> 
 
 def refused(enclave: EnclaveSocket, call: SealedCall) -> Code:
     return refusal(partial(enclave.request, call.header, call.ciphertext))
-
-
-def became(part: memoryview) -> float | Code:
-    try:
-        return float(from_response(questions.read(part))["picked"][0])
-    except SealedStatusError as error:
-        return error.code
 
 
 def test_c2_a_poisoned_question_spoils_none_that_share_its_request(world: LocalDeployment) -> None:

@@ -10,36 +10,25 @@ import pytest
 
 from casemate import limits
 from casemate.channel import connect
-from casemate.envelope import questions
 from casemate.envelope.padding import padded_length
 from casemate.envelope.sealed_chunks import encode_chunk, encode_header, parse_chunks
-from casemate.errors import CasemateError, Code, RequestError, SealedStatusError
-from casemate.sealed_model import Serving
-from casemate.tensors import TensorSpec, from_response, to_request
+from casemate.errors import CasemateError, Code, RequestError
+from casemate.tensors import to_request
 from casemate_devkit.local import MODEL
-from tests.support import onnx_bytes
 from tests.support.attacker import TIMEOUT_S, genuine, refusal, start_session
 from tests.support.damage import flip
+from tests.support.picking import POISON, TABLE, WIDTH, became, loaded, message, picking
 from tests.support.streams import Spoken, speak
-from tests.support.vendor_models import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from casemate_devkit.local import LocalDeployment
     from tests.support.attacker import Session
     from tests.support.lying import ForwardStream, LyingHost
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("still_serves")]
-WIDTH = 64
 VERSION = 511
-TABLE = [10.0, 20.0, 30.0]
-POISON = 1000  # an index that does not exist: the run fails, whoever's rows are in it
-IO = {
-    "inputs": (TensorSpec("x", "FP32", (0, WIDTH)), TensorSpec("index", "INT64", (0,))),
-    "outputs": (TensorSpec("y", "FP32", (0, WIDTH)), TensorSpec("picked", "FP32", (0,))),
-}
 Chunks = list[bytes]
 
 
@@ -47,27 +36,8 @@ Chunks = list[bytes]
 def world(
     deployment: LocalDeployment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalDeployment]:
-    folder: Path = tmp_path_factory.mktemp("picking")
-    onnx = onnx_bytes.guarded_mlp(WIDTH, 2)
-    serving = Serving(0, batch_rows=24)
-    genuine(deployment).load(seal(deployment, folder, onnx, version=VERSION, serving=serving, **IO))
-    yield deployment
-    genuine(deployment).unload(MODEL, VERSION)
-
-
-def picking(index: int) -> dict[str, np.ndarray]:
-    return {"x": np.ones((1, WIDTH), np.float32), "index": np.array([index], np.int64)}
-
-
-def message(index: int) -> bytes:
-    return to_request(picking(index), ["picked"])
-
-
-def became(part: memoryview) -> float | Code:
-    try:
-        return float(from_response(questions.read(part))["picked"][0])
-    except SealedStatusError as error:
-        return error.code
+    with loaded(deployment, tmp_path_factory.mktemp("picking"), VERSION):
+        yield deployment
 
 
 @contextmanager
