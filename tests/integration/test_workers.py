@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import json
+import operator
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Counter, Journal
 from tests.support import onnx_bytes as onnx
 from tests.support import workers
+from tests.support.own_process import in_own_process
 from tests.support.patience import patiently
 from tests.support.workers import header, processes
 
@@ -251,7 +253,7 @@ def test_c5_a_model_that_ends_its_worker_too_often_is_out_of_service_and_returns
     with pytest.raises(RequestError) as refusal:
         quotient(model, 6, 3)
     assert refusal.value.code is Code.UNAVAILABLE
-    assert processes() == before  # nothing is started for it
+    assert processes() <= before  # nothing is started for it
     assert events(journal).count({"event": "MODEL_OUT_OF_SERVICE"}) == 1
     assert linear(other)() == SUMS
     monkeypatch.setattr(limits, "WORKER_WINDOW_S", 0.01)  # as if the window had passed
@@ -360,22 +362,37 @@ def test_a_run_that_needs_too_much_memory_fails_and_its_worker_stays(
     assert not events(journal)
 
 
-def test_c5_a_hundred_crashes_leave_memory_descriptors_and_processes_as_they_were(
-    runtime: WorkerRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "WORKER_ENDS_MAX", 1000)
-    monkeypatch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
-    model = runtime.load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
-    for _ in range(5):
+def test_c5_a_hundred_crashes_leave_memory_descriptors_and_processes_as_they_were() -> None:
+    grown, before, after = in_own_process(hundred_crashes)
+    assert grown < 4 * limits.MIB
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
+
+
+def hundred_crashes() -> tuple[int, list[int], list[int]]:
+    """Return the bytes by which memory grew, and what is held before and after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "WORKER_ENDS_MAX", 1000)
+        patch.setattr(limits, "WORKER_BACKOFF_MAX_S", 0.0)
+        model = workers.runtime().load(ModelContents.of({"m": onnx.dividing()}), QUOTIENT)
+        crash_often(model, 5)
+        memory, before = resident(), held()
+        crash_often(model, 50)  # each ends two workers
+        more = resident()
+        with contextlib.suppress(AssertionError):  # who started the last worker may still be ending
+            eventually(lambda: all(map(operator.le, held(), before)), 20)
+        return more - memory, before, held()
+
+
+def crash_often(model: LastingModel, times: int) -> None:
+    """It has its worker again at the end."""
+    for _ in range(times):
         crash(model)
     assert quotient(model, 6, 3) == [2]
-    memory, *before = resident(), descriptors(), len(processes()), threading.active_count()
-    for _ in range(50):  # each ends two workers
-        crash(model)
-    assert quotient(model, 6, 3) == [2]
-    more, *after = resident(), descriptors(), len(processes()), threading.active_count()
-    assert more - memory < 4 * limits.MIB
-    assert all(now <= then for now, then in zip(after, before, strict=True))
+    eventually(lambda: len(processes()) == 1)
+
+
+def held() -> list[int]:
+    return [descriptors(), len(processes()), threading.active_count()]
 
 
 def resident() -> int:
@@ -457,9 +474,10 @@ def test_a_model_is_rejected_for_its_reason(runtime: WorkerRuntime) -> None:
 def test_external_data_comes_along(runtime: WorkerRuntime) -> None:
     outside = onnx.external_tensor("w", (3, 2), location="d/w", offset="4", length="24")
     files = {"m": onnx.linear(outside), "d/w": bytes(4) + onnx.floats(1, 2, 3, 4, 5, 6)}
-    model = runtime.load(ModelContents.of(files), LINEAR)
     former = processes()
-    os.kill(max(former), signal.SIGKILL)
+    model = runtime.load(ModelContents.of(files), LINEAR)
+    [worker] = processes() - former
+    os.kill(worker, signal.SIGKILL)
     assert linear(model)() == SUMS  # and outlive the worker
 
 
@@ -470,6 +488,4 @@ def test_a_model_that_is_dropped_while_it_runs_runs_to_the_end(runtime: WorkerRu
     del model
     assert ask() == SUMS
     del ask
-    with contextlib.suppress(AssertionError):
-        eventually(lambda: processes() == former, 5)
-    assert processes() == former
+    eventually(lambda: processes() <= former)

@@ -21,7 +21,8 @@ from casemate_enclave.onnx_scan import external_locations, fields, message_in
 from casemate_enclave.runtime import OnnxRuntime, session_options
 from tests.support import onnx_bytes as onnx
 from tests.support.onnx_bytes import field
-from tests.unit.enclave.test_runtime import HEADER, ROWS, RUN_BYTES, load, python, runtime, soon
+from tests.support.own_process import in_own_process
+from tests.unit.enclave.test_runtime import HEADER, ROWS, RUN_BYTES, load, runtime, soon
 
 __all__ = ["runtime"]  # the fixture
 
@@ -113,15 +114,9 @@ def test_it_runs_as_the_model_it_was(
 
 
 @pytest.mark.parametrize("offset", [0, 64, 1, 2])
-def test_weights_are_used_where_they_lie_if_they_are_aligned(tmp_path: Path, offset: int) -> None:
-    """Memory that is not shared grows by the weights, or not at all.
-
-    Measured in a process of its own: here, the weights may find a place that others gave up.
-    """
-    script = f"from {__name__} import grown_by_load; print(*grown_by_load({offset}))"
-    measured = python(script, tmp_path, ORT_DISABLE_TELEMETRY="1")
-    assert measured.returncode == 0, measured.stderr
-    grown, size = map(int, measured.stdout.split())
+def test_weights_are_used_where_they_lie_if_they_are_aligned(offset: int) -> None:
+    """Memory that is not shared grows by the weights, or not at all."""
+    grown, size = in_own_process(grown_by_load, offset)
     assert grown < size / 4 if offset % 4 == 0 else grown > size * 3 / 4
 
 
