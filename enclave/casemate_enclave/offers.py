@@ -1,11 +1,13 @@
 """Joined runs of requests that no thread waits for: they were offered (SPEC 8.8.2.1).
 
 A thread leads each run: it takes along what waits, begins it, hands out what comes back and goes on
-with what waits then. So a request costs neither a thread nor a wake of its own.
+with what waits then. So a request costs neither a thread nor a wake of its own. One that comes when
+nothing is under way is begun by who offers it: its thread is woken while it runs already.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from functools import partial
@@ -99,13 +101,17 @@ class Offers:
         self._leaders = 0  # changed under the lock of the places alone
 
     def take(self, runs: Iterable[tuple[Run, int, object]], asker: Asker) -> set[object]:
-        """Let runs wait, each with its rows and its ticket; return the tickets of those taken."""
+        """Let runs wait, each with its rows and its ticket; return the tickets of those taken.
+
+        A lone one begins here if its turn has come. It is not waited for.
+        """
         offers = [
             Offer(run, asker, ticket, rows=rows, axis=self._axis, lead=self._lead)
             for run, rows, ticket in runs
         ]
         places = self._places
         taken: set[object] = set()
+        here: list[Offer] = []
         with places.lock:
             if not (places.free or self._leaders):
                 return taken  # nobody would look after them
@@ -115,22 +121,45 @@ class Offers:
                     taken.add(offer.ticket)
             self._pacing.waiting += len(taken)
             self._more.notify_all()
+            if len(offers) == self._pacing.waiting == 1:
+                offers[0].lead = here.append
             places.grant()
+            offers[0].lead = self._lead
+            for _ in here:
+                self._note_lead()
+        for offer in here:
+            _HANDS.take(partial(self._work, offer, self._begun(offer)))
         return taken
 
     # Leading
 
     def _lead(self, offer: Offer) -> None:
-        self._pacing.waiting -= 1
-        self._leaders += 1
+        self._note_lead()
         _HANDS.take(partial(self._work, offer))
 
-    def _work(self, leader: Offer | None) -> None:
+    def _note_lead(self) -> None:
+        self._pacing.waiting -= 1
+        self._leaders += 1
+
+    def _begun(self, leader: Offer) -> Joined | None:
+        """Begin a run by itself; None if that is a thread's to try."""
+        leader.begun = time.monotonic()
+        with self._places.lock:
+            self._pacing.begin(id(leader), leader.begun)
+        try:
+            return self._begin([leader], patient=False)
+        except Exception:  # noqa: BLE001 - then the thread meets it
+            return None
+
+    def _work(self, leader: Offer | None, together: Joined | None = None) -> None:
+        """``together``: the first one's run, if it has begun."""
         members: list[Offer] = []
         while leader is not None:
-            self._linger(len(members))
-            members = self._members(leader)
-            outcomes = self._outcomes(members)
+            if together is None:
+                self._linger(len(members))
+            members = [leader] if together else self._members(leader)
+            outcomes = self._outcomes(members, together)
+            together = None
             self._settle(
                 (member, outcomes.get(place, Left.ALONE)) for place, member in enumerate(members)
             )
@@ -160,21 +189,25 @@ class Offers:
             member.begun = now
         return members
 
-    def _outcomes(self, members: Sequence[Offer]) -> Mapping[int, Outcome]:
+    def _outcomes(self, members: Sequence[Offer], together: Joined | None) -> Mapping[int, Outcome]:
         """Run; by place what became of members, nothing of those that are to run alone."""
         leader = members[0]
         try:
-            if not leader.is_waited_for:
-                return {0: _late()}
-            together = self._begin(members) if leader.has_room else None
-            return self._await(together) if together else {}
+            if together is None:
+                if not leader.is_waited_for:
+                    return {0: _late()}
+                together = self._begin(members) if leader.has_room else None
+            if together is None:
+                return {}
+            _use_the_time(members)
+            return self._await(together)
         except Exception:  # noqa: BLE001 - each member meets its own failure when it runs alone
             return {}
         finally:
             with self._places.lock:
                 self._pacing.end(id(leader))
 
-    def _begin(self, members: Sequence[Offer]) -> Joined | None:
+    def _begin(self, members: Sequence[Offer], *, patient: bool = True) -> Joined | None:
         leader, now = members[0], members[0].begun
         cut = cut_of(leader, now)
         if cut is None:
@@ -185,7 +218,7 @@ class Offers:
             deadline=min(cut, now + self._bounds.run_s),
             cancellation=group.cancellation,
         )
-        under_way = self._model.begin([run], patient=True)
+        under_way = self._model.begin([run], patient=patient)
         jobs = [(place, member.run, member) for place, member in enumerate(members)]
         return Joined(under_way, jobs, self._axis, group) if under_way else None
 
@@ -241,6 +274,14 @@ class Offers:
                 offer.begun = time.monotonic()
             self._pacing.waiting -= len(ended)
         self._settle((offer, _late()) for offer in ended)
+
+
+def _use_the_time(members: Iterable[Offer]) -> None:
+    """Do what can be done while they run; what fails here is done later."""
+    for member in members:
+        if member.run.meanwhile is not None:
+            with contextlib.suppress(Exception):
+                member.run.meanwhile()
 
 
 def _late() -> RequestError:

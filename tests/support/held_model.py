@@ -58,6 +58,7 @@ class Gate:
         self.spoil: Callable[[Tensors], Tensors] = lambda outputs: outputs
         self.begun: list[Run] = []
         self.lost = False  # whether its process is gone
+        self.idle = False  # whether its process takes on runs of those who would not wait for it
 
     def run(
         self,
@@ -96,9 +97,9 @@ class Gate:
         patient: bool = False,
         ended: Callable[[], None] | None = None,
     ) -> UnderWay | None:
-        """Begin the first; not for who would not wait, since it is not quick."""
+        """Begin the first; for who would not wait only if it is ``idle``, since it is not quick."""
         assert ended is None
-        return UnderWay(self, runs[0]) if patient and not self.lost else None
+        return UnderWay(self, runs[0]) if (patient or self.idle) and not self.lost else None
 
     def repeat(
         self,

@@ -14,6 +14,7 @@ import pytest
 
 from casemate import limits
 from casemate.errors import Code, RequestError
+from casemate_enclave import offers
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.context import RequestContext, Unsent
 from casemate_enclave.hands import Hands
@@ -45,6 +46,13 @@ def gate() -> Gate:
     return Gate()
 
 
+@pytest.fixture(params=["busy", "idle"])
+def any_gate(request: pytest.FixtureRequest) -> Gate:
+    gate = Gate()
+    gate.idle = request.param == "idle"
+    return gate
+
+
 class Asker:
     """Offers one request after the other; what became of each is in ``back``."""
 
@@ -63,14 +71,18 @@ class Asker:
         self.flushes += 1
 
     def offer(
-        self, *requests: np.ndarray, within: float = 60.0, by: Cancellation | None = None
+        self,
+        *requests: np.ndarray,
+        within: float = 60.0,
+        by: Cancellation | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[int]:
         """Offer at once, and return the tickets of what was taken on."""
         deadline = time.monotonic() + within
         tickets = range(self._tickets, self._tickets + len(requests))
         self._tickets += len(requests)
         runs = [
-            (Run(self.model, {"x": x}, ["y"], deadline, by), ticket)
+            (Run(self.model, {"x": x}, ["y"], deadline, by, meanwhile), ticket)
             for x, ticket in zip(requests, tickets, strict=True)
         ]
         taken = self.model.offer(runs, self)
@@ -334,6 +346,84 @@ def test_no_run_begins_while_too_many_answers_are_unsent(
     assert asker.answers([first, *waiting]) == [[0], Left.ALONE]
 
 
+def test_a_lone_request_begins_before_a_thread_is_woken_for_it(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers, "_HANDS", hands := HeldHands())
+    gate.idle = True
+    gate.open.set()
+    asker = Asker(scheduled(gate), gate)
+    lone = asker.running(rows(1))
+    assert len(gate.begun) == 1
+    several = [*asker.offer(rows(2)), *asker.offer(rows(3), rows(4))]
+    assert len(gate.begun) == 1  # they wait for it
+    hands.let_go()
+    assert asker.answers([lone, *several]) == [[2], [4], [6], [8]]
+    assert gate.runs == [1, 3]
+    assert eventually(lambda: asker.free == 1 and not asker.model._offers._leaders)
+    hands.hold()
+    asker.offer(rows(5), rows(6))
+    assert len(gate.begun) == 2  # whatever has to be joined is a thread's
+    hands.let_go()
+
+
+class HeldHands(Hands):
+    """Does nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold()
+
+    def hold(self) -> None:
+        self._kept: list[Callable[[], None]] | None = []
+
+    def take(self, task: Callable[[], None]) -> None:
+        if self._kept is None:
+            super().take(task)
+        else:
+            self._kept.append(task)
+
+    def let_go(self) -> None:
+        kept, self._kept = self._kept or [], None
+        for task in kept:
+            self.take(task)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_c5_what_its_asker_left_before_a_thread_came_is_given_up(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, *, idle: bool
+) -> None:
+    monkeypatch.setattr(offers, "_HANDS", hands := HeldHands())
+    gate.idle = idle
+    gate.open.set()
+    asker = Asker(scheduled(gate), gate)
+    given_up = Cancellation()
+    left = asker.offer(rows(ENDLESS), by=given_up)
+    assert len(gate.begun) == idle
+    given_up.cancel()
+    hands.let_go()
+    said = asker.answers([*left, *asker.offer(rows(1))])
+    assert said == [Left.ALONE if idle else Code.DEADLINE_EXCEEDED, [2]]
+
+
+def test_what_can_be_done_while_a_run_goes_on_is_done_then(gate: Gate) -> None:
+    asker = Asker(scheduled(gate), gate)
+    done: list[int] = []
+
+    def fail() -> None:
+        done.append(0)
+        raise MemoryError
+
+    tickets = asker.offer(rows(1), meanwhile=fail)
+    assert eventually(lambda: done == [0])
+    tickets += asker.offer(rows(2), meanwhile=lambda: done.append(2))
+    tickets += asker.offer(rows(3), meanwhile=lambda: done.append(3))
+    assert not asker.back
+    gate.open.set()
+    assert asker.answers(tickets) == [[2], [4], [6]]
+    assert done == [0, 2, 3]
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_a_joined_run_ends_when_nobody_of_it_waits_any_more(
     gate: Gate, order: tuple[int, ...]
@@ -362,12 +452,15 @@ def ask(model: ScheduledModel, value: float, by: Cancellation | None = None) -> 
 
 
 @pytest.mark.parametrize("how", ["its process is gone", "an error"])
-def test_what_cannot_begin_is_left_to_threads(gate: Gate, how: str) -> None:
+@pytest.mark.parametrize("idle", [False, True])
+def test_what_cannot_begin_is_left_to_threads(gate: Gate, how: str, *, idle: bool) -> None:
+    gate.idle = idle
     gate.lost = how != "an error"
     if how == "an error":
         gate.begin = lambda _, patient: 1 // 0  # type: ignore[method-assign,assignment,misc]
     asker = Asker(scheduled(gate), gate)
     assert asker.answers(asker.offer(rows(1), rows(2))) == [Left.ALONE] * 2
+    assert asker.answers(asker.offer(rows(3))) == [Left.ALONE]
     assert eventually(lambda: asker.free == 1)
 
 
@@ -430,8 +523,9 @@ def until_answered(asker: Asker, count: int) -> Iterator[int]:
         yield number
 
 
-def test_no_request_is_lost_or_answered_with_anothers_rows(gate: Gate) -> None:
+def test_no_request_is_lost_or_answered_with_anothers_rows(any_gate: Gate) -> None:
     """A storm: poisoned, late, given up and good, some of them from threads."""
+    gate = any_gate
     gate.open.set()
     model = scheduled(gate, concurrency=2, batch_rows=16)
     asker = Asker(model, gate)
