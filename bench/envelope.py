@@ -41,12 +41,12 @@ def served(size: int) -> tuple[Callable[[], object], int]:
     header = parse_request_header(raw)
     prk = opening.check_commitment(header, env.unwrap(header))
     opened = opening.open_request(raw, ciphertext, prk)
-    known = opening.identify(raw, header, opened.preamble_bytes, None)
+    known = opening.identify(raw, opened.preamble_bytes, None)
 
     def serve() -> object:
-        header = parse_request_header(raw)
+        parse_request_header(raw)
         opened = opening.open_request(raw, ciphertext, prk)
-        opening.identify(raw, header, opened.preamble_bytes, known)
+        opening.identify(raw, opened.preamble_bytes, known)
         return opening.seal_response(
             opened,
             instance_digest=env.INSTANCE_DIGEST,

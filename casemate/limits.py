@@ -114,9 +114,9 @@ OWNER_DIVISOR: Final = (
 # Of what askers share inside: whoever holds more than an eighth leaves a quarter to the others.
 SHARE_DIVISOR: Final = OWNER_DIVISOR
 RESERVE_DIVISOR: Final = 4
-# Unwrapped data keys, some 2 KiB each with who asked; an unwrap costs 0.1 ms (hpke) to 20 ms (kms).
-SESSIONS_KNOWN: Final = 1024  # by sight, 3 KiB each: the headers of others are read and judged anew
-KEY_CACHE_MAX: Final = 16_384
+KEY_CACHE_MAX: Final = 16_384  # unwrapped data keys; an unwrap costs 0.1 ms (hpke) to 20 ms (kms)
+# By sight, some 2 KiB each with who asked; of others each header is read and judged anew.
+SESSIONS_KNOWN: Final = KEY_CACHE_MAX
 # New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
 # minutes need 33 a second.
 HPKE_UNWRAPS_PER_SECOND: Final = 1000.0

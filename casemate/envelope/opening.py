@@ -14,7 +14,7 @@ from casemate import limits, wire
 from casemate.envelope.chunks import BrokenSealError, ChunkCipher, open_content
 from casemate.envelope.failure import open_failed
 from casemate.envelope.guard import Guarded
-from casemate.envelope.header import RequestHeader, response_header
+from casemate.envelope.header import RequestHeader, parse_request_header, response_header
 from casemate.envelope.messages import Preamble, Trailer, caller_statement
 from casemate.envelope.sealed_message import encode_sealed, parse_sealed
 from casemate.envelope.units import response_unit, split_request
@@ -36,11 +36,6 @@ __all__ = [
 ]
 
 _RESPONSE_NONCE_BYTES: Final = 32
-# The part of a request header that a session's requests share, up to the key commitment: all but
-# request_id and sequence (SPEC 5.1).
-_SESSION_MODE: Final = 2
-_SESSION_TIMES: Final = 22
-_SESSION_END: Final = 86
 
 
 class OpenedRequest(Guarded):
@@ -131,36 +126,30 @@ class Asker:
     ``preamble`` is None for one that cannot be read, which is a sealed status (SPEC 11.2).
     """
 
-    session: bytes = field(repr=False)
     encoded: bytes = field(repr=False)
     preamble: Preamble | None
     caller: bytes | None
 
 
-def identify(
-    raw_header: bytes, header: RequestHeader, preamble: memoryview, known: Asker | None
-) -> Asker:
+def identify(raw_header: bytes, preamble: memoryview, known: Asker | None) -> Asker:
     """Return who asks for what; a caller's signature is checked once for a session.
 
-    ``known`` is an earlier result for the same wrapped key and key commitment, or None. Raises
-    EnvelopeError (OPEN_FAILED) as ``verify_caller``.
+    ``known`` is an earlier result for a header with the same ``session_part``, which is all that
+    the signature is over, or None. Raises EnvelopeError (OPEN_FAILED) as ``verify_caller``.
     """
-    session = raw_header[:_SESSION_MODE] + raw_header[_SESSION_TIMES:_SESSION_END]
-    if known is not None and known.session != session:
-        known = None  # the signature was over something else
     # As bytes, and not before it is known to be short: views are compared item by item.
     if known is not None and known.encoded == bytes(preamble[: limits.PREAMBLE_MAX + 1]):
         return known
     try:
         parsed = Preamble.parse(preamble)
     except EnvelopeError:
-        return Asker(session, b"", None, None)  # it may be long, and what is returned is kept
+        return Asker(b"", None, None)  # it may be long, and what is returned is kept
     encoded = bytes(preamble)
     if known is not None and known.preamble is not None:
         signed = known.preamble.caller, known.preamble.signature
         if signed == (parsed.caller, parsed.signature):
-            return Asker(session, encoded, parsed, known.caller)
-    return Asker(session, encoded, parsed, verify_caller(header, parsed))
+            return Asker(encoded, parsed, known.caller)
+    return Asker(encoded, parsed, verify_caller(parse_request_header(raw_header), parsed))
 
 
 def verify_caller(header: RequestHeader, preamble: Preamble) -> bytes | None:

@@ -7,6 +7,8 @@ authenticated one is known by sight from then on.
 from __future__ import annotations
 
 import hmac
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from casemate import limits, wire
@@ -33,13 +35,15 @@ _FOR_EVER: Final = 1 << 64  # milliseconds
 
 
 class Session(NamedTuple):
-    """What a session's headers share; ``header`` is one of them.
+    """What is needed of that which a session's headers share, as long as its key is at hand.
 
-    ``wrapped`` is ``H(wrapped_key)``, which this enclave can unwrap before ``kept_until``, in
+    ``wrapped`` is ``H(wrapped_key)``, which this enclave can unwrap before ``kept_until``; times in
     milliseconds of attested time. ``asker``: who asked last, once a request was authenticated.
     """
 
-    header: RequestHeader
+    key_commitment: bytes
+    not_before: int
+    not_after: int
     wrapped: bytes
     kept_until: int
     asker: Asker | None = None
@@ -66,7 +70,8 @@ class Admission:
         self._unwraps = unwraps
         self._replay = replay
         self._lifetime = lifetime
-        self._known: dict[bytes, Session] = {}
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, Session] = OrderedDict()
 
     def admit(self, raw_header: bytes, size: int, now: int) -> tuple[Session, int]:
         """Return whose request of ``size`` sealed bytes this is, and its sequence.
@@ -75,27 +80,45 @@ class Admission:
         """
         session = self._known.get(session_part(raw_header))
         if session is not None and now < session.kept_until:
-            header, sequence = session.header, sequence_of(raw_header)
+            sequence = sequence_of(raw_header)
             self._check_size(size)
         else:
             header = parse_request_header(raw_header)
             sequence = header.sequence
             self._check_size(size)
-            session = Session(header, wire.digest(header.wrapped_key), self._kept_until(header))
-        self._replay.check_times(header.not_before, header.not_after, now)
-        if self._lifetime.draining and not self._replay.knows(header.key_commitment):
+            session = self._judged(header)
+        self._replay.check_times(session.not_before, session.not_after, now)
+        if self._lifetime.draining and not self._replay.knows(session.key_commitment):
             raise EnvelopeError(Code.UNAVAILABLE, "draining: no new sessions")
         return session, sequence
 
     def remember(self, raw_header: bytes, session: Session, asker: Asker) -> None:
-        """Know the session of an **authenticated** request by sight: others could fill the room."""
-        if len(self._known) >= limits.SESSIONS_KNOWN:
-            self._known.clear()
-        self._known[session_part(raw_header)] = session._replace(asker=asker)
+        """Know the session of an **authenticated** request by sight: others could fill the room.
+
+        Where there is no more room, whoever has been known for longest is forgotten.
+        """
+        with self._lock:
+            self._known[session_part(raw_header)] = session._replace(asker=asker)
+            if len(self._known) > limits.SESSIONS_KNOWN:
+                self._known.popitem(last=False)
+
+    def expire(self, now: int) -> None:
+        """Forget sessions that are over."""
+        with self._lock:
+            for part in [p for p, session in self._known.items() if now >= session.not_after]:
+                del self._known[part]
 
     def _check_size(self, size: int) -> None:
         if size > self._request_bytes:
             raise EnvelopeError(Code.TOO_LARGE, f"{size} bytes, limit {self._request_bytes}")
+
+    def _judged(self, header: RequestHeader) -> Session:
+        kept_until = self._kept_until(header)
+        return Session(
+            *(header.key_commitment, header.not_before, header.not_after),
+            wrapped=wire.digest(header.wrapped_key),
+            kept_until=kept_until,
+        )
 
     def _kept_until(self, header: RequestHeader) -> int:
         """Refuse what is for another enclave; say until when this one has the key for it."""

@@ -129,7 +129,6 @@ class Assembly:
             loader=ModelLoader(configuration, kms, models),
             kms=kms,
             keys=keys,
-            cache=cache,
             lifetime=lifetime,
         )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from casemate_enclave.events import Journal
     from casemate_enclave.identity import Identity
-    from casemate_enclave.keys import KeyCache, KeyRing
+    from casemate_enclave.keys import KeyRing
     from casemate_enclave.lifetime import Lifetime
     from casemate_enclave.loading import ModelLoader
     from casemate_enclave.registry import ModelRegistry
@@ -61,7 +61,6 @@ class Parts:
     loader: ModelLoader
     kms: Releaser | None
     keys: KeyRing
-    cache: KeyCache
     lifetime: Lifetime
 
 
@@ -144,7 +143,7 @@ class Enclave:
         """Renew what ages, if there is anything yet; True when there is a new key."""
         if self._parts is None:
             return False
-        self._parts.cache.expire(now)
+        self._parts.service.expire(now)
         return self._parts.keys.rotate_if_due()
 
     def health(self) -> bytes:

@@ -17,7 +17,6 @@ from casemate.errors import Code, EnvelopeError
 from casemate_enclave.sandbox.memory import LockedSlots
 
 if TYPE_CHECKING:
-    from casemate.envelope.opening import Asker
     from casemate_enclave.clock import AttestedClock
 
 # Half the lifetime: clients that hold evidence always have hours left on the key that it names.
@@ -91,7 +90,6 @@ class _Cached:
     slot: int
     commitment: bytes
     not_after: int
-    asker: Asker | None
 
 
 @final
@@ -129,31 +127,16 @@ class KeyCache(Guarded):
             self._entries.move_to_end(wrapped_digest)
             return self._secrets.get(entry.slot)
 
-    def asker(self, wrapped_digest: bytes) -> Asker | None:
-        """Return who asked last under the key that ``get`` returned."""
-        with self._lock:
-            entry = self._entries.get(wrapped_digest)
-            return None if entry is None else entry.asker
-
-    def put(
-        self,
-        wrapped_digest: bytes,
-        commitment: bytes,
-        prk: bytes,
-        not_after: int,
-        asker: Asker | None = None,
-    ) -> None:
-        """Keep ``prk`` (48 bytes) and ``asker`` until ``not_after`` at the latest."""
+    def put(self, wrapped_digest: bytes, commitment: bytes, prk: bytes, not_after: int) -> None:
+        """Keep ``prk`` (48 bytes) until ``not_after`` at the latest."""
         with self._lock:
             entry = self._entries.get(wrapped_digest)
             if entry is not None:
                 if entry.not_after == not_after:  # the same session again
-                    entry.asker = asker
                     return
                 self._forget(wrapped_digest)
-            self._entries[wrapped_digest] = _Cached(
-                self._secrets.put(prk), commitment, not_after, asker
-            )
+            slot = self._secrets.put(prk)
+            self._entries[wrapped_digest] = _Cached(slot, commitment, not_after)
             if len(self._entries) > self._capacity:
                 self._forget(next(iter(self._entries)))
 

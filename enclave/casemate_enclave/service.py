@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader
+from casemate.envelope.header import KEY_MODE_HPKE, RequestHeader, parse_request_header
 from casemate.envelope.messages import INFER, METADATA, SEALED_STATUSES, Preamble, Trailer
 from casemate.envelope.opening import (
     Asker,
@@ -152,17 +152,17 @@ class RequestService:
             prk, known = self._cached(session, now)
             if prk is None:
                 yield None
-                prk = self._unwrap(session, deadline)
+                prk = self._unwrap(raw_header, session, deadline)
                 now = self._clock.now()  # that may have taken longer than the session had left
             begun = time.monotonic_ns()
             opened = open_request(raw_header, ciphertext, prk, _own_place(payload, ciphertext))
-            asker = identify(raw_header, session.header, opened.preamble_bytes, known)
+            asker = identify(raw_header, opened.preamble_bytes, known)
             owner = self._accept(raw_header, session, sequence, prk, asker, now)
         except CasemateError:
             self._journal.count(Counter.REQUESTS_REFUSED)
             raise
         if context is not None:
-            context.owner = owner or session.header.key_commitment
+            context.owner = owner or session.key_commitment
         accepted = time.monotonic_ns()
         model, outcome = yield from self._outcome(opened, asker, deadline, context)
         ran = time.monotonic_ns()
@@ -173,6 +173,11 @@ class RequestService:
             sealed = self._seal(opened, failed)
         self._journal.answered(accepted - begun, ran - accepted, time.monotonic_ns() - ran)
         return sealed
+
+    def expire(self, now: int) -> None:
+        """Forget the keys of sessions that are over, and these sessions; ``now`` as attested."""
+        self._cache.expire(now)
+        self._admission.expire(now)
 
     def open_stream(
         self,
@@ -185,24 +190,22 @@ class RequestService:
         now = self._clock.now()
         session, sequence = self._admission.admit(raw_header, len(chunk), now)
         prk, known = self._cached(session, now)
-        prk = prk or self._unwrap(session, deadline)
+        prk = prk or self._unwrap(raw_header, session, deadline)
         now = self._clock.now()  # as above
         stream = OpenedStream(raw_header, prk, take=take, lead=request_lead, memory=lendable_memory)
-        asker = identify(raw_header, session.header, stream.open(chunk), known)
+        asker = identify(raw_header, stream.open(chunk), known)
         listed = self._accept(raw_header, session, sequence, prk, asker, now)
-        owner = Owner(listed or session.header.key_commitment, listed=listed is not None)
+        owner = Owner(listed or session.key_commitment, listed=listed is not None)
         return OpenedHead(stream, asker.preamble, asker.caller, owner)
 
     def _cached(self, session: Session, now: int) -> tuple[bytes | None, Asker | None]:
         """Return prk(data key), whose commitment matched, and who asked before under it."""
-        prk = self._cache.get(session.wrapped, session.header.key_commitment, now)
-        if prk is None:
-            return None, None
-        return prk, session.asker or self._cache.asker(session.wrapped)
+        prk = self._cache.get(session.wrapped, session.key_commitment, now)
+        return (None, None) if prk is None else (prk, session.asker)
 
-    def _unwrap(self, session: Session, deadline: float) -> bytes:
+    def _unwrap(self, raw_header: bytes, session: Session, deadline: float) -> bytes:
         """Return prk(data key), whose commitment matched."""
-        header = session.header
+        header = parse_request_header(raw_header)
         with self._journal.timed(Step.UNWRAP):
             if header.key_mode == KEY_MODE_HPKE:
                 self._unwraps.local()
@@ -231,17 +234,12 @@ class RequestService:
 
         Returns its caller if a loaded model lists it.
         """
-        header, owner = session.header, self._owner(asker.caller)
+        owner, commitment = self._owner(asker.caller), session.key_commitment
         self._replay.accept(
-            header.key_commitment,
-            header.not_before,
-            header.not_after,
-            sequence,
-            now,
-            owner=owner,
+            commitment, session.not_before, session.not_after, sequence, now, owner=owner
         )
         if asker is not session.asker:
-            self._cache.put(session.wrapped, header.key_commitment, prk, header.not_after, asker)
+            self._cache.put(session.wrapped, commitment, prk, session.not_after)
             self._admission.remember(raw_header, session, asker)
         return owner
 

@@ -294,6 +294,19 @@ def test_sessions_end_by_the_devices_time_alone() -> None:
         assert refusal(bench.infer, session) == Code.EXPIRED
 
 
+def test_of_a_session_that_is_over_neither_key_nor_asker_is_kept() -> None:
+    shift = [0.0]
+    with Bench(clock=lambda: time.time() + shift[0]) as bench:
+        bench.serve()
+        assert rows_of(bench.infer(bench.session())) == ANSWER
+        service = bench.assembly.enclave.parts.service
+        for kept in (1, 0):
+            bench.assembly.maintain_once()
+            known = len(service._cache._entries), len(service._admission._known)
+            assert known == (kept, kept)
+            shift[0] = 3600.0
+
+
 def test_without_a_clock_nothing_is_answered(
     served: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

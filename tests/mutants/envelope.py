@@ -107,7 +107,6 @@ ENVELOPE = (
     Mutant("open: header in the key", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "request")', VECTORS + SEALING),
     Mutant("open: label", _OPENING, 'wire.expand(prk, "request", th)', 'wire.expand(prk, "response", th)', VECTORS + SEALING),
     Mutant("open: header as aad", _OPENING, '"request", th), th, ciphertext, place)', '"request", th), b"", ciphertext, place)', VECTORS + SEALING),
-    Mutant("asker: session", _OPENING, "if known is not None and known.session != session:", "if False:", SEALING),
     Mutant("asker: preamble", _OPENING, "if known is not None and known.encoded == bytes(preamble[: limits.PREAMBLE_MAX + 1]):", "if known is not None:", SEALING),
     Mutant("asker: signed", _OPENING, "if signed == (parsed.caller, parsed.signature):", "if True:", SEALING),
     Mutant("open: caller", _OPENING, "        key.verify(preamble.signature, caller_statement(header))\n", "        pass\n", SEALING),
@@ -269,8 +268,12 @@ _admitted = partial(
 ADMISSION = (
     _admitted("admission: key", old="if session is not None and now < session.kept_until:", new="if session is not None:"),
     _admitted("admission: size", old="if size > self._request_bytes:", new="if False:"),
-    _admitted("admission: times", old="        self._replay.check_times(header.not_before, header.not_after, now)\n", new=""),
-    _admitted("admission: bound", old="if len(self._known) >= limits.SESSIONS_KNOWN:", new="if False:"),
+    _admitted("admission: times", old="        self._replay.check_times(session.not_before, session.not_after, now)\n", new=""),
+    _admitted("admission: bound", old="if len(self._known) > limits.SESSIONS_KNOWN:", new="if False:"),
+    _admitted("admission: room for one", old="self._known.popitem(last=False)", new="self._known.clear()"),
+    _admitted("admission: end", old="if now >= session.not_after]:", new="if False]:"),
+    _admitted("admission: maintained", file="service.py", old="        self._admission.expire(now)\n", new="", tests=("tests/integration/test_enclave_service.py",)),
+    _admitted("keys: maintained", file="service.py", old="        self._cache.expire(now)\n", new="", tests=("tests/integration/test_enclave_service.py",)),
     Mutant("admission: session", _HEADER, "return data[:_MODE_END] + data[_TIMES:]", "return data[_TIMES:]", (_ADMISSION,)),
     Mutant("admission: sequence", _HEADER, "    _check_sequence(sequence)\n", "", (_ADMISSION,)),
 )

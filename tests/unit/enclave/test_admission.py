@@ -1,11 +1,12 @@
 """What costs no cryptography comes first, also for sessions that are known by sight (SPEC 6.4)."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from casemate import limits
+from casemate import limits, wire
 from casemate.envelope.header import parse_request_header, session_part
 from casemate.envelope.opening import Asker
 from casemate.envelope.replay import ReplayTable
@@ -17,7 +18,7 @@ from casemate_enclave.keys import KeyRing
 
 AUDIENCE = "clinic.example/screening"
 INSTANCE = bytes(range(16))
-ASKER = Asker(b"", b"", None, None)
+ASKER = Asker(b"", None, None)
 HOUR = 3_600_000
 BOOT = 1_000_000_000
 
@@ -77,8 +78,10 @@ def test_a_known_session_is_what_its_headers_say_and_who_asked_last(door: Door) 
     door.know(first)
     known, sequence = door.admission.admit(second, 1, BOOT)
     assert (sequence, unknown.asker, known.asker) == (1, None, ASKER)
-    assert known.header == parse_request_header(first)
-    assert known._replace(header=unknown.header, asker=None) == unknown
+    header = parse_request_header(first)
+    assert known[:3] == (header.key_commitment, header.not_before, header.not_after)
+    assert known.wrapped == wire.digest(header.wrapped_key)
+    assert known._replace(asker=None) == unknown
 
 
 def test_one_changed_bit_of_a_known_session_is_another_header(door: Door) -> None:
@@ -116,13 +119,46 @@ def test_a_known_session_ends_with_the_key_that_it_was_wrapped_to(door: Door) ->
     assert door.refusal(second) is Code.UNKNOWN_KEY
 
 
+@pytest.mark.parametrize(("field", "later"), [("not_before", 1), ("not_after", -1)])
+def test_who_asked_in_a_session_says_nothing_of_one_with_other_times(
+    door: Door, field: str, later: int
+) -> None:
+    """A caller signs the times too, so for the same key under others it is verified (SPEC 5.6)."""
+    first, second = door.headers(2)
+    door.know(first)
+    header = parse_request_header(second)
+    moved = replace(header, **{field: getattr(header, field) + later}).encode()
+    asked = [door.admission.admit(raw, 1, BOOT + 1)[0].asker for raw in (second, moved)]
+    assert asked == [ASKER, None]
+
+
 def test_sessions_are_known_up_to_a_bound(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is one too many costs one other its place, and not all of them theirs."""
     monkeypatch.setattr(limits, "SESSIONS_KNOWN", 2)
     headers = [door.headers(1)[0] for _ in range(3)]
     for header in headers:
         door.know(header)
-    assert set(door.admission._known) == {session_part(headers[2])}
+    assert list(door.admission._known) == [session_part(header) for header in headers[1:]]
+    door.know(headers[1])  # as often as it likes
+    assert set(door.admission._known) == {session_part(header) for header in headers[1:]}
     assert [door.refusal(header) for header in headers] == [Code.OK] * 3
+
+
+def test_as_many_sessions_are_known_as_keys_are_kept() -> None:
+    """Or each request of the others would be judged anew, however quickly its key is found."""
+    assert limits.SESSIONS_KNOWN >= limits.KEY_CACHE_MAX
+
+
+def test_sessions_that_are_over_are_forgotten(door: Door) -> None:
+    (first,) = door.headers(1)
+    door.know(first)
+    door.at(1)
+    (second,) = door.headers(1)
+    door.know(second)
+    door.admission.expire(BOOT + HOUR - 1)
+    assert len(door.admission._known) == 2
+    door.admission.expire(BOOT + HOUR)
+    assert set(door.admission._known) == {session_part(second)}
 
 
 def test_what_was_not_authenticated_is_not_known(door: Door) -> None:

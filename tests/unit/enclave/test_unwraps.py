@@ -6,7 +6,7 @@ import pickle
 import threading
 import time
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from casemate.envelope.messages import Preamble
 from casemate.envelope.opening import Asker
 from casemate.envelope.replay import ReplayTable
 from casemate.errors import CasemateError, Code, KeyReleaseError
+from casemate_enclave.admission import Admission, Session
 from casemate_enclave.keys import KeyCache
 from casemate_enclave.unwraps import ReleaseLimits, SingleFlight, TokenBucket, Unwraps, _Flight
 from tests.support.attacker import eventually
@@ -278,10 +279,11 @@ def test_a_flight_gives_nothing_away() -> None:
 
 
 def test_ten_thousand_live_data_keys_take_less_than_50_mb() -> None:
-    """Each with its key, its replay window, the window full of gaps, and who asked for what."""
+    """Each with its key, its replay window, the window full of gaps, and known by sight."""
+    others: dict[str, Any] = dict.fromkeys(("identity", "keys", "unwraps", "replay", "lifetime"))
     tracemalloc.start()
     try:
-        cache, replay = KeyCache(), ReplayTable(0, 20_000)
+        cache, replay, door = KeyCache(), ReplayTable(0, 20_000), Admission("a", 1, **others)
         for number in range(10_000):
             commitment, name = number.to_bytes(32, "big"), number.to_bytes(48, "big")
             preamble = Preamble(
@@ -289,13 +291,16 @@ def test_ten_thousand_live_data_keys_take_less_than_50_mb() -> None:
             )
             encoded = preamble.encode()
             parsed = Preamble.parse(encoded)
-            asker = Asker(commitment + name[:34], encoded, parsed, parsed.caller)
-            cache.put(name, commitment, name, 3_600_000, asker)
+            session = Session(commitment, 1 + number, 3_600_000 + number, name, 1 << 64)
+            header = number.to_bytes(1306, "big")  # as long as one of key mode 1
+            door.remember(header, session, Asker(encoded, parsed, parsed.caller))
+            cache.put(name, commitment, name, session.not_after)
             for sequence in (0, 3, 1024):
-                replay.accept(commitment, 1, 3_600_000, sequence, 2)
+                times = session.not_before, session.not_after
+                replay.accept(commitment, *times, sequence, 10_001)
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(replay) == 10_000
+    assert len(replay) == len(door._known) == 10_000
     assert all(cache.get(n.to_bytes(48, "big"), n.to_bytes(32, "big"), 2) for n in range(10_000))
     assert used < 50_000_000
