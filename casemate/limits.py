@@ -115,7 +115,7 @@ OWNER_DIVISOR: Final = (
 SHARE_DIVISOR: Final = OWNER_DIVISOR
 RESERVE_DIVISOR: Final = 4
 KEY_CACHE_MAX: Final = 16_384  # unwrapped data keys; an unwrap costs 0.1 ms (hpke) to 20 ms (kms)
-# By sight, some 2 KiB each with who asked; of others each header is read and judged anew.
+# By sight, some 2 KiB each with who asked, 9 at most; of others each header is judged anew.
 SESSIONS_KNOWN: Final = KEY_CACHE_MAX
 # New sessions: a tenth of one core at 0.1 ms each. Ten thousand clients that renew every five
 # minutes need 33 a second.
