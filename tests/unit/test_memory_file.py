@@ -10,7 +10,7 @@ import pytest
 
 from casemate.sealed_model import ModelContents
 from casemate.sealed_model.memory_file import memory_file, places_of, supply
-from tests.support.model_contents import memory_files, read_all
+from tests.support.model_contents import MemoryFiles, read_all
 
 FILES = {"model.onnx": b"onnx" * 100, "empty": b"", "data/weights.bin": b"w" * 77}
 
@@ -71,12 +71,12 @@ def test_a_single_content_can_be_opened_by_a_path() -> None:
 
 
 def test_what_is_dropped_or_closed_leaves_no_descriptor() -> None:
-    before = len(memory_files())
+    files = MemoryFiles()
     contents = ModelContents.of(FILES)
-    assert len(memory_files()) == before + 1
+    assert len(files) == 1
     del contents
-    assert len(memory_files()) == before
+    assert len(files) == 0
     contents = ModelContents.of(FILES)
     contents.close()
     contents.close()
-    assert len(memory_files()) == before
+    assert len(files) == 0

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import struct
-import threading
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,10 +27,12 @@ from casemate.sealed_model.contents import open_failed
 from casemate.sealed_model.parts import digest_of
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
-from tests.support.model_contents import memory_files, read_all
+from tests.support.model_contents import MemoryFiles, read_all
+from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = PUBLISHER.public_key().public_bytes_raw()
@@ -456,17 +455,17 @@ def test_nothing_is_released_before_the_end(large: bytes) -> None:
 
 
 def test_memory_is_taken_only_for_what_a_publisher_signed(large: bytes) -> None:
-    before = len(memory_files())
+    files = MemoryFiles()
     with ModelReader() as reader:
         reader.feed(large[:CHUNK])
         with pytest.raises(RuntimeError):
             reader.expect()
-        assert len(memory_files()) == before
+        assert len(files) == 0
         reader.verify_publisher({PUBLIC}, {})
         reader.expect()
         reader.expect()
-        assert len(memory_files()) == before + 1
-    assert len(memory_files()) == before
+        assert len(files) == 1
+    assert len(files) == 0
 
 
 def test_a_refused_file_is_not_continued(small: bytes) -> None:
@@ -497,19 +496,19 @@ def test_opening_takes_the_memory_of_the_model_and_little_more(tmp_path: Path) -
 
 
 def test_a_model_that_does_not_open_leaves_nothing_behind(tmp_path: Path, large: bytes) -> None:
-    def left() -> tuple[int, int]:
-        gc.collect()
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    files, threads = MemoryFiles(), Newcomers()
 
-    before = left()
+    def left() -> tuple[int, set[str]]:
+        return len(files), threads.names()
+
     assert refused(large[:-1]) == Code.MODEL_OPEN_FAILED
     assert refused(large[:-1] + bytes([large[-1] ^ 1])) == Code.MODEL_OPEN_FAILED
     header = large[12 : head_length(large) - 68]
     wrong = [b"x" + part[1:] for part in parts_of(LARGE)]
     assert refused(sealed_under(header, wrong)) == Code.MODEL_OPEN_FAILED
-    assert left() == before
+    assert left() == (0, set())
     assert open_model(large) == LARGE
-    assert left() == before
+    assert left() == (0, set())
 
 
 # Sealing

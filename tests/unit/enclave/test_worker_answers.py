@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from casemate_enclave.workers.tensors import (
     scatter,
     take,
 )
+from tests.support.model_contents import MemoryFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,12 +349,7 @@ def test_c5_shared_memory_keeps_its_size_and_only_answers_are_written(answers: b
 
 
 def test_what_is_lent_is_found_by_its_address_and_given_back() -> None:
-    def descriptors() -> int:
-        names = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
-        return sum("memfd:" in name for name in names)
-
-    gc.collect()
-    before = descriptors()
+    files = MemoryFiles()
     memory = shared.lendable_memory(8 * limits.MIB)
     array = np.frombuffer(memory, np.float32, 1 << 20, 16)
     lent = shared.loan(array)
@@ -369,8 +363,7 @@ def test_what_is_lent_is_found_by_its_address_and_given_back() -> None:
     del memory
     assert shared.loan(array) == lent
     del array
-    gc.collect()
-    assert descriptors() == before
+    assert len(files) == 0
     assert not shared._lendable
 
 

@@ -20,7 +20,7 @@ from casemate.sealed_model import ModelHeader, model_digest, seal_model
 from casemate.tensors import TensorSpec
 from casemate_kms.models import open_sealed_model
 from tests.support.kms_endpoint import ARN, REGION
-from tests.support.model_contents import memory_files, read_all
+from tests.support.model_contents import MemoryFiles, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -166,13 +166,13 @@ def test_what_kms_says_reaches_the_host(sealed: bytes, code: Code) -> None:
 
 
 def test_memory_is_taken_while_the_key_is_asked_for(sealed: bytes) -> None:
-    before = len(memory_files())
+    files = MemoryFiles()
 
     class Waiting(Releaser):
         """Answers once there is memory for the contents."""
 
         def decrypt(self, *, deadline: float, **asked: Any) -> bytes:  # noqa: ANN401 - passed on
-            while not any(file.stat().st_blocks * 512 >= TOTAL for file in memory_files()):
+            while not any(taken >= TOTAL for taken in files.bytes()):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             return super().decrypt(deadline=deadline, **asked)
@@ -181,13 +181,13 @@ def test_memory_is_taken_while_the_key_is_asked_for(sealed: bytes) -> None:
         [sealed], configuration=configuration(), kms=Waiting(), deadline=time.monotonic() + 30
     )
     assert read_all(opened.contents) == CONTENTS
-    assert len(memory_files()) == before + 1
+    assert len(files) == 1
 
 
 def test_without_a_key_no_memory_stays_taken(sealed: bytes) -> None:
-    before = len(memory_files())
+    files = MemoryFiles()
     error = refusal(sealed, Releaser(KeyReleaseError(Code.KEY_RELEASE_DENIED, "no")))
-    assert len(memory_files()) == before, error  # though the error holds its frames
+    assert len(files) == 0, error  # though the error holds its frames
     assert not any(thread.name == "memory" for thread in threading.enumerate())
 
 
