@@ -417,11 +417,12 @@ def test_h14_pieces_are_padded_and_paced(
             times: list[float] = []
             while len(times) < 8:
                 assert spoken.receive()
-                times.append(time.monotonic() - begun)
+                # Pieces that wait for a sender that was held up come together.
+                times += [time.monotonic() - begun] * (len(spoken.units) - len(times))
             spoken.end()
             spoken.receive_all()
-        assert len({len(frame) for frame in spoken.frames[1:-1]}) == 1
-        assert len(spoken.frames[1]) > 9000
+        [size] = {len(chunk) for frame in spoken.frames[:-1] for chunk in _chunks(frame)}
+        assert size > 9000
         for number, at in enumerate(times, 1):  # never early, and late by the scheduler alone
             assert at >= 0.05 * number - 0.005
         assert times[-1] < 0.05 * 8 + 60
