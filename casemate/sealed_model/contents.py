@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from casemate import limits
+from casemate.envelope.chunks import BrokenSealError
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
 from casemate.sealed_model.memory_file import (
@@ -23,12 +22,10 @@ from casemate.sealed_model.memory_file import (
 from casemate.sealed_model.parts import content_digest, part_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Sequence
 
+    from casemate.envelope.chunks import ChunkCipher
     from casemate.sealed_model.header import ModelEntry
-
-_AHEAD: Final = 2  # parts that are being opened, or wait, while every thread has one
 
 
 def open_failed() -> ModelError:
@@ -39,59 +36,55 @@ def open_failed() -> ModelError:
 class Contents(Guarded):
     """Takes memory for all entries at once; the caller has checked their sum against its limit.
 
-    Parts are hashed and put into the memory file on threads of their own, while the next ones
-    arrive and are opened: that is most of what opening costs. Until the first part is there, a
-    thread has the kernel find memory for them. Memory: the contents, and a part for each thread and
-    two more.
+    Until the first part is there, a thread has the kernel find memory for them.
     """
 
     def __init__(self, entries: Sequence[ModelEntry]) -> None:
         """Raises OSError if there is no memory."""
         self._entries = entries
-        self._parts: list[list[Future[bytes]]] = [[]]  # of each entry so far
+        self._digests: list[list[bytes]] = [[]]  # of the parts of each entry so far
         lengths = {entry.path: entry.length for entry in entries}
         self._places, end = places_of(lengths)
         self._missing = sum(lengths.values())
+        self._count = 0
         self._made = ModelContents(memory_file(end), lengths)
         self._begun = threading.Event()
         self._supplier = threading.Thread(target=self._supply, args=(end,), name="memory")
         self._supplier.start()
-        threads = min(os.cpu_count() or 1, limits.DIGEST_THREADS_MAX)
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="digest")
-        self._rooms: SimpleQueue[bytearray] = SimpleQueue()
-        for _ in range(threads + _AHEAD):
-            self._rooms.put(bytearray(min(limits.CHUNK, self._missing)))
         self._skip()
 
     @property
     def wanted(self) -> int:
         """The length of the next part; 0 when all are there."""
-        entry = self._entries[len(self._parts) - 1]
-        return max(0, min(limits.CHUNK, entry.length - limits.CHUNK * len(self._parts[-1])))
+        entry = self._entries[len(self._digests) - 1]
+        return max(0, min(limits.CHUNK, entry.length - limits.CHUNK * len(self._digests[-1])))
 
     @property
     def last(self) -> bool:
         """Whether the part that is wanted next is the last one."""
         return self.wanted == self._missing
 
-    def room(self) -> bytearray:
-        """Return room for the next part, to be filled from its beginning and given to ``add``."""
-        self._begun.set()
-        return self._rooms.get()
+    def add(self, sealed: memoryview, cipher: ChunkCipher) -> Callable[[], None]:
+        """Count the next part, sealed, and return what opens it where it lies, keeps and hashes it.
 
-    def add(self, room: bytearray) -> None:
-        """Take the next part, which the caller has put into ``room``."""
-        size, parts = self.wanted, self._parts[-1]
-        at = self._places[self._entries[len(self._parts) - 1].path] + limits.CHUNK * len(parts)
-        parts.append(self._workers.submit(self._keep, room, size, at))
-        self._missing -= size
+        That may be called on any thread; it raises ModelError (MODEL_OPEN_FAILED), OSError.
+        """
+        self._begun.set()
+        digests = self._digests[-1]
+        at = self._places[self._entries[len(self._digests) - 1].path] + limits.CHUNK * len(digests)
+        opening = partial(cipher.open_in_place, sealed, self._count, last=self.last)
+        keeping = partial(self._keep, opening, at, digests, len(digests))
+        self._count += 1
+        self._missing -= self.wanted
+        digests.append(b"")
         self._skip()
+        return keeping
 
     def release(self) -> ModelContents:
         """Return everything; raises ModelError (MODEL_OPEN_FAILED) if a digest differs."""
         self._end()
-        for entry, parts in zip(self._entries, self._parts, strict=True):
-            digest = content_digest(entry.length, [part.result() for part in parts])
+        for entry, digests in zip(self._entries, self._digests, strict=True):
+            digest = content_digest(entry.length, digests)
             if not hmac.compare_digest(digest, entry.digest):
                 raise open_failed()
         seal(self._made.descriptor)
@@ -99,13 +92,12 @@ class Contents(Guarded):
 
     def drop(self) -> None:
         """Give up what has not been released."""
-        self._end(cancel=True)
+        self._end()
         self._made.close()
 
-    def _end(self, *, cancel: bool = False) -> None:
+    def _end(self) -> None:
         self._begun.set()
         self._supplier.join()
-        self._workers.shutdown(wait=True, cancel_futures=cancel)
 
     def _supply(self, end: int) -> None:
         """Once parts are written the kernel would make both wait for each other."""
@@ -114,15 +106,17 @@ class Contents(Guarded):
                 return
             supply(self._made.descriptor, start, min(limits.CHUNK, end - start))
 
-    def _keep(self, room: bytearray, size: int, at: int) -> bytes:
+    def _keep(
+        self, opening: Callable[[], memoryview], at: int, digests: list[bytes], number: int
+    ) -> None:
         try:
-            with memoryview(room)[:size] as part:
-                write_at(self._made.descriptor, part, at)
-                return part_digest(part)
-        finally:
-            self._rooms.put(room)
+            part = opening()
+        except BrokenSealError:
+            raise open_failed() from None
+        write_at(self._made.descriptor, part, at)
+        digests[number] = part_digest(part)
 
     def _skip(self) -> None:
         """Go on to the next entry that has a part missing, if there is one."""
-        while not self.wanted and len(self._parts) < len(self._entries):
-            self._parts.append([])
+        while not self.wanted and len(self._digests) < len(self._entries):
+            self._digests.append([])

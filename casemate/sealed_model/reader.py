@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import os
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, Self
 
@@ -11,14 +14,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from casemate import limits, wire
-from casemate.envelope.chunks import TAG_BYTES, BrokenSealError, ChunkCipher
+from casemate.envelope.chunks import TAG_BYTES, ChunkCipher
 from casemate.envelope.guard import Guarded
 from casemate.errors import Code, ModelError
 from casemate.sealed_model.contents import Contents, open_failed
 from casemate.sealed_model.header import MAGIC, SIGNATURE_BYTES, ModelHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from casemate.sealed_model.memory_file import ModelContents
 
@@ -38,9 +41,10 @@ class ModelReader(Guarded):
     """Takes a sealed model in pieces and releases it whole, or not at all.
 
     In this order: ``feed`` until ``header`` is there, ``verify_publisher``, perhaps ``expect``,
-    ``unlock``, ``feed`` the rest, ``finish``. Any other order raises RuntimeError. Bad input raises
-    ModelError with the code of its step, after which the reader is of no use. Memory: the contents,
-    and some chunks. A context manager, for which what has not been released is given up.
+    ``unlock``, ``feed`` or ``feed_all`` for the rest, ``finish``. Any other order raises
+    RuntimeError. Bad input raises ModelError with the code of its step, after which the reader is
+    of no use. Memory: the contents, and a chunk for each thread. A context manager, for which what
+    has not been released is given up.
     """
 
     def __init__(self, max_bytes: int = limits.MODEL_BYTES_MAX) -> None:
@@ -53,6 +57,8 @@ class ModelReader(Guarded):
         self._header: ModelHeader | None = None
         self._contents: Contents | None = None
         self._cipher: ChunkCipher | None = None
+        self._taking = threading.Lock()
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -70,12 +76,16 @@ class ModelReader(Guarded):
             raise RuntimeError(f"not possible when the reader is {self._state.name}")
 
     def feed(self, data: wire.Buffer) -> None:
-        """Take the next bytes of the file, at most 1 MiB at a time before ``unlock``."""
+        """Take the next bytes of the file, at most 1 MiB at a time before ``unlock``.
+
+        A ``data`` that can be written to is the reader's from then on: it is opened in place.
+        """
         self._require(_State.HEAD, _State.PARSED, _State.VERIFIED, _State.OPEN)
         view = memoryview(data)
         try:
             if self._state is _State.OPEN:
-                self._take(view)
+                for open_part in self._take(view):
+                    open_part()
                 return
             # Chunks of a model that nobody vouched for are not collected.
             if len(self._buffer) + len(view) > limits.MODEL_HEADER_MAX + 2 * limits.MIB:
@@ -177,28 +187,62 @@ class ModelReader(Guarded):
             self.expect()
             self._state = _State.OPEN
             early, self._buffer = self._buffer, bytearray()
-            self._take(memoryview(early))
+            for open_part in self._take(memoryview(early)):
+                open_part()
         except ModelError:
             self._end()
             raise
 
-    def _take(self, data: memoryview) -> None:
+    def feed_all(self, pieces: Iterator[wire.Buffer]) -> None:
+        """Feed all ``pieces``, once unlocked, with a thread for each processor.
+
+        Each takes a piece, one after the other, and then opens, keeps and hashes it while others
+        take the next: a processor that writes where another one has read takes several times as
+        long. Raises what ``pieces`` raises, and ModelError.
+        """
+        self._require(_State.OPEN)
+        threads = min(os.cpu_count() or 1, limits.LOAD_THREADS_MAX)
+        with ThreadPoolExecutor(threads, thread_name_prefix="open") as pool:
+            ends = [pool.submit(self._feed_some, pieces) for _ in range(threads)]
+        try:
+            for end in ends:
+                end.result()
+        except ModelError:
+            self._end()
+            raise
+
+    def _feed_some(self, pieces: Iterator[wire.Buffer]) -> None:
+        try:
+            while True:
+                with self._taking:
+                    if self._failed or (piece := next(pieces, None)) is None:
+                        return
+                    parts = self._take(memoryview(piece))
+                for open_part in parts:
+                    open_part()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _take(self, data: memoryview) -> list[Callable[[], None]]:
         if self._cipher is None or self._contents is None:
             raise RuntimeError("locked")
+        parts = []
         while data:
             wanted = self._contents.wanted + TAG_BYTES
             if wanted == TAG_BYTES:
                 raise open_failed()  # the file ends with the last chunk
-            if not self._buffer and len(data) >= wanted:  # whole where it lies
-                _open_chunk(self._cipher, self._contents, data[:wanted])
+            if not self._buffer and len(data) >= wanted and not data.readonly:
+                parts.append(self._contents.add(data[:wanted], self._cipher))
                 data = data[wanted:]
                 continue
             missing = wanted - len(self._buffer)
             self._buffer += data[:missing]
             data = data[missing:]
             if len(self._buffer) == wanted:
-                _open_chunk(self._cipher, self._contents, self._buffer)
-                self._buffer.clear()
+                sealed, self._buffer = memoryview(self._buffer), bytearray()
+                parts.append(self._contents.add(sealed, self._cipher))
+        return parts
 
     def finish(self) -> ModelContents:
         """Return the contents, the ONNX model first.
@@ -228,16 +272,6 @@ class ModelReader(Guarded):
             self._contents.drop()
         self._contents = self._cipher = None
         self._buffer = bytearray()
-
-
-def _open_chunk(cipher: ChunkCipher, contents: Contents, sealed: wire.Buffer) -> None:
-    room = contents.room()
-    try:
-        with memoryview(room)[: contents.wanted] as plain:
-            cipher.open_into(sealed, plain, last=contents.last)
-    except BrokenSealError:
-        raise open_failed() from None
-    contents.add(room)
 
 
 def _committed(header: ModelHeader, data_key: bytes) -> bytes:

@@ -58,7 +58,7 @@ class Exchange(Protocol):
     def model_data(self, size: int) -> Iterator[memoryview]:
         """Yield the frames of type 7 that follow, ``size`` bytes; raises ConnectionEndError.
 
-        What was yielded before lies there no more.
+        Each lies in memory of its own, which is the caller's.
         """
         ...
 

@@ -65,9 +65,8 @@ class _Exchange(NamedTuple):
 
     def model_data(self, size: int) -> Iterator[memoryview]:
         left = size
-        memory = memoryview(bytearray(min(size, limits.MODEL_DATA_MAX)))
         while left:
-            frame = self._next(memory[:left])
+            frame = self._next(min(left, limits.MODEL_DATA_MAX))
             left -= len(frame.payload)
             yield frame.payload
 
@@ -76,14 +75,14 @@ class _Exchange(NamedTuple):
         self.begin(link)
         return link
 
-    def _next(self, memory: memoryview) -> Frame:
+    def _next(self, most: int) -> Frame:
         within_s = limits.FRAME_HEAD_TIMEOUT_S
         try:
             frame = receive_frame(
-                *(self.channel, COUNTED + len(memory)),
+                *(self.channel, COUNTED + most),
                 idle_s=within_s,
                 within_s=within_s,
-                memory=lambda size: memory[:size],
+                memory=fresh_memory,
             )
         except FrameError as error:
             raise ConnectionEndError(error.code, error.detail) from None

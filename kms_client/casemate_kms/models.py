@@ -57,15 +57,17 @@ def open_sealed_model(
     """
     header: ModelHeader | None = None
     with ModelReader(configuration.limits.model_bytes) as reader:
-        for piece in _pieces(chunks):
+        pieces = _pieces(chunks)
+        for piece in pieces:
             reader.feed(piece)
-            if header is None and reader.header is not None:
+            if reader.header is not None:
                 header = reader.verify_publisher(
                     configuration.publishers, configuration.minimum_versions
                 )
                 admit(header)
                 reader.expect()
                 reader.unlock(_release(header, kms, deadline))
+                reader.feed_all(pieces)
         contents = reader.finish()
     if header is None:
         raise ModelError(Code.MODEL_MALFORMED, "the file ends within its header")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import threading
 import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,14 @@ from casemate.sealed_model import (
     seal_model,
 )
 from casemate.sealed_model.contents import open_failed
-from casemate.sealed_model.parts import digest_of
+from casemate.sealed_model.parts import digest_of, part_digest
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
 from tests.support.model_contents import MemoryFiles, read_all
 from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -91,14 +92,28 @@ def open_model(
 ) -> dict[str, bytes]:
     """What the enclave does; pieces as they come in frames."""
     reader = ModelReader(max_bytes)
-    unlocked = False
-    for at in range(0, len(file), piece):
-        reader.feed(file[at : at + piece])
-        if reader.header and not unlocked:
+    pieces = (bytearray(file[at : at + piece]) for at in range(0, len(file), piece))
+    for each in pieces:
+        reader.feed(each)
+        if reader.header:
             reader.verify_publisher({PUBLIC}, minimum or {})
             reader.unlock(key)
-            unlocked = True
+            reader.feed_all(pieces)
     return read_all(reader.finish())
+
+
+def unlocked(file: bytes) -> ModelReader:
+    reader = ModelReader()
+    reader.feed(file[: head_length(file)])
+    reader.verify_publisher({PUBLIC}, {})
+    reader.unlock(DATA_KEY)
+    return reader
+
+
+def chunks_of(file: bytes) -> list[bytearray]:
+    """The sealed chunks of a file whose entries but the last are whole chunks."""
+    rest = file[head_length(file) :]
+    return [bytearray(rest[at : at + CHUNK + 16]) for at in range(0, len(rest), CHUNK + 16)]
 
 
 def refused(file: bytes, **how: Any) -> Code:  # noqa: ANN401 - as `open_model`
@@ -493,6 +508,63 @@ def test_opening_takes_the_memory_of_the_model_and_little_more(tmp_path: Path) -
     tracemalloc.stop()
     assert sum(map(len, opened.values())) == size
     assert peak < 1.3 * size
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_file_may_be_fed_piece_by_piece(large: bytes, kind: type[bytes | bytearray]) -> None:
+    """What cannot be written to is left as it is."""
+    reader, fed = unlocked(large), kind(large[head_length(large) :])
+    for at in range(0, len(fed), CHUNK):
+        reader.feed(memoryview(fed)[at : at + CHUNK])
+    assert read_all(reader.finish()) == LARGE
+    assert (bytes(fed) == large[head_length(large) :]) == (kind is bytes)
+
+
+def test_a_part_is_opened_while_the_next_one_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"1" * CHUNK + b"2" * CHUNK
+    file = make(tmp_path, {"model.onnx": content})
+    asked = threading.Event()
+
+    def arriving() -> Iterator[bytearray]:
+        first, second = chunks_of(file)
+        yield first
+        asked.set()
+        yield second
+
+    def hashed(part: memoryview) -> bytes:
+        assert asked.wait(60)
+        return part_digest(part)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("casemate.sealed_model.contents.part_digest", hashed)
+    reader = unlocked(file)
+    reader.feed_all(arriving())
+    assert read_all(reader.finish()) == {"model.onnx": content}
+
+
+def test_nothing_more_is_taken_once_a_part_does_not_open(tmp_path: Path) -> None:
+    chunks = chunks_of(file := make(tmp_path, {"model.onnx": bytes(40 * CHUNK)}))
+    chunks[1][5] ^= 1
+    left, reader = iter(chunks), unlocked(file)
+    with pytest.raises(ModelError) as caught:
+        reader.feed_all(left)
+    assert caught.value.code == Code.MODEL_OPEN_FAILED
+    assert len(list(left)) > 20
+    with pytest.raises(RuntimeError):
+        reader.finish()
+
+
+def test_a_file_that_stops_arriving_is_told_as_it_was(tmp_path: Path) -> None:
+    file = make(tmp_path, {"model.onnx": bytes(4 * CHUNK)})
+
+    def arriving() -> Iterator[bytearray]:
+        yield chunks_of(file)[0]
+        raise TimeoutError("later")
+
+    with unlocked(file) as reader, pytest.raises(TimeoutError, match="later"):
+        reader.feed_all(arriving())
 
 
 def test_a_model_that_does_not_open_leaves_nothing_behind(tmp_path: Path, large: bytes) -> None:
