@@ -118,7 +118,7 @@ def test_when_the_host_is_killed_every_call_ends_and_later_ones_find_the_next(
                 assert codes <= {Code.UNAVAILABLE, Code.HOST_UNREACHABLE}
                 assert all(end is None or isinstance(end, CasemateError) for end in ends)
                 with pytest.raises(CasemateError) as caught:
-                    await client.infer(MODEL, rows(0, SMALL), timeout_s=5)
+                    await client.infer(MODEL, rows(0, SMALL), timeout_s=60)
                 assert caught.value.code in {Code.UNAVAILABLE, Code.HOST_UNREACHABLE}
                 assert not is_framed(client)
 
