@@ -18,6 +18,7 @@ from casemate_devkit.processes import Service
 from tests.support.attacker import eventually
 from tests.support.deployment import DATA, prepared
 from tests.support.framed_middle import offer_of
+from tests.support.ports import lasting_port
 from tests.support.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Keeper:
         world.host.stop()
         folder = world.operator.directory
         config = folder / "host.toml"
+        world.target = f"127.0.0.1:{lasting_port()}"
         text = config.read_text().replace('listen = "127.0.0.1:0"', f'listen = "{world.target}"')
         config.write_text(text)
         self._arguments = ("--config", str(config))

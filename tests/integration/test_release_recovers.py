@@ -11,6 +11,7 @@ from casemate_devkit.local import MODEL
 from casemate_devkit.parties import REGION
 from tests.support.attacker import ROWS, eventually
 from tests.support.deployment import DATA, prepared
+from tests.support.ports import is_free
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,7 @@ def test_a_model_whose_release_was_cut_off_is_served_once_kms_is_back(
         assert eventually(lambda: "model_failed" in host.log.read_text())
         assert "KEY_RELEASE_UNAVAILABLE" in host.log.read_text()
         world.kms.inject()
+        assert eventually(lambda: is_free(world.kms.port), 100)
         with another_double(world):
             world.wait_until_serving()
             with world.client() as client:

@@ -42,6 +42,7 @@ from tests.support.key_policies import (
 )
 from tests.support.kms_bench import Bench, bench_for
 from tests.support.kms_endpoint import DATA_KEY, DOCUMENT, HOST, Seen, b64, granted
+from tests.support.ports import lasting_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -321,12 +322,12 @@ def test_a_slow_kms_is_given_up_in_time(enclave: Enclave) -> None:
 def test_killing_the_double_in_mid_release_ends_in_a_clean_retry(
     tmp_path: Path, chain: nitro_pki.Chain
 ) -> None:
-    def start(port: int = 0) -> KmsDouble:
+    def start(port: int) -> KmsDouble:
         return KmsDouble(
             tmp_path, roots=chain.roots, principals=PRINCIPALS, mode="process", port=port
         ).start()
 
-    double = start()
+    double = start(lasting_port())
     enclave = Enclave(double, chain)
     try:
         assert enclave.release() == SECRET

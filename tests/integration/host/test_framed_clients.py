@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from casemate.errors import Code
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import LARGE, BlockingConnection
 from tests.support.host_bench import serving
+from tests.support.ports import lasting_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def test_streams_that_the_host_retires_fail_no_call(
 def test_a_host_that_drains_and_comes_again_is_found_by_its_new_offer(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
-    front = f'listen = "127.0.0.1:{_free_port()}"\n{FRAMES}'
+    front = f'listen = "127.0.0.1:{lasting_port()}"\n{FRAMES}'
     with serving(short_path, chain, front) as bench:
         connection = BlockingConnection(bench.address)
         settled(connection, bench)
@@ -116,8 +116,3 @@ def test_a_host_that_drains_and_comes_again_is_found_by_its_new_offer(
         assert connection.outcome(LARGE) in {LARGE, *answers}
         settled(connection, bench)
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
