@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from google.protobuf.message import DecodeError
 
 from casemate import limits
+from casemate.client.onnx_fields import GRAPH, INITIALIZER, fields, not_onnx
 from casemate.errors import Code, ModelError
 from casemate.onnx.signature_pb2 import Graph
 from casemate.protowire import bytes_head
@@ -41,16 +42,8 @@ _DATATYPES = {
 }
 
 
-_VARINT: Final = 0
-_FIXED64: Final = 1
-_BYTES: Final = 2
-_FIXED32: Final = 5
-_WIRES: Final = frozenset({_VARINT, _FIXED64, _BYTES, _FIXED32})
-_NUMBER_MAX: Final = (1 << 29) - 1
-_VARINT_BITS: Final = 64
-# onnx.proto: ModelProto, GraphProto, TensorProto
-_GRAPH: Final = 7
-_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
+# onnx.proto: GraphProto, TensorProto
+_INPUT, _OUTPUT = 11, 12
 _NAME: Final = 8
 
 
@@ -63,7 +56,7 @@ def read_signature(model: BinaryIO) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
     try:
         graph = Graph.FromString(_without_weights(model))
     except DecodeError:
-        raise _not_onnx() from None
+        raise not_onnx() from None
     initialisers = {tensor.name for tensor in graph.initializer}
     inputs = _specs(info for info in graph.input if info.name not in initialisers)
     outputs = _specs(graph.output)
@@ -75,9 +68,9 @@ def read_signature(model: BinaryIO) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
 def _without_weights(model: BinaryIO) -> bytes:
     """Return the graph's inputs, outputs and names of initialisers, as a graph of its own."""
     kept = bytearray()
-    for number, start, end in _fields(model, 0, model.seek(0, os.SEEK_END)):
+    for number, _, start, end in fields(model, 0, model.seek(0, os.SEEK_END)):
         # protobuf reads a message that occurs twice as one, and so does this.
-        for field in _kept_fields(model, start, end) if number == _GRAPH else ():
+        for field in _kept_fields(model, start, end) if number == GRAPH else ():
             kept += field
             if len(kept) > limits.ONNX_SIGNATURE_MAX:
                 raise ModelError(Code.MODEL_MALFORMED, "too many inputs, outputs and initialisers")
@@ -85,12 +78,12 @@ def _without_weights(model: BinaryIO) -> bytes:
 
 
 def _kept_fields(model: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    for number, at, until in _fields(model, start, end):
+    for number, _, at, until in fields(model, start, end):
         if number in {_INPUT, _OUTPUT}:
             content = _content(model, at, until)
-        elif number == _INITIALIZER:
-            names = [span for name, *span in _fields(model, at, until) if name == _NAME]
-            content = b"".join(_field(_NAME, _content(model, *span)) for span in names)
+        elif number == INITIALIZER:
+            spans = [span for name, _, *span in fields(model, at, until) if name == _NAME]
+            content = b"".join(_field(_NAME, _content(model, *span)) for span in spans)
         else:
             continue
         yield _field(number, content)
@@ -105,43 +98,6 @@ def _content(model: BinaryIO, start: int, end: int) -> bytes:
         raise ModelError(Code.MODEL_MALFORMED, "not an ONNX model: a description is too long")
     model.seek(start)
     return model.read(end - start)
-
-
-def _fields(model: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, start, end) of the messages and texts of a message, skipping others."""
-    at = start
-    while at < end:
-        model.seek(at)
-        tag, at = _varint(model, at)
-        wire = tag & 7
-        length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
-        if wire in {_VARINT, _BYTES}:
-            value, at = _varint(model, at)
-            length = value if wire == _BYTES else 0
-        if length > end - at or wire not in _WIRES or not 0 < tag >> 3 <= _NUMBER_MAX:
-            raise _not_onnx()
-        if wire == _BYTES:
-            yield tag >> 3, at, at + length
-        at += length
-    if at > end:
-        raise _not_onnx()
-
-
-def _varint(model: BinaryIO, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, _VARINT_BITS, 7):
-        byte = model.read(1)
-        if not byte:
-            break
-        at += 1
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:  # noqa: PLR2004 - the continuation bit
-            return value, at
-    raise _not_onnx()
-
-
-def _not_onnx() -> ModelError:
-    return ModelError(Code.MODEL_MALFORMED, "not an ONNX model")
 
 
 def _specs(infos: Iterable[ValueInfo]) -> tuple[TensorSpec, ...]:

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate import limits
 from casemate.client.kms import generate_data_key, kms_client
+from casemate.client.onnx_alignment import aligned
 from casemate.client.onnx_signature import read_signature
 from casemate.errors import CasemateError, Code
 from casemate.kms_context import model_context
@@ -44,13 +45,15 @@ def seal_onnx(
 
     The data key comes from ``kms_key`` under the context of SPEC 8.2, so that only an enclave which
     the key's policy accepts can open the file. ``output`` appears only when it is complete;
-    ``progress`` gets the number of bytes after each chunk. Memory does not grow with the model.
+    ``progress`` gets the number of bytes after each chunk. Memory does not grow with the model, but
+    where its large weights lie unaligned a copy in which they do not lies beside ``output`` for the
+    time being.
     ``external`` are the files in which the model keeps its weights, in the model's folder or below
     it, as ONNX refers to them; ``serving`` is how the enclave is to serve it (SPEC 8.2.1). With
     ``loop`` the model is one step of a computation (SPEC 8.9); the outputs that only the loop needs
     are then not among the answers.
     """
-    files = {model.name: model, **{_location(path, model): path for path in external}}
+    others = {_location(path, model): path for path in external}
     try:
         with model.open("rb") as file:
             inputs, outputs = read_signature(file)
@@ -65,10 +68,10 @@ def seal_onnx(
     )
     partial = output.with_name(f".{output.name}.partial")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("wb") as stream, aligned(model, output.parent) as source:
             header = seal_model(
                 stream,
-                files=files,
+                files={model.name: source, **others},
                 data_key=data_key.key,
                 wrapped_key=data_key.ciphertext_blob,
                 kms_key=kms_key,

@@ -37,6 +37,7 @@ _STREAM_OPENING = "envelope/stream_opening.py"
 _STREAMING = "envelope/streaming.py"
 _READER = "sealed_model/reader.py"
 _CONTENTS = "sealed_model/contents.py"
+_ALIGNED = ("tests/unit/client/test_onnx_alignment.py",)
 _PARTS = "sealed_model/parts.py"
 _MODEL = "sealed_model/header.py"
 
@@ -248,6 +249,9 @@ SEALED_MODELS = (
     Mutant("model: what is given up", _READER, "    def __exit__(self, *_: object) -> None:\n        self._end()", "    def __exit__(self, *_: object) -> None:\n        pass", MODELS),
     Mutant("model: contents, aligned", "sealed_model/memory_file.py", "places[path] = -(-end // _ALIGNMENT) * _ALIGNMENT", "places[path] = end", ("tests/unit/test_memory_file.py",)),
     Mutant("model: last part", _CONTENTS, "return self.wanted == self._missing", "return not self._missing", MODELS),
+    Mutant("model: weights, where they begin", "client/onnx_alignment.py", "(data[0].start + shift + edit.growth) % _ALIGNMENT == 0", "(data[0].start + edit.growth) % _ALIGNMENT == 0", _ALIGNED),
+    Mutant("model: weights, length of the graph", "client/onnx_alignment.py", "length = graph.end - graph.start + sum(edit.growth for edit in edits)", "length = graph.end - graph.start", _ALIGNED),
+    Mutant("model: weights, a length that grows", "client/onnx_alignment.py", "graph.start - graph.head + 2)", "graph.start - graph.head + 1)", _ALIGNED),
     Mutant("model: content's label", _PARTS, 'wire.label("content"), length', "b'', length", VECTORS + MODELS),
     Mutant("model: content's length", _PARTS, 'wire.label("content"), length.to_bytes(_LENGTH_BYTES, "big"), *parts', 'wire.label("content"), *parts', VECTORS + MODELS),
     Mutant("model: part's digest", _PARTS, "hashlib.sha256(part)", "hashlib.sha256(part[:-1])", VECTORS + MODELS),

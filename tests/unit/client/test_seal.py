@@ -86,6 +86,21 @@ def test_external_data_is_sealed_beside_the_model(tmp_path: Path) -> None:
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
+def test_large_weights_are_sealed_aligned(tmp_path: Path) -> None:
+    raw = bytes(range(256)) * 100
+    weight = onnx_bytes.tensor("w", onnx_bytes.FLOAT, (64, 100), raw)
+    node = onnx_bytes.node("Identity", ("x",), ("y",))
+    graph = onnx_bytes.graph((node,), (onnx_bytes.X,), (onnx_bytes.Y,), (weight,))
+    (model := tmp_path / "m.onnx").write_bytes(plain := onnx_bytes.model(graph))
+    kms = Kms()
+    facts = {"name": "m", "version": 1, "publisher": PUBLISHER, "kms_key": OLD, "callers": "any"}
+    header = seal_onnx(model, tmp_path / "sealed", kms=kms, **facts)  # type: ignore[arg-type]
+    contents = opened(tmp_path / "sealed", kms.keys[header.wrapped_key])
+    assert plain.index(raw) % 64
+    assert contents["m.onnx"].index(raw) % 64 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "sealed"]
+
+
 def test_the_bar_is_for_terminals(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
