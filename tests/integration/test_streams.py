@@ -405,6 +405,7 @@ def test_the_deadline_reaches_the_enclave(
 @pytest.mark.process_form(
     "once both ways are full, vhost-device-vsock 0.3 never goes on (docs/decisions/0015)"
 )
+@pytest.mark.timeout(600)
 def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
     deployment: LocalDeployment, enclave: EnclaveSocket
 ) -> None:
@@ -415,7 +416,7 @@ def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
     sent = 0
     with connect(enclave.address, TIMEOUT_S) as channel:
         channel.settimeout(60)
-        spoken = speak(channel, session.keys, version=ZEROS, budget=60_000).begin()
+        spoken = speak(channel, session.keys, version=ZEROS, budget=600_000).begin()
 
         def ask() -> None:
             nonlocal sent
