@@ -55,10 +55,10 @@ def measured(action: str, *paths: Path) -> dict[str, Any]:
 
 
 def test_a_model_is_sealed_and_opened_in_bounded_memory(model: Path, tmp_path: Path) -> None:
-    size = model.stat().st_size
     sealed = tmp_path / "model.sealed"
     sealing = measured("seal", model, sealed)
-    assert sealing["reported"] == size
+    size = sealing["reported"]
+    assert 0 <= size - model.stat().st_size < 70  # the weights are aligned
     assert sealing["steps"] == 257  # a bar that moves
     assert sealing["grown"] < 0.1 * size
     opening = measured("open", model, sealed)

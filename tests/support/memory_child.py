@@ -70,20 +70,20 @@ def pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def opened(model: Path, sealed: Path) -> dict[str, int]:
-    model_ = _open(model, sealed)
+def opened(_model: Path, sealed: Path) -> dict[str, int]:
+    model_ = _open(sealed)
     held = os.fstat(model_.contents.descriptor).st_blocks * 512
     return {"opened": sum(model_.contents.lengths.values()), "file": held}
 
 
-def served(model: Path, sealed: Path) -> dict[str, int]:
+def served(_model: Path, sealed: Path) -> dict[str, int]:
     """What the process with the contents and the worker that runs them have together."""
     runtime = workers.runtime()
     tiny = {"x": ("FP32", (0, 3))}, {"y": ("FP32", (0, 2))}
     first = runtime.load(ModelContents.of({"m": onnx.linear()}), workers.header(*tiny))
     [empty] = workers.processes()
     base, base_peak = workers.private_bytes(empty), peak(empty)
-    opened = _open(model, sealed)
+    opened = _open(sealed)
     loaded = runtime.load(opened.contents, opened.header)
     [worker] = workers.processes() - {empty}
     file = os.fstat(opened.contents.descriptor).st_blocks * 512
@@ -97,14 +97,13 @@ def served(model: Path, sealed: Path) -> dict[str, int]:
     }
 
 
-def _open(model: Path, sealed: Path) -> OpenedModel:
-    size = model.stat().st_size
+def _open(sealed: Path) -> OpenedModel:
     configuration = Configuration(
         audience="memory",
         publishers=(PUBLISHER.public_key().public_bytes_raw(),),
         minimum_versions={},
         kms=KmsConfiguration("aws", ("eu-central-1",), (b"root",)),
-        limits=ServiceLimits(1, 1, size, 1),
+        limits=ServiceLimits(1, 1, sealed.stat().st_size, 1),
     )
     return open_sealed_model(
         pieces(sealed), configuration=configuration, kms=Kms(), deadline=time.monotonic() + 600
