@@ -26,6 +26,7 @@ class MemoryFiles:
         self._before = _memory_files()
 
     def __len__(self) -> int:
+        gc.collect()
         return len(self.bytes())
 
     def bytes(self) -> list[int]:
@@ -36,7 +37,6 @@ class MemoryFiles:
 
 def _memory_files() -> dict[int, int]:
     """Return the number of each, and the bytes of memory that it takes."""
-    gc.collect()
     found = {}
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -178,7 +178,7 @@ def test_memory_is_taken_while_the_key_is_asked_for(sealed: bytes) -> None:
             return super().decrypt(deadline=deadline, **asked)
 
     opened = open_sealed_model(
-        [sealed], configuration=configuration(), kms=Waiting(), deadline=time.monotonic() + 30
+        [sealed], configuration=configuration(), kms=Waiting(), deadline=time.monotonic() + 90
     )
     assert read_all(opened.contents) == CONTENTS
     assert len(files) == 1
