@@ -99,7 +99,9 @@ def ends(expected: dict[str, bytes]) -> Callable[..., Code]:
 
 
 class Once:
-    """A lie about the next frame of a kind; with ``cut``, a moment later, all is cut.
+    """A lie about the next frame of a kind, on a connection that is made later.
+
+    The end of an earlier stream may still be on its way. With ``cut``, a moment later, all is cut.
 
     If ``mute``, no further one passes, nor that the host has ended, until it is ``over``.
     """
@@ -114,6 +116,7 @@ class Once:
         mute: bool = False,
     ) -> None:
         self._kind = kind
+        self._since = between.accepted
         self._act = act
         self._mute = mute
         self.done = threading.Event()
@@ -121,7 +124,7 @@ class Once:
         self.cut = threading.Timer(0.2, between.forget) if cut else None
 
     def __call__(self, passing: Passing) -> Iterable[bytes] | None:
-        if passing.kind != self._kind:
+        if passing.kind != self._kind or passing.connection < self._since:
             return honest_frames(passing)
         if self.done.is_set():
             if self._mute:
@@ -312,7 +315,7 @@ def test_h1_h14_a_framed_stream_shows_what_grpc_shows(
     with deployment.client(target=lying_host.target) as client:
         ask(client)
     assert calls == []
-    for connection in range(3):
+    for connection in range(between.accepted - 3, between.accepted):
         sizes = [
             sum(len(each.payload) for each in between.seen if (each.connection, each.kind) == which)
             for which in ((connection, STREAM), (connection, ANSWERED))

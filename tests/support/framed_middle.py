@@ -88,6 +88,7 @@ class Middleman:
     cut: tuple[bool, int] | None = None
     seen: list[Passing] = field(default_factory=list)
     connections: int = 0
+    accepted: int = 0  # connections, whatever was forgotten
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -126,7 +127,8 @@ class Middleman:
                     continue
                 far.settimeout(None)
                 with self._lock:
-                    number, self.connections = self.connections, self.connections + 1
+                    number, self.accepted = self.accepted, self.accepted + 1
+                    self.connections += 1
                     self._open |= {near, far}
                 for source, sink, to_host in ((near, far, True), (far, near, False)):
                     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
