@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -66,3 +67,19 @@ def test_a_leak_of_one_thread_in_many_requests_is_found_and_a_pool_is_none(
     assert found["threads at rest"].rise == left
     assert found["threads at rest"].flat == (not leak)
     assert found["descriptors at rest"].flat
+
+
+def test_calls_that_come_together_are_no_leak_and_what_piles_up_under_load_is_one() -> None:
+    chance = random.Random(7)
+    for _ in range(1000):
+        connections = [12 + chance.gauss(0, 3) for _ in range(soak.SAMPLES)]
+        assert descriptors_under_load(connections).flat
+        piled_up = [count + 0.3 * number for number, count in enumerate(connections)]
+        assert not descriptors_under_load(piled_up).flat
+
+
+def descriptors_under_load(counts: list[float]) -> soak.Finding:
+    process = soak.Watched("server", 0, {"memory KiB": [0.0] * soak.SAMPLES, "descriptors": counts})
+    process.rests.append({})
+    found = {finding.what: finding for finding in soak.findings([process])}
+    return found["descriptors"]
