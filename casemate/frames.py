@@ -154,6 +154,7 @@ def receive_frame(
     idle_s: float | None = None,
     within_s: float | None = None,
     memory: Callable[[int], memoryview] = _zeros,
+    begun: Callable[[int], None] | None = None,
 ) -> Frame | None:
     """Receive one frame; None when the peer closed between frames.
 
@@ -161,6 +162,7 @@ def receive_frame(
     that many seconds from its first byte, however it drips in, and ``idle_s`` (None: any time)
     bounds the wait for that byte; without it the channel's own time-out applies to each read.
     ``memory`` gives room for so many bytes of payload; very long ones are put together from zeros.
+    ``begun`` hears how many there will be before they are received, and may take its time.
     Raises FrameError: MALFORMED for a bad or cut frame, TOO_LARGE above the bound of SPEC 9.2;
     OversizedFrameError above ``limit``, which a callable states when the frame begins. OSError and
     TimeoutError pass through.
@@ -178,7 +180,10 @@ def receive_frame(
     if length > bound:
         _discard(channel, length - COUNTED, end)
         raise OversizedFrameError(Code.TOO_LARGE, f"frame of {length} bytes, limit {bound}")
-    return Frame(kind, budget, _receive_payload(channel, length - COUNTED, end, memory))
+    size = length - COUNTED
+    if begun is not None:
+        begun(size)
+    return Frame(kind, budget, _receive_payload(channel, size, end, memory))
 
 
 def _receive_payload(

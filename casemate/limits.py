@@ -217,6 +217,10 @@ FRAME_MAX: Final = REQUEST_MAX + 64 * KIB  # the largest sealed request with its
 VSOCK_AWAITED: Final = 128 * KIB  # one call may wait for: half of what a vsock buffer takes
 FRAME_BUDGET_DEFAULT: Final = 30_000
 NUMBERED_MAX: Final = 64 * KIB  # of a question: larger ones would keep others waiting
+# Larger ones are received and answered so many at a time, or as many as there are processors: one
+# waits for its model while another is received. Each counts for some times what an image takes.
+LARGE_AT_ONCE_LEAST: Final = 2
+LARGE_HOLD_S: Final = 0.01
 CONTROL_FRAME_MAX: Final = 32 * KIB  # three credential fields of 8 KiB; decoding costs time
 CALL_BUDGET_MAX_S: Final = 600.0  # a worker of the host is held no longer, whatever a caller asks
 FRAME_BUDGET_MAX: Final = 600_000  # a run ends after this, however long the sender says it waits

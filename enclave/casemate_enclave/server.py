@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import threading
@@ -28,6 +29,7 @@ from casemate_enclave.crew import Crew
 from casemate_enclave.dispatch import ConnectionEndError
 from casemate_enclave.events import Counter, Event
 from casemate_enclave.memory import fresh_memory
+from casemate_enclave.soft_limit import SoftLimit
 from casemate_enclave.stream_link import StreamLink
 from casemate_enclave.turns import TurnConnection
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from casemate_enclave.dispatch import Dispatcher
     from casemate_enclave.events import Journal
     from casemate_enclave.runs import Steps
+    from casemate_enclave.soft_limit import Place
 
 _ACCEPT_PAUSE_S = 0.1  # out of file descriptors: connections end, so wait for one to do so
 
@@ -93,6 +96,27 @@ class _Exchange(NamedTuple):
         return frame
 
 
+class _Turn:
+    """What a frame with a connection of its own waits for before it is received, if it is large."""
+
+    def __init__(self, large: SoftLimit) -> None:
+        self._large = large
+        self._place: Place | None = None
+        self.waited_s = 0.0
+
+    def begun(self, size: int) -> None:
+        """Wait for a place."""
+        if size > limits.NUMBERED_MAX:
+            arrived = time.monotonic()
+            self._place = self._large.enter()
+            self.waited_s = time.monotonic() - arrived
+
+    def over(self) -> None:
+        """Give it back."""
+        if self._place is not None:
+            self._large.leave(self._place)
+
+
 class Server:
     """Accepts connections and answers their frames until it is stopped.
 
@@ -115,6 +139,8 @@ class Server:
         self._hang_ups = HangUps()
         self._hang_ups.start()
         self._unsent = Unsent()
+        most = max(limits.LARGE_AT_ONCE_LEAST, len(os.sched_getaffinity(0)))
+        self._large = SoftLimit(most, limits.LARGE_HOLD_S)
         self._changed = threading.Condition()
         self._connections: set[socket.socket] = set()
         self._links: dict[socket.socket, StreamLink] = {}
@@ -217,12 +243,20 @@ class Server:
 
     def _exchange(self, channel: socket.socket) -> bool:
         """Answer one frame; False when the connection is over."""
+        turn = _Turn(self._large)
+        try:
+            return self._exchange_in(turn, channel)
+        finally:
+            turn.over()
+
+    def _exchange_in(self, turn: _Turn, channel: socket.socket) -> bool:
         try:
             frame = receive_frame(
                 channel,
                 lambda: self._dispatcher.frame_limit,
                 within_s=limits.FRAME_HEAD_TIMEOUT_S,
                 memory=fresh_memory,
+                begun=turn.begun,
             )
         except FrameError as error:
             self._send_error(channel, error)
@@ -232,10 +266,10 @@ class Server:
         if frame.type == FrameType.NUMBERED:
             self._take_turns(channel, frame)
             return False
-        return self._answer(frame, channel)
+        return self._answer(frame, channel, turn.waited_s)
 
-    def _answer(self, frame: Frame, channel: socket.socket) -> bool:
-        exchange = self._exchange_of(frame, channel)
+    def _answer(self, frame: Frame, channel: socket.socket, waited_s: float) -> bool:
+        exchange = self._exchange_of(frame, channel, waited_s)
         try:
             return self._answer_to(frame.type, exchange)
         finally:
@@ -283,9 +317,9 @@ class Server:
             return ERROR, (self._refusal(self._internal()),)
         return kind | ANSWER, pieces
 
-    def _exchange_of(self, frame: Frame, channel: socket.socket) -> _Exchange:
+    def _exchange_of(self, frame: Frame, channel: socket.socket, waited_s: float) -> _Exchange:
         budget = min(frame.budget, limits.FRAME_BUDGET_MAX)
-        deadline = time.monotonic() + budget / 1000
+        deadline = time.monotonic() + budget / 1000 - waited_s
         context = RequestContext(self._unsent)
         return _Exchange(
             *(frame.payload, deadline, channel, self._hang_ups, context, self._begin_stream)

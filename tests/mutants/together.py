@@ -21,6 +21,12 @@ _crew = partial(
     tests=("tests/unit/enclave/test_turns.py",),
     package="enclave/casemate_enclave",
 )
+_large = partial(
+    Mutant,
+    file="soft_limit.py",
+    tests=("tests/unit/enclave/test_soft_limit.py",),
+    package="enclave/casemate_enclave",
+)
 _left = partial(
     Mutant,
     file="left_to_models.py",
@@ -58,6 +64,11 @@ _accelerator = partial(
 # fmt: off
 MUTANTS = (
     _turns("turns: threads are bounded", old="if placed and not self._crew.join():", new="if False:"),
+    _large("large: so many at once", old="return len(self._until) < self._most", new="return True"),
+    _large("large: who stays does not count", old="if until > now:", new="if True:"),
+    _large("large: nobody waits for ever", old="if now < end and not self._has_room(now):", new="if not self._has_room(now):"),
+    _large("large: who leaves lets another in", old="            if self._waiting:\n                self._rouse_next(time.monotonic())\n", new=""),
+    _large("large: who comes late counts", old="                self._until[place] = now + self._hold_s\n                self._rouse_next(now)\n", new="                self._rouse_next(now)\n"),
     _crew("turns: the crew is finite", old="            if not self._left:\n                return False\n            self._left -= 1\n", new=""),
     _turns("turns: places are given back", old="        if placed:\n            self._crew.leave()\n", new=""),
     _turns("turns: who stands by is counted", old="            if self._idle > len(self._tasks) or self._hire():\n                return False\n", new="            if self._idle >= len(self._tasks) or self._hire():\n                return False\n"),

@@ -25,7 +25,7 @@ from casemate.envelope.sealing import SealedCall
 from casemate.envelope.units import request_unit
 from casemate.errors import CasemateError, Code, FrameError
 from casemate.frames import ANSWER, ERROR, FrameType, exchange, receive_frame, send_frame
-from casemate.limits import CONNECTIONS_MAX, FRAME_MAX, MIB
+from casemate.limits import CONNECTIONS_MAX, FRAME_HEAD_TIMEOUT_S, FRAME_MAX, MIB
 from casemate.numbered import FrameBuffer, question
 from tests.support.attacker import (
     EnclaveSocket,
@@ -110,6 +110,20 @@ def test_h11_frames_longer_than_any_request_are_dropped_as_they_arrive(
         assert answer is not None
         assert answer.type == ERROR
         assert Code.TOO_LARGE.encode() in bytes(answer.payload)
+
+
+def test_h11_large_frames_that_never_end_keep_no_other_waiting(enclave: EnclaveSocket) -> None:
+    """Few large frames are received at once; those that stall soon do not count (SPEC 9.3)."""
+    with contextlib.ExitStack() as held:
+        for _ in range(40):
+            channel = held.enter_context(dial(enclave))
+            channel.sendall(HEAD.pack(MIB, FrameType.REQUEST, 0) + bytes(1000))
+        begun = time.monotonic()
+        with dial(enclave) as honest:
+            request = bytes(MIB // 2)
+            said = refusal(lambda: exchange(honest, FrameType.REQUEST, request))
+        assert said is Code.MALFORMED
+        assert time.monotonic() - begun < FRAME_HEAD_TIMEOUT_S / 2
 
 
 @pytest.mark.usefixtures("bounded_memory")
