@@ -83,3 +83,27 @@ def descriptors_under_load(counts: list[float]) -> soak.Finding:
     process.rests.append({})
     found = {finding.what: finding for finding in soak.findings([process])}
     return found["descriptors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "may_keep"),
+    [
+        ("worker", "threads", True),
+        ("worker", "descriptors", True),
+        ("enclave", "descriptors", True),
+        ("enclave", "threads", False),
+        ("host", "descriptors", False),
+    ],
+)
+def test_connections_to_a_models_process_are_kept_and_no_more_than_it_has_runs(
+    name: str, what: str, may_keep: bool
+) -> None:
+    def flat(left: float) -> bool:
+        process = soak.Watched(name, 0, {}, [{what: 5.0}, {what: 5.0 + left}])
+        (found,) = soak.findings([process])
+        return found.flat
+
+    assert flat(1)
+    assert flat(2) == may_keep
+    assert flat(1 + soak.LINES) == may_keep
+    assert not flat(2 + soak.LINES)
