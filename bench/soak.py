@@ -58,7 +58,14 @@ REST_BOUNDS: Final = {"threads": 1.0, "descriptors": 1.0}
 # A model's process keeps a connection, with a thread, for each run that was ever under way beside
 # others: twice as many as there are processors (SPEC 8.8.1). The enclave has their other ends.
 LINES: Final = 2.0 * len(os.sched_getaffinity(0))
-OF_LINES: Final = {("worker", "threads"), ("worker", "descriptors"), ("enclave", "descriptors")}
+# The host has connections on two sides, either of which may keep one more, with its thread.
+MORE: Final = {
+    ("worker", "threads"): LINES,
+    ("worker", "descriptors"): LINES,
+    ("enclave", "descriptors"): LINES,
+    ("host", "threads"): 1.0,
+    ("host", "descriptors"): 1.0,
+}
 WARM_UP_S: Final = 30.0
 STEADY_S: Final = 2 * limits.THREAD_IDLE_S  # nothing ended for so long: it is at rest
 REST_MAX_S: Final = 180.0  # an enclave's threads end one by one
@@ -242,7 +249,7 @@ def findings(watched: list[Watched]) -> list[Finding]:
         for what, bound in REST_BOUNDS.items():
             if what in process.rests[-1]:
                 last, left = process.rests[-1][what], process.left(what)
-                most = bound + LINES * ((process.name, what) in OF_LINES)
+                most = bound + MORE.get((process.name, what), 0.0)
                 found.append(Finding(process.name, f"{what} at rest", last, left, most))
     return found
 
