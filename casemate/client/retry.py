@@ -101,10 +101,13 @@ class Attempts:
             raise self._final(error)
         if again is Again.RESEALED and error.code in _AT_ONCE:
             self._reseals += 1
-            moved = isinstance(error, SealedStatusError) and error.code is not Code.UNAVAILABLE
-            if self._reseals > (max(_MOVES_MAX, self._targets) if moved else self._targets):
+            sealed = isinstance(error, SealedStatusError)
+            moved = sealed and error.code is not Code.UNAVAILABLE
+            if self._reseals <= (max(_MOVES_MAX, self._targets) if moved else self._targets):
+                return again, 0.0
+            if sealed or error.code not in TRANSIENT:
                 raise self._final(error)
-            return again, 0.0
+            # Each was asked at once: one that is being started may soon serve, as a lone one may.
         if not sent and error.code is Code.OVERLOADED:
             # Many clients need new evidence at once when a model is replaced, and a host makes only
             # so many documents a second: they take turns for as long as their deadlines allow.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
 
 from casemate.attestation import InstanceConfig
-from casemate.client import Client
+from casemate.client import Client, RetryPolicy
 from casemate.client.kms import DataKey
 from casemate.client.targets import Targets
 from casemate.client.transport import HostConnection
@@ -23,7 +23,7 @@ from tests.support.service import Service
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from casemate.attestation import TrustPolicy
+    from casemate.attestation import EvidenceBundle, TrustPolicy
 
 X = np.array([1.5, -2.0], np.float32)
 DEAD = "127.0.0.1:1"
@@ -49,8 +49,8 @@ def refusal(act: Callable[[], object]) -> Code:
     return caught.value.code
 
 
-def failing(code: Code) -> Callable[[bytes], bytes]:
-    def answer(_: bytes) -> bytes:
+def failing(code: Code) -> Callable[[object], Any]:
+    def answer(_: object) -> NoReturn:
         raise RequestError(code, "says the host")
 
     return answer
@@ -92,6 +92,38 @@ def test_a_model_that_is_out_of_service_at_one_enclave_may_be_asked_at_another(
         asked = len(one.requests)
         assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.UNAVAILABLE
         assert len(one.requests) == asked + 1
+
+
+def test_while_all_begin_or_end_a_call_waits_as_for_a_lone_one(
+    services: tuple[Service, Service],
+) -> None:
+    """One drains, the other is being started; neither is asked more often than a lone one."""
+    asked = 0
+    make = services[0].on_evidence
+
+    def begins(bundle: EvidenceBundle) -> EvidenceBundle:
+        nonlocal asked
+        asked += 1
+        if asked <= serves_after:
+            raise RequestError(Code.UNAVAILABLE, "says the host")
+        return make(bundle)
+
+    services[0].on_evidence = begins
+    services[1].on_evidence = failing(Code.UNAVAILABLE)
+    targets = [service.target for service in services]
+    at_once, waits = 3, RetryPolicy().attempts
+    retry = RetryPolicy(first_s=0.01)
+    serves_after = at_once + waits - 1
+    with Client(targets, made.policy(), retry=retry) as client:
+        assert np.array_equal(client.infer("wdbc", {"x": X}).outputs["x"], X * 2)
+    asked, serves_after = 0, 1000
+    with Client(targets, made.policy(), retry=retry) as client:
+        assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.UNAVAILABLE
+    assert asked == at_once + waits
+    asked = 0
+    with Client(targets, made.policy(), retry=RetryPolicy(attempts=0)) as client:
+        assert refusal(lambda: client.infer("wdbc", {"x": X})) is Code.UNAVAILABLE
+    assert asked == 1
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.UNKNOWN_KEY, Code.STALE_SESSION])

@@ -136,12 +136,14 @@ def test_an_answer_of_which_little_is_taken_has_its_time_as_a_whole(
             time.sleep(0.1)
 
     with pair() as (channel, client):
-        aside(lambda: nibble(client))
+        reader = aside(lambda: nibble(client))
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             channel.send(Kind.REQUEST | ANSWER, LARGE * 2)
         assert time.monotonic() - begun < 30
         stop.set()
+        client.shutdown(socket.SHUT_RDWR)
+        reader.join()
 
 
 def test_the_last_word_is_said_once_and_is_the_last() -> None:
