@@ -125,7 +125,8 @@ class FramedCall:
         (_, ready), *_ = poll.poll(_LOOK_S * 1000) or [(0, 0)]
         if ready & select.POLLOUT:
             with self._lock:
-                if self._flush(channel):
+                # Whoever sends may have finished meanwhile, and begun another message: no SENT.
+                if self._unsent and self._flush(channel):
                     return Event(Kind.SENT)
         return self._receive(channel) if ready & ~select.POLLOUT else Event(Kind.OTHER)
 

@@ -119,6 +119,7 @@ MUTANTS = (
     _exchange("exchange: dead before a byte left", old="        except OSError:\n            raise UnsentError from None\n", new="        except ZeroDivisionError:\n            raise UnsentError from None\n"),
     _buffer("buffer: kinds", old="    if kind not in {expected, ERROR}:\n", new="    if False:\n"),
     _buffer("buffer: lengths", old="    if not COUNTED <= length <= most:\n", new="    if False:\n"),
+    _call("call: sent is said once", old="if self._unsent and self._flush(channel):", new="if self._flush(channel):"),
     _call("call: refused at the end", old="        return self._refused(payload) if refused else Event(Kind.MESSAGE, payload)\n", new="        return Event(Kind.MESSAGE, payload)\n"),
     _dial("dial: a stream may be held back", old="        channel.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, 0)\n", new="        pass\n", tests=_INFER_STREAM),
     _dial("dial: half a stream's time", old="return min(limits.FRAMED_CONNECT_S, left_s / 2)", new="return limits.FRAMED_CONNECT_S", tests=_INFER_STREAM),

@@ -6,18 +6,23 @@ What a stream does by gRPC it does in frames as well: `test_call_stream`.
 from __future__ import annotations
 
 import contextlib
+import select
 import signal
 import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from casemate import frames, limits
+from casemate import framed, frames, limits
 from casemate.client.call_book import BrokenError
+from casemate.client.carrier import Kind as CarrierKind
+from casemate.client.framed import FramedHost
 from casemate.client.framed_buffer import FrameBuffer
+from casemate.client.framed_call import FramedCall
 from casemate.errors import Code, FrameError, RequestError
 from casemate.framed import Kind
 from casemate.frames import ANSWER, ERROR
@@ -187,6 +192,48 @@ def test_what_the_kernel_did_not_take_is_sent_when_the_host_reads_again() -> Non
             assert eventually(lambda: stream._sending)
             pool.submit(host.go.set)
             assert {each.result(60) for each in held} == {b"framed:" + BOUND}
+
+
+class Polls:
+    """As ``select.poll()``, once ``before`` was done."""
+
+    def __init__(self, before: Callable[[], object], poll: select.poll) -> None:
+        self._before = before
+        self._poll = poll
+        self.register = poll.register
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self._before()
+        return self._poll.poll(timeout)
+
+
+def test_who_reads_does_not_report_as_sent_what_its_sender_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else another message would take the place of the rest of the one sent meanwhile."""
+    polls = threading.Event()
+    with playing() as host, ThreadPoolExecutor(1) as pool:
+        assert host.offer is not None
+        call = FramedCall(FramedHost("127.0.0.1", host.offer), framed.hello(""))
+        assert call.poll().kind is CarrierKind.MESSAGE
+        flush = call._flush
+
+        def flush_late(channel: socket.socket) -> bool:
+            assert polls.wait(60)
+            return flush(channel)
+
+        monkeypatch.setattr(call, "_flush", flush_late)
+        sending = pool.submit(call.send, b"")
+        assert eventually(lambda: bool(call._unsent))
+
+        def sent_meanwhile() -> None:
+            polls.set()
+            assert sending.result(60) is False  # nothing waits: no SENT follows
+
+        monkeypatch.setattr(select, "poll", partial(Polls, sent_meanwhile, select.poll()))
+        assert call.poll().kind is not CarrierKind.SENT
+        call.cancel()
+        assert eventually(lambda: call.poll().kind is CarrierKind.ENDED)
 
 
 def test_a_host_that_takes_nothing_for_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
