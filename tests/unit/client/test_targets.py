@@ -97,7 +97,7 @@ def test_a_model_that_is_out_of_service_at_one_enclave_may_be_asked_at_another(
 def test_while_all_begin_or_end_a_call_waits_as_for_a_lone_one(
     services: tuple[Service, Service],
 ) -> None:
-    """One drains, the other is being started; neither is asked more often than a lone one."""
+    """One drains, the other is being started: both are asked at once, then after each pause."""
     asked = 0
     make = services[0].on_evidence
 
