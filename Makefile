@@ -43,15 +43,16 @@ help: ## List the targets
 
 venv: $(STAMP) ## Build .venv from the hash-pinned locks, with the five distributions editable
 
-# A lock with hashes cannot list editables: the locks come first, then the distributions without dependencies.
+# A lock with hashes cannot list editables: the locks come first, then the distributions without dependencies. Python
+# compiles what is imported, a small part of it all, by itself.
 $(STAMP): $(LOCKS) $(MANIFESTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	    echo "Casemate needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	    echo "Name another with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "building $(VENV) (a minute or two the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements/protoc.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements/protoc.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
 	    $(foreach manifest,$(MANIFESTS),-e ./$(dir $(manifest)))
 	@touch $@
