@@ -36,7 +36,7 @@ MACHINE_TESTS := tests/machine tests/integration$(if $(filter 1,$(ALL)),,/test_d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu accelerator units test check coverage mutants fuzz bench bench-peers large soak compose wheels sbom rehearsal docs protos lock clean
+.PHONY: help venv stage demo eif qemu accelerator units test check coverage mutants fuzz bench bench-peers peers large soak compose wheels sbom rehearsal docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -128,7 +128,11 @@ compose: venv ## Build the images and try the whole compose stack (starts an eng
 soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
 
-bench-peers: stage $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; SERVERS="sealed triton"; writes .bench/peers.json and plots)
+# All on PEERS_PYTHON: one that was built without profile-guided optimisation, as pyenv builds them, is half as slow again.
+bench-peers: $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; SERVERS="sealed triton"; writes .bench/peers.json and plots)
+	@$(MAKE) --no-print-directory VENV=.bench/casemate PYTHON=$(PEERS_PYTHON) peers
+
+peers: stage
 	@$(BIN)/python -m bench.peers --servers $(SERVERS) --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
 
 # Each server in an environment of its own, from its lock; Triton's stub is linked to Debian's Python 3.11.2.

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.rounds import Ratio, measure, ratio, report
-from casemate.channel import connect
 from casemate.envelope.sealed_message import encode_sealed
-from casemate.frames import FrameType, exchange
+from casemate.frames import FrameType
 from casemate.sealed_model import Serving
 from casemate.tensors import TensorSpec, to_request
 from casemate_devkit.local import MODEL
+from casemate_host.call import Call
+from casemate_host.relay import Relay
 from tests.support import onnx_bytes
 from tests.support.attacker import genuine, start_session
 from tests.support.deployment import DATA, prepared
 from tests.support.vendor_models import seal
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
     from casemate.client import Client
@@ -75,16 +75,16 @@ def loaded(world: LocalDeployment, files: dict[int, bytes]) -> Iterator[None]:
 
 
 class Crowd:
-    """32 connections to the enclave, each always asking.
+    """32 callers of a host's relay, each always asking, over one connection.
 
-    Requests are sealed before and answers are not opened: what is timed is the enclave.
+    Requests are sealed before and answers are not opened: timed are the relay and the enclave.
     """
 
     def __init__(self, world: LocalDeployment, x: np.ndarray) -> None:
         self._world = world
         self._message = to_request({"x": x})
         self._pool = ThreadPoolExecutor(IN_FLIGHT)
-        self._channels = [connect(genuine(world).address, 60) for _ in range(IN_FLIGHT)]
+        self._relay = Relay(genuine(world).address, IN_FLIGHT, lambda: None)
         self._sealed: dict[int, list[list[bytes]]] = {}
 
     def prepare(self, version: int, rounds: int) -> None:
@@ -102,19 +102,18 @@ class Crowd:
         """Send one round's requests, 32 in flight, and await the answers."""
         requests = self._sealed[version].pop(0)  # in the order of their sequence
         shares = [requests[number::IN_FLIGHT] for number in range(IN_FLIGHT)]
-        for done in self._pool.map(self._turns, self._channels, shares):
+        for done in self._pool.map(self._turns, shares):
             if done != TURNS:
                 raise RuntimeError("a request was not answered")
 
-    def _turns(self, channel: socket.socket, requests: list[bytes]) -> int:
-        answers = [exchange(channel, FrameType.REQUEST, request, 60_000) for request in requests]
+    def _turns(self, requests: list[bytes]) -> int:
+        answers = [self._relay.exchange(FrameType.REQUEST, one, Call(60)) for one in requests]
         return sum(len(answer) > 4 * WIDTH for answer in answers)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connection."""
         self._pool.shutdown()
-        for channel in self._channels:
-            channel.close()
+        self._relay.close()
 
 
 def joined_runs(world: LocalDeployment, client: Client, folder: Path) -> int:

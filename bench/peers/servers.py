@@ -247,9 +247,10 @@ def not_installed(names: Sequence[str]) -> list[str]:
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """Version of each named server's package and of the onnxruntime it uses, as installed."""
+    """Version of each named server's package, of the onnxruntime it uses, and of its Python."""
     ask = (
-        "import importlib.metadata as m, sys; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
+        "import importlib.metadata as m, platform as p, sys; "
+        "print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), 'python', p.python_version())"
     )
     found = {}
     for name, packages in {
