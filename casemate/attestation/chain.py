@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=x509.ExtensionType)
 
+_WHOLE_BYTES: Final = b"\0"  # unused bits of a string of bits
 _UNDERSTOOD: Final = (x509.BasicConstraints, x509.KeyUsage)
 
 
@@ -78,6 +79,10 @@ def _parse(der: bytes) -> x509.Certificate:
     certificate = x509.load_der_x509_certificate(der)
     if certificate.public_bytes(Encoding.DER) != der:
         raise _refused("a certificate does not re-encode to itself")
+    # A certificate ends with its signature, a string of bits, which may say that some of its last
+    # byte are none of its. The parser passes over that: one signed statement, several encodings.
+    if not der.endswith(_WHOLE_BYTES + certificate.signature):
+        raise _refused("a certificate's signature does not end with a byte")
     return certificate
 
 

@@ -84,6 +84,7 @@ STEPS = (
     # 7 chain
     Mutant("7 twice", _CHAIN, "if len(set(certificates)) < len(certificates):", "if False:", CERTIFICATES),
     Mutant("7 re-encoding", _CHAIN, "if certificate.public_bytes(Encoding.DER) != der:", "if False:", CERTIFICATES),
+    Mutant("7 unused bits", _CHAIN, "if not der.endswith(_WHOLE_BYTES + certificate.signature):", "if False:", CERTIFICATES),
     Mutant("7 version", _CHAIN, "if certificate.version is not x509.Version.v3:", "if False:", CERTIFICATES),
     Mutant("7 serial", _CHAIN, "if certificate.serial_number <= 0:", "if False:", CERTIFICATES),
     Mutant("7 hash", _CHAIN, "if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:", "if False:", CERTIFICATES),

@@ -233,6 +233,21 @@ def test_a25_bytes_around_the_certificate() -> None:
     refused(pki.document(ev.chain(), cabundle=bundle), Code.EVIDENCE_CHAIN)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a25_a_signature_that_ends_within_a_byte(depth: int) -> None:
+    """A zero at its end that is said to be none of its bits: signed as before, other bytes."""
+    chains = (pki.issue(specs()) for _ in range(200))
+    chain = next(one for one in chains if not one.certificates[depth][-1] & 1)
+    certificates = list(chain.certificates)
+    genuine_one = certificates[depth]
+    length = len(x509.load_der_x509_certificate(genuine_one).signature)
+    certificates[depth] = genuine_one[: -length - 1] + b"\x01" + genuine_one[-length:]
+    same = x509.load_der_x509_certificate(certificates[depth])  # the parser says nothing
+    assert same.signature == genuine_one[-length:]
+    data = pki.document(chain, certificate=certificates[-1], cabundle=certificates[:-1])
+    refused(data, Code.EVIDENCE_CHAIN, chain)
+
+
 def test_a25_a_parser_that_forgives_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Today's parser is as strict as DER; should one not be, what it understood is compared."""
     data = pki.document(ev.chain())

@@ -17,6 +17,26 @@ def test_the_largest_integer() -> None:
     assert cbor.decode(cbor.encode((1 << 64) - 1)) == (1 << 64) - 1
 
 
+@pytest.mark.parametrize("value", [0, 23, 24, 1 << 16, (1 << 64) - 1])
+def test_an_integer_within_other_bytes(value: int) -> None:
+    encoded = cbor.encode(value)
+    assert cbor.read_uint(b"\xff" + encoded + b"\xff", 1) == (value, 1 + len(encoded))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x00", "truncated"),
+        (b"\x00\x18", "truncated"),
+        (b"\x00\x20", "not an unsigned integer"),
+        (b"\x00\x18\x17", "head is not the shortest"),
+    ],
+)
+def test_no_integer_within_other_bytes(data: bytes, message: str) -> None:
+    with pytest.raises(cbor.CborError, match=message):
+        cbor.read_uint(data, 1)
+
+
 @pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False)])
 def test_an_indefinite_map_is_bounded_too(extra: int, accepted: bool) -> None:
     items = b"".join(cbor.encode(key) + b"\x00" for key in range(limits.CBOR_ITEMS + extra))

@@ -352,6 +352,15 @@ def signature_cases() -> list[Case]:
     ]
 
 
+def within_a_byte(certificate: bytes) -> bytes:
+    """The certificate, whose signature's last bit, a zero, is said to be none of its bits."""
+    length = len(x509.load_der_x509_certificate(certificate).signature)
+    before, signature = certificate[: -length - 1], certificate[-length:]
+    if signature[-1] & 1:
+        raise ValueError("the last bit is not a zero")
+    return before + b"\x01" + signature
+
+
 def chain_cases() -> list[Case]:
     own = issue("own", pki.real_shape())
     grafted = Pki([GOOD.certificates[0], *own.certificates[1:]], own.leaf)
@@ -390,6 +399,16 @@ def chain_cases() -> list[Case]:
             for name, value in bundles.items()
         ),
         *(rooted(name, document(chain), "chain") for name, chain in bad.items()),
+        rooted(
+            "A25 an issuer's signature that ends within a byte",
+            document(cabundle=[*bundle[:2], within_a_byte(bundle[2]), bundle[3]]),
+            "chain",
+        ),
+        rooted(
+            "A25 a leaf's signature that ends within a byte",
+            document(certificate=within_a_byte(GOOD.certificates[-1])),
+            "chain",
+        ),
         rooted("A25 an unknown extension that is not critical", document(uncritical)),
         rooted("A26 when the leaf ends", document(), time=NOW + 2 * HOUR),
         rooted("A26 a second later", document(), "chain", time=NOW + 2 * HOUR + 1000),
