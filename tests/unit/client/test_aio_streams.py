@@ -143,7 +143,7 @@ class AsyncHost(Ear):
             self.said.put_nowait(None)
 
     def call(self, *_: object) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a stream makes no unary call")
 
 
 def value_of(question: bytes | memoryview) -> float:
