@@ -21,6 +21,7 @@ from casemate.kms_context import model_context
 from casemate.sealed_model import seal_model
 from casemate_devkit.enclave_process import measure
 from casemate_devkit.local import LocalDeployment
+from casemate_devkit.stage import stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,7 +115,12 @@ class World(LocalDeployment):
 
 @contextlib.contextmanager
 def sealed_world(folder: Path, *, framed: bool = True) -> Iterator[World]:
-    """A deployment that serves the bench's models; ``framed``: over framed connections, too."""
+    """A deployment that serves the bench's models; ``framed``: over framed connections, too.
+
+    Its enclave runs the sources as they are, on the Python that runs this: the tree may be an older
+    one, or of another Python, which would be measured in its place.
+    """
+    stage(TREE)
     with tempfile.TemporaryDirectory(prefix="cm-") as base, World(Path(base), TREE) as world:
         world.start_kms()
         world.agree(measure(TREE, "process"))
