@@ -17,6 +17,7 @@ import grpc
 from casemate import limits
 from casemate.client.call_book import BrokenError, CallBook, Failure
 from casemate.client.carrier import Kind
+from casemate.client.framed_call import FramedCall
 from casemate.client.polled_call import NotOfferedError, PolledCall
 from casemate.errors import Code
 
@@ -72,6 +73,12 @@ class CallStreams:
         self._opening = Opening()
         self._stream: _CallStream | None = None
         self._closed = False
+
+    @property
+    def in_frames(self) -> bool:
+        """Whether calls go on a framed connection now."""
+        stream = self._stream
+        return stream is not None and stream.in_frames
 
     def call(self, request: bytes, timeout_s: float) -> bytes | None:
         """Return the answer to a small ``request``; None if the call is to be made by itself.
@@ -178,6 +185,11 @@ class _CallStream:
         self._used = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="call-stream", daemon=True)
         self._thread.start()
+
+    @property
+    def in_frames(self) -> bool:
+        """As `CallStreams.in_frames`."""
+        return self._taking and isinstance(self._call, FramedCall)
 
     def call(self, request: bytes, timeout_s: float) -> bytes | None:
         """As `CallStreams.call`."""

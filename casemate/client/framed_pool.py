@@ -1,4 +1,7 @@
-"""The framed connections of one client for its large requests (SPEC 9.6.3), one each."""
+"""The framed connections of one client that carry one request at a time (SPEC 9.6.3).
+
+For large requests, and for a small one that comes alone.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,24 @@ class FramedPool:
         self._first: threading.Thread | None = None
         self._not_before = 0.0
 
-    def call(self, request: Buffer, until: float) -> bytes | None:
+    @property
+    def reached(self) -> bool:
+        """Whether a connection was had to the host that made the last offer."""
+        return self._reached is not None
+
+    def call(self, request: Buffer, until: float, *, patient: bool = True) -> bytes | None:
         """Return the answer; None if nothing was asked. Raises RequestError.
 
-        ``until`` in seconds of time.monotonic.
+        ``until`` in seconds of time.monotonic. Who is not ``patient`` waits for no connection: if
+        there is none, one is made for the calls to come.
         """
         if len(request) + COUNTED > limits.FRAME_MAX:
             return None
-        connection = self._taken() or self._made(until)
+        connection = self._taken()
+        if connection is None and not patient:
+            self._prepare()
+        elif connection is None:
+            connection = self._made(until)
         while connection is not None:
             try:
                 return connection.exchange(request, until)
@@ -99,7 +112,16 @@ class FramedPool:
             connection = self._new(self._reached)
         return self._connected(connection, until)
 
+    def _prepare(self) -> None:
+        """Have one made, if one may be made here and now."""
+        with self._lock:
+            host = self._reached or self._host
+            full = len(self._all) >= limits.FRAMED_POOL
+            if host is not None and not full and time.monotonic() >= self._not_before:
+                self._make_first(host)
+
     def _make_first(self, host: FramedHost) -> None:
+        """Have a thread make one, unless it is at it; the caller holds the lock."""
         if self._first is not None:
             return
         connection = self._new(host)

@@ -35,6 +35,11 @@ class FramedWay:
         self._streams: set[FramedStream] = set()
         self._closed = False
 
+    @property
+    def reached(self) -> bool:
+        """Whether a connection for one request at a time was had at the address of the offer."""
+        return self._pool.reached
+
     def heard(self, metadata: Iterable[tuple[Any, ...]] | None) -> bool:
         """Note what came with the answer to a call; tell whether it is a new offer.
 
@@ -79,12 +84,9 @@ class FramedWay:
             if host == self._host:
                 self._not_before = time.monotonic() + limits.CALL_STREAM_AGAIN_S
 
-    def call(self, request: Buffer, until: float) -> bytes | None:
-        """Ask on a connection of its own; None if nothing was asked. Raises RequestError.
-
-        ``until`` in seconds of time.monotonic.
-        """
-        return self._pool.call(request, until)
+    def call(self, request: Buffer, until: float, *, patient: bool = True) -> bytes | None:
+        """Ask on a connection of its own, as ``FramedPool.call``."""
+        return self._pool.call(request, until, patient=patient)
 
     def close(self) -> None:
         """End all connections for large requests and streams; what is under way fails."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -66,6 +67,8 @@ class HostConnection:
         self._stream: _StreamMethod = self._channel.stream_stream(_SERVICE + "InferStream")
         self._framed = FramedWay(target, access)
         self._shared = CallStreams(self._channel, self._metadata, target, self._framed)
+        self._lock = threading.Lock()
+        self._asking = 0  # calls of Infer in frames or on the stream
 
     def call(self, method: str, request: Buffer, timeout_s: float) -> bytes:
         """Make one unary call, or what is less work: with others on one stream, or in frames.
@@ -73,14 +76,11 @@ class HostConnection:
         Raises RequestError.
         """
         if method == "Infer":
-            if len(request) > limits.CALL_STREAM_REQUEST_MAX:
-                until = time.monotonic() + timeout_s
-                answer = self._framed.call(request, until)
-                timeout_s = until - time.monotonic()
-            else:
-                answer = self._shared.call(bytes(request), timeout_s)
+            until = time.monotonic() + timeout_s
+            answer = self._ask(request, until)
             if answer is not None:
                 return answer
+            timeout_s = until - time.monotonic()
         try:
             answer, call = self._methods[method].with_call(
                 bytes(request), timeout=timeout_s, metadata=self._metadata
@@ -90,6 +90,27 @@ class HostConnection:
         if self._framed.heard(call.trailing_metadata()):
             self._shared.renew()
         return answer
+
+    def _ask(self, request: Buffer, until: float) -> bytes | None:
+        """Ask in frames or on the stream of many; None if nothing was asked. Raises RequestError.
+
+        A stream spares calls that meet what each of them costs by itself; one that meets no other
+        has less of it on a connection of its own.
+        """
+        with self._lock:
+            alone = not self._asking
+            self._asking += 1
+        try:
+            if len(request) > limits.CALL_STREAM_REQUEST_MAX:
+                return self._framed.call(request, until)
+            if alone and (self._framed.reached or self._shared.in_frames):
+                answer = self._framed.call(request, until, patient=False)
+                if answer is not None:
+                    return answer
+            return self._shared.call(bytes(request), max(0.0, until - time.monotonic()))
+        finally:
+            with self._lock:
+                self._asking -= 1
 
     def stream(self, messages: Iterator[bytes], timeout_s: float) -> HostStream:
         """Begin a stream of ``messages``, which are taken as fast as the host takes them."""

@@ -14,6 +14,7 @@ _BOUNDS = ("tests/integration/host/test_framed_bounds.py",)
 _CHUNKS = ("tests/integration/host/test_framed_chunks.py",)
 _OPENING = ("tests/unit/client/test_framed_opening.py",)
 _POOL = ("tests/unit/client/test_framed_pool.py",)
+_ALONE = ("tests/unit/client/test_framed_alone.py",)
 _STREAM = ("tests/unit/client/test_framed_stream.py",)
 _INFER_STREAM = ("tests/unit/client/test_framed_infer_stream.py",)
 _AIO = ("tests/unit/client/test_aio_framed.py",)
@@ -39,6 +40,7 @@ _config = partial(
 _dial = partial(Mutant, file="framed_dial.py", package=_CLIENT, tests=_OPENING)
 _way = partial(Mutant, file="framed_way.py", package=_CLIENT, tests=_OPENING)
 _pool = partial(Mutant, file="framed_pool.py", package=_CLIENT, tests=_POOL)
+_alone = partial(Mutant, file="transport.py", package=_CLIENT, tests=_ALONE)
 _exchange = partial(Mutant, file="framed_exchange.py", package=_CLIENT, tests=_POOL)
 _buffer = partial(Mutant, file="framed_buffer.py", package=_CLIENT, tests=_STREAM)
 _call = partial(Mutant, file="framed_call.py", package=_CLIENT, tests=_STREAM)
@@ -52,6 +54,11 @@ _loop_pool = partial(Mutant, file="aio_framed_pool.py", package=_CLIENT, tests=_
 
 # fmt: off
 MUTANTS = (
+    _alone("alone: no small call is", old="            if alone and (", new="            if False and ("),
+    _alone("alone: every small call is", old="            alone = not self._asking\n", new="            alone = True\n"),
+    _alone("alone: again later", old="                self._asking -= 1\n", new="                pass\n"),
+    _alone("alone: waits for no connection", old="request, until, patient=False)", new="request, until)"),
+    _alone("alone: one is made for the next", file="framed_pool.py", old="            self._prepare()\n", new="            pass\n"),
     _heard("offer: none with TLS", old="if match is None or access.tls_roots is not None or match[2] in _SCHEMES:", new="if match is None or match[2] in _SCHEMES:"),
     _heard("offer: no resolver's names", old=" or match[2] in _SCHEMES", new=""),
     _offer("offer: ports", old="if match is None or int(match[1]) >= _PORTS:", new="if match is None:", tests=_OFFER),

@@ -24,6 +24,11 @@ _SIGNALS_MAX = 1000
 LARGE = b"large".ljust(limits.CALL_STREAM_REQUEST_MAX + 1, b".")
 
 
+def keep_company(connection: HostConnection) -> None:
+    """Have no call be alone from now on, as if another one were always under way."""
+    connection._asking += 1
+
+
 @contextlib.contextmanager
 def signals_every(seconds: float) -> Iterator[None]:
     """Have a signal come again and again, and none ever end a wait by itself but the thousandth."""
@@ -44,8 +49,13 @@ def signals_every(seconds: float) -> Iterator[None]:
 class BlockingConnection:
     """One connection that has fetched evidence, and so knows of an offer."""
 
-    def __init__(self, target: str, access: HostAccess | None = None) -> None:
+    def __init__(
+        self, target: str, access: HostAccess | None = None, *, alone: bool = False
+    ) -> None:
+        """``alone``: small calls may be, else they go as those that meet others."""
         self.connection = HostConnection(target, access)
+        if not alone:
+            keep_company(self.connection)
         self.fetch_evidence()
 
     def fetch_evidence(self) -> None:

@@ -16,6 +16,7 @@ from casemate.framed import METADATA, Offer
 from casemate.frames import COUNTED, HEAD_BYTES, parse_head
 from casemate.v1.confidential_inference_pb2 import GetEvidenceRequest
 from tests.support.aio import LoopedClient
+from tests.support.blocking_connection import keep_company
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,9 +42,16 @@ def offer_of(target: str, token: str = "") -> Offer:
 
 
 def client_of(kind: str, deployment: LocalDeployment, target: str) -> Any:  # noqa: ANN401 - of two classes with the same methods
-    """The clinic's client, blocking or on a loop, for the host at ``target``."""
-    if kind == "blocking":
-        return deployment.client(target=target)
+    """The clinic's client, blocking or on a loop, for the host at ``target``.
+
+    Its small calls travel as those do that meet others; ``alone``: as each does by itself.
+    """
+    if kind in {"blocking", "alone"}:
+        client = deployment.client(target=target)
+        if kind == "blocking":
+            for connection in client._parts.get().targets.in_order():
+                keep_company(connection)
+        return client
     return LoopedClient(target, deployment.trust_policy(), caller_key=deployment.clinic.signing_key)
 
 

@@ -30,6 +30,7 @@ from casemate.v1.confidential_inference_pb2 import (
     SealedResponses,
 )
 from tests.support.attacker import eventually
+from tests.support.blocking_connection import keep_company
 from tests.support.framed_host import FramedDouble, Peer, listening
 from tests.support.threads import Newcomers
 
@@ -130,6 +131,7 @@ class Blocking:
 
     def __init__(self, target: str) -> None:
         self._connection = HostConnection(target)
+        keep_company(self._connection)
 
     def call(self, request: bytes, timeout_s: float = 60) -> bytes:
         return self._connection.call("Infer", request, timeout_s)
