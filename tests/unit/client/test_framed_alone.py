@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,9 @@ def test_calls_that_meet_it_go_together() -> None:
         before = len(script.kinds)
         for number in range(5):
             assert connection.call(b"%d" % number) == b"framed:%d" % number
+            time.sleep(0.05)  # in which a connection could be made that nobody is to make
         assert set(script.kinds[before:]) == {Kind.MANY}
+        assert len(host.peers) == 2
         go.set()
         assert lone.result(60) == b"framed:hold"
         assert connection.call(SMALL) == b"framed:" + SMALL
