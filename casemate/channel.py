@@ -9,13 +9,14 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from casemate.errors import Code, FrameError
 
 _VSOCK = re.compile(r"vsock:(\d{1,10}):(\d{1,10})", re.ASCII)
 _U32 = 1 << 32
 _BACKLOG = 128
-_ANYONE = 0o666
+ANYONE: Final = 0o666
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
 def listen(address: Address) -> socket.socket:
     """Bind and listen; a stale unix socket at the path is replaced, any other file is refused.
 
+    A unix socket has the mode ``ANYONE`` from when it listens on.
     Who may connect to a unix socket is decided by its directory, which its owner keeps private:
     host and enclave run as different users.
     """
@@ -84,9 +86,9 @@ def listen(address: Address) -> socket.socket:
                 if stat.S_ISSOCK(os.lstat(address.path).st_mode):
                     Path(address.path).unlink()
         channel.bind(target)
-        if isinstance(address, UnixAddress):
-            Path(address.path).chmod(_ANYONE)
         channel.listen(_BACKLOG)
+        if isinstance(address, UnixAddress):
+            Path(address.path).chmod(ANYONE)
     except OSError as error:
         channel.close()
         detail = f"cannot listen on {address}: {error.strerror}"

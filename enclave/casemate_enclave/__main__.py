@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     parent = egress.cid if isinstance(egress, VsockAddress) else None
     server = Server(listener, Dispatcher(assembly.enclave, journal), journal, parent)
     assembly.maintain(stopped, server.finish)
-    signal.signal(signal.SIGTERM, _end)
+    # What raises in a handler may be lost: Python's locks turn it into another error.
+    signal.signal(signal.SIGTERM, lambda *_: server.end())
     if arguments.form == _NO_ROOT:
         journal.emit(Event.UNSAFE_FORM)
     journal.emit(Event.STARTED, count=landlock_abi)
@@ -119,10 +120,6 @@ def _end_without_workers(journal: Journal) -> NoReturn:
     """End as after a crash: nothing can be loaded any more, and a new enclave can load all."""
     journal.emit(Event.FAILED)
     os._exit(1)
-
-
-def _end(*_: object) -> NoReturn:
-    raise SystemExit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -148,7 +148,7 @@ class Server:
         self._grace_s = 0.0
 
     def serve(self) -> None:
-        """Accept until ``stop`` or ``finish``."""
+        """Accept until ``end``, ``finish`` or ``stop``."""
         arrivals = select.poll()  # wakes when the listener is hung up; `accept` does not
         arrivals.register(self._listener, select.POLLIN)
         with self._listener:
@@ -166,17 +166,20 @@ class Server:
                     continue
                 self._admit(channel, peer)
 
-    def finish(self) -> None:
-        """Let ``serve`` return, and ``stop`` answer what is under way before it ends the rest."""
-        self._grace_s = limits.FINISH_TIMEOUT_S
+    def end(self) -> None:
+        """Let ``serve`` return; takes no lock, so that a signal's handler may call it."""
         self._stopping = True
         _hang_up(self._listener)
 
+    def finish(self) -> None:
+        """Let ``serve`` return, and ``stop`` answer what is under way before it ends the rest."""
+        self._grace_s = limits.FINISH_TIMEOUT_S
+        self.end()
+
     def stop(self) -> None:
         """Take no more connections, end the present ones and wait a little for them."""
-        self._stopping = True
+        self.end()
         self._hang_ups.stop()
-        _hang_up(self._listener)
         with self._changed:
             if self._grace_s:
                 for channel in self._connections - self._links.keys():

@@ -7,8 +7,8 @@ import json
 import resource
 import signal
 import sys
-import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from casemate import limits
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path: Path = parser.parse_args(arguments).config
     keep_freed_memory()
     configure_logging()
-    stop = threading.Event()
+    ends: SimpleQueue[int] = SimpleQueue()  # an event's lock may be held where a handler runs
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+        signal.signal(number, lambda number, _frame: ends.put(number))
     _ask_for_descriptors()
     try:
         config = HostConfig.load(path)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready["frames"] = host.frames_address
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
-    stop.wait()
+    ends.get()
     host.stop()
     return 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate import cbor
-from casemate.channel import UnixAddress, connect
+from casemate.channel import ANYONE, UnixAddress, connect
 from casemate.client import Client
 from casemate.client.transport import HostConnection
 from casemate.envelope.hpke import KemKey
@@ -101,11 +102,19 @@ def _load(world: LocalDeployment, channel: socket.socket, sealed: Path) -> None:
 def wait_for_socket(path: Path) -> UnixAddress:
     """Wait until a process listens at ``path``."""
     deadline = time.monotonic() + _TIMEOUT_S
-    while not path.is_socket():
+    while not _listens(path):
         if time.monotonic() > deadline:
             raise Deviation(f"nothing listens at {path}")
         time.sleep(0.05)
     return UnixAddress(str(path))
+
+
+def _listens(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == ANYONE
 
 
 def another_key(story: Story, world: LocalDeployment, data: Data) -> None:

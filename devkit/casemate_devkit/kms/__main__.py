@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,12 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"casemate-kms-double: {error}", file=sys.stderr)
         return 2
-    stopped = threading.Event()
+    ends: SimpleQueue[int] = SimpleQueue()  # an event's lock may be held where a handler runs
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda number, _frame: ends.put(number))
     threading.Thread(target=server.serve_forever, name="kms", daemon=True).start()
     _announce(server, options)
-    stopped.wait()
+    ends.get()
     server.stop()
     return 0
 

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ from casemate_enclave.workers import spawning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 STATED = 1_700_000_000_000  # milliseconds, as the device says
+SERVER = server.Server
 OWN_MACHINE = [
     *("workers", "files", "nsm", "randomness", "greeted", "assembly", f"clock {STATED}", "listen"),
     *("not root", "calls"),
@@ -67,6 +70,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def stop(self) -> None: ...
 
+        def end(self) -> None: ...
+
         def finish(self) -> None: ...
 
     monkeypatch.setattr(server, "Server", Serving)
@@ -103,6 +108,43 @@ def test_too_little_confinement_serves_nobody(
         monkeypatch.setattr(spawning, "Spawner", lambda *_: greeted)
     assert not enclave.run(enclave.parse_arguments(image_cmdline("vm")[7:]), Journal())
     assert not [step for step in done if step.startswith("serves")]
+
+
+@pytest.mark.timeout(20)
+def test_told_to_end_while_it_takes_a_connection_it_ends(
+    done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a handler raises there is lost: the lock that start() uses raises another error."""
+    monkeypatch.setattr(server, "Server", SERVER)
+    handlers: dict[int, Callable[[], object]] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    listener = socket.create_server(str(tmp_path / "e"), family=socket.AF_UNIX)
+    monkeypatch.setattr(enclave, "listen", lambda _: listener)
+    restore = threading.Condition._acquire_restore  # type: ignore[attr-defined]
+    told: list[int] = []
+
+    def told_meanwhile(condition: threading.Condition, state: object) -> None:
+        here = threading.current_thread() is threading.main_thread()
+        if here and signal.SIGTERM in handlers and not told:
+            told.append(signal.SIGTERM)
+            handlers[signal.SIGTERM]()
+        restore(condition, state)
+
+    class Slow(threading.Thread):
+        def _bootstrap(self) -> None:
+            time.sleep(0.1)  # so that whoever starts it does wait
+            super()._bootstrap()  # type: ignore[misc]
+
+    monkeypatch.setattr(threading, "Thread", Slow)
+    monkeypatch.setattr(threading.Condition, "_acquire_restore", told_meanwhile)
+    sink = io.StringIO()
+    words = ("--listen", "unix:/r/e", "--egress", "unix:/r/g", "--nsm", "unix:/r/n")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "e"))
+        parsed = enclave.parse_arguments([*words, "--form", "process"])
+        assert enclave.run(parsed, Journal(sink))
+    assert told
+    assert Event.CONNECTION_REFUSED not in sink.getvalue()
 
 
 # Who may connect: a channel of vsock knows the peer's context id, which nobody can choose but the
