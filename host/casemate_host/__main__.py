@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import signal
 import sys
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from casemate import limits
 from casemate.allocator import keep_freed_memory
 from casemate.errors import CasemateError
+from casemate.termination import Termination
 from casemate_host.config import HostConfig
 from casemate_host.events import configure_logging, log
 from casemate_host.host import Host
@@ -37,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path: Path = parser.parse_args(arguments).config
     keep_freed_memory()
     configure_logging()
-    ends: SimpleQueue[int] = SimpleQueue()  # an event's lock may be held where a handler runs
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: ends.put(number))
+    termination = Termination()
     _ask_for_descriptors()
     try:
         config = HostConfig.load(path)
@@ -55,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready["frames"] = host.frames_address
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
-    ends.get()
+    termination.wait()
     host.stop()
     return 0
 

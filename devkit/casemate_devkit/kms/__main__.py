@@ -7,15 +7,14 @@ import hashlib
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
-from queue import SimpleQueue
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from casemate.termination import Termination
 from casemate_devkit.kms.faults import ENVIRONMENT, KINDS
 from casemate_devkit.kms.principals import load_principals
 from casemate_devkit.kms.server import KmsServer
@@ -32,12 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"casemate-kms-double: {error}", file=sys.stderr)
         return 2
-    ends: SimpleQueue[int] = SimpleQueue()  # an event's lock may be held where a handler runs
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _frame: ends.put(number))
+    termination = Termination()
     threading.Thread(target=server.serve_forever, name="kms", daemon=True).start()
     _announce(server, options)
-    ends.get()
+    termination.wait()
     server.stop()
     return 0
 

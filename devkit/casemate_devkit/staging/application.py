@@ -32,6 +32,7 @@ LEFT_OUT: Final = {
     "casemate/onnx": "reads a model's signature for the publisher who seals it",
     "casemate/receipts": "judges receipts, for those who hold them",
     "casemate/releases": "reads and writes release logs",
+    "casemate/termination": "how a host, or a double of KMS, is told to end",
     "casemate/v1/administration_pb2": "the host's administration service",
 }
 
