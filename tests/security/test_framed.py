@@ -443,7 +443,7 @@ def test_h14_the_wire_of_frames_shows_the_sizes_of_calls(
         ask(plain)
     calls = set(sizes)
     lying_host.offers = offers
-    with deployment.client(target=lying_host.target) as client:
+    with client_of("blocking", deployment, lying_host.target) as client:
         begin(client, between, way)
         asked = len(between.seen)
         ask(client)

@@ -312,7 +312,7 @@ def test_h1_h14_a_framed_stream_shows_what_grpc_shows(
         ask(plain)
     by_grpc = set(calls)
     lying_host.offers = offers
-    with deployment.client(target=lying_host.target) as client:
+    with client_of("blocking", deployment, lying_host.target) as client:
         ask(client)
     assert calls == []
     for connection in range(between.accepted - 3, between.accepted):
