@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections import Counter, deque
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from bench.peers import looped
+from bench.peers.bare import Caller
 from bench.peers.models import MODELS, asking
 from casemate import tensors
 from casemate.attestation import TrustPolicy
@@ -109,7 +111,28 @@ def plain_front(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Ca
         yield call
 
 
-_THREADED: Final = {"sealed": sealed, "plain": plain, "plain-front": plain_front}
+@contextlib.contextmanager
+def bare(options: argparse.Namespace, row: dict[str, Any]) -> Iterator[Callable[[], object]]:
+    """A connection for each thread; the one input's bytes, sealed and nothing else."""
+    (tensor,) = row.values()
+    mine = threading.local()
+    callers: list[Caller] = []
+
+    def call() -> object:
+        caller = getattr(mine, "caller", None)
+        if caller is None:
+            caller = mine.caller = Caller(options.target, options.model)
+            callers.append(caller)
+        return caller.ask(tensor)
+
+    try:
+        yield call
+    finally:
+        for caller in callers:
+            caller.close()
+
+
+_THREADED: Final = {"sealed": sealed, "plain": plain, "plain-front": plain_front, "bare": bare}
 
 
 def main() -> int:

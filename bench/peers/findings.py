@@ -150,10 +150,11 @@ def targets(measured: Sequence[Sample]) -> list[Target]:
 
 
 def beside(measured: Sequence[Sample]) -> list[tuple[str, float]]:
-    """Ratios without a target: what the seal and the hop cost on either way to the host."""
+    """Ratios without a target: what the seal and the hop cost, on either way and at the least."""
     samples = best_clients(measured)
     found = []
-    for ours, other in (("sealed", "plain-framed"), ("sealed-grpc", "plain")):
+    pairs = ("sealed", "plain-framed"), ("sealed-grpc", "plain"), ("sealed", "bare")
+    for ours, other in pairs:
         for model, in_flight, figure in product(
             ("small", "mlp", "image", "slow"), (1, 32), ("throughput", "p50")
         ):

@@ -172,6 +172,15 @@ def plain_front(folder: Path, *words: str) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
+def bare(folder: Path) -> Iterator[Running]:
+    """What a seal and a relay cost whoever writes the code."""
+    command = [sys.executable, "-m", "bench.peers.bare", str(folder)]
+    with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        target = json.loads(_line(process))["target"]
+        yield Running(target, [process.pid], _OURS, {"unary": "bare"})
+
+
+@contextlib.contextmanager
 def triton(folder: Path) -> Iterator[Running]:
     """(c) Triton through PyTriton."""
     for left in reversed(range(_TRITON_STARTS)):
@@ -238,6 +247,7 @@ SERVERS: Final[dict[str, Callable[[Path], AbstractContextManager[Running]]]] = {
     "plain": plain,
     "plain-front": plain_front,
     "plain-framed": lambda folder: plain_front(folder, "frames"),
+    "bare": bare,
     "triton": triton,
     "kserve": kserve,
     "mlserver": mlserver,

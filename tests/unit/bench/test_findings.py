@@ -54,11 +54,13 @@ def test_what_has_no_target_is_told_beside_them() -> None:
     samples = [
         sample(0, "sealed", 900),
         sample(0, "plain-framed", 1000),
+        sample(0, "bare", 1800),
         sample(0, "sealed-grpc", 600, in_flight=1),
         sample(0, "plain", 1200, in_flight=1),
     ]
     assert dict(beside(samples)) == {
         "small, 32 in flight: throughput sealed / plain-framed": pytest.approx(0.9),
+        "small, 32 in flight: throughput sealed / bare": pytest.approx(0.5),
         "small, 1 in flight: p50 sealed-grpc / plain": pytest.approx(2.0),
     }
 
