@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace, journal: Journal) -> bool:
     try:
         server.serve()
     finally:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # told again: without a grace
         stopped.set()
         server.stop()
         journal.emit(Event.STOPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import select
 import signal
 import socket
@@ -145,6 +146,10 @@ def test_told_to_end_while_it_takes_a_connection_it_ends(
         assert enclave.run(parsed, Journal(sink))
     assert told
     assert Event.CONNECTION_REFUSED not in sink.getvalue()
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    handlers[signal.SIGTERM]()  # told again, while it waits for what is under way
+    assert exits == [0]
 
 
 # Who may connect: a channel of vsock knows the peer's context id, which nobody can choose but the
