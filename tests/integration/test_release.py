@@ -1,7 +1,9 @@
 """A release, rehearsed from a clone to a client's policy, with a key that is thrown away.
 
-docs/releasing.md in its order: two builders, each with a clone, a folder, a day and a umask of its
-own; then the log; then clients. `make rehearsal` shows every command.
+docs/releasing.md in its order: two builders, each with a clone, a folder, a day, a time zone, a
+umask and hash seeds of its own; then the log; then clients. `make rehearsal` shows every command.
+
+THREATS: O4.
 """
 
 from __future__ import annotations
@@ -63,9 +65,11 @@ class Builder:
 
     clone: Path
     commit: str
+    seed: str
+    zone: str
 
     @classmethod
-    def create(cls, folder: Path, *, days: int, umask: str) -> Builder:
+    def create(cls, folder: Path, *, days: int, umask: str, seed: str, zone: str) -> Builder:
         """Clone, turn back the clock of every file by ``days``, build."""
         clone = folder / "casemate"
         execute("git", "clone", "--quiet", ROOT, clone)
@@ -75,8 +79,10 @@ class Builder:
         virtual = Path(sys.executable).parent.parent
         make = f"make -C {clone} VENV={virtual} -o {virtual}/.installed wheels sbom"
         sources = ":".join(str(clone / package) for package in PACKAGES)
-        execute("sh", "-c", f"umask {umask} && {make}", PYTHONPATH=sources)
-        return cls(clone, execute("git", "-C", clone, "rev-parse", "HEAD").strip())
+        command = "sh", "-c", f"umask {umask} && {make}"
+        execute(*command, PYTHONPATH=sources, PYTHONHASHSEED=seed, TZ=zone)
+        commit = execute("git", "-C", clone, "rev-parse", "HEAD").strip()
+        return cls(clone, commit, seed, zone)
 
     @property
     def tree(self) -> Path:
@@ -96,6 +102,8 @@ class Builder:
         execute(
             *(sys.executable, "-m", "casemate_devkit.eif", "--profile", profile),
             *("--tree", self.tree, "--kernel", kernel, "--output", output),
+            PYTHONHASHSEED=self.seed,
+            TZ=self.zone,
         )
         return output
 
@@ -105,8 +113,10 @@ def builders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builder
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     (there / "deeper/down").mkdir(parents=True)
     yield (
-        Builder.create(here, days=0, umask="022"),
-        Builder.create(there / "deeper/down", days=400, umask="077"),
+        Builder.create(here, days=0, umask="022", seed="1", zone="UTC"),
+        Builder.create(
+            there / "deeper/down", days=400, umask="077", seed="2", zone="Pacific/Auckland"
+        ),
     )
     for folder in (here, there):
         shutil.rmtree(folder)
@@ -159,7 +169,7 @@ def published(
     return publisher, heads
 
 
-def test_two_builders_make_the_same_wheels(builders: tuple[Builder, Builder]) -> None:
+def test_o4_two_builders_make_the_same_wheels(builders: tuple[Builder, Builder]) -> None:
     first, second = (builder.files("dist/*.whl") for builder in builders)
     assert len(first) == len(PACKAGES)
     assert first == second
@@ -183,7 +193,9 @@ def test_two_builders_measure_the_same_tree(builders: tuple[Builder, Builder], f
     assert json.loads(first) == json.loads(second)
 
 
-def test_two_builders_make_the_same_enclave_image(builders: tuple[Builder, Builder]) -> None:
+def test_o4_two_builders_make_the_same_enclave_image(
+    builders: tuple[Builder, Builder],
+) -> None:
     first, second = (builder.image().read_bytes() for builder in builders)
     assert first == second
 

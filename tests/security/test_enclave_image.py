@@ -10,8 +10,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from dataclasses import replace
@@ -57,40 +55,6 @@ def registers(image: EifImage) -> Measurement:
 
 
 # O4: anybody can build the same image
-
-
-def built_apart(tree: Path, folder: Path, seed: str) -> bytes:
-    """Build in a process of its own, in another time zone, from files of another time."""
-    folder.mkdir()
-    (folder / "kernel").write_bytes(b"kernel" * 1000)
-    command = [
-        *(sys.executable, "-m", "casemate_devkit.eif", "--tree", str(tree)),
-        *("--profile", str(folder / "profile.toml"), "--kernel", str(folder / "kernel")),
-        *("--output", str(folder / "casemate.eif")),
-    ]
-    profile = 'form = "nitro-enclave"\narchitecture = "x86_64"\nkernel_arguments = "a"\n'
-    (folder / "profile.toml").write_text(f"{profile}modules = []\n")
-    environ = {"PYTHONHASHSEED": seed, "TZ": "Pacific/Auckland", "PATH": os.defpath}
-    subprocess.run(command, check=True, env=environ, cwd=folder, stdout=subprocess.DEVNULL)
-    return (folder / "casemate.eif").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)  # installs every package anew
-def test_o4_two_builds_of_the_enclave_are_equal_to_the_byte(tree: Path, tmp_path: Path) -> None:
-    """Staged anew, elsewhere, at another time, under another umask and with other hash seeds."""
-    again = tmp_path / "elsewhere/deeper/tree"
-    before = os.umask(0o077)
-    try:
-        command = [sys.executable, "-m", "casemate_devkit.stage", "--force", "--output", str(again)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
-    finally:
-        os.umask(before)
-    for path in again.rglob("*"):
-        os.utime(path, (EARLIER, EARLIER), follow_symlinks=False)
-    one = built_apart(tree, tmp_path / "one", "1")
-    two = built_apart(again, tmp_path / "two", "2")
-    assert one == two
 
 
 def test_o4_names_and_places_of_the_build_leave_no_trace(tmp_path: Path) -> None:
