@@ -420,10 +420,13 @@ def user_of(process: EnclaveProcess) -> int:
 
 def assert_confined(pid: int) -> None:
     """No thread has a capability or a way to one, and each has the filter."""
-    tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    assert len(tasks) > 1
-    for task in tasks:
-        status = status_of(task)
+    seen = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            seen.append(status_of(task))
+    assert str(pid) in {status["Pid"] for status in seen}
+    assert len(seen) > 1
+    for status in seen:
         assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 

@@ -284,10 +284,11 @@ def freeze(pid: int) -> None:
     stats = Path(f"/proc/{pid}/task")
 
     def stopped() -> bool:
-        states = {
-            stat.read_text("utf-8").rpartition(")")[2].split()[0] for stat in stats.glob("*/stat")
-        }
-        return states == {"T"}
+        try:
+            lines = [stat.read_text("utf-8") for stat in stats.glob("*/stat")]
+        except (FileNotFoundError, ProcessLookupError):  # a thread ended, so not all were stopped
+            return False
+        return {line.rpartition(")")[2].split()[0] for line in lines} == {"T"}
 
     assert eventually(stopped)
 
