@@ -3,7 +3,8 @@
 Each round looks at the enclave afresh and does what is missing, in this order: configuration,
 evidence checked by the host's own policy, credentials, models, evidence again if one was loaded. A
 restarted enclave is brought back by the same path as the first one, and credentials go to nothing
-that has not proved what it is.
+that has not proved what it is. An enclave that cannot make evidence for now is served with what it
+made before, as long as the host's policy accepts its age.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from casemate_host.control import Control, EnclaveHealth, LoadedModel
 
 _TOLERATED: Final = frozenset({Code.OVERLOADED, Code.DEADLINE_EXCEEDED, Code.CLOCK_UNAVAILABLE})
+# The enclave answers, and its security module may not.
+_CANNOT_ATTEST: Final = _TOLERATED | {Code.UNAVAILABLE}
 _STRIKES: Final = 3  # rounds in a row that may fail with these before the host stops serving
 _BREATH_S: Final = 0.05  # between rounds, however often somebody nudges
 
@@ -55,6 +58,7 @@ class Supervisor:
         policy = TrustPolicy.load(config.trust_policy)
         self._policy = dataclasses.replace(policy, evidence=STAPLED)
         self._chains = ChainCache()
+        self._maximum_age = policy.maximum_age_seconds * 1000
         self._refresh_s = min(config.evidence_s, policy.maximum_age_seconds / 2)
         self.models = ModelSet(config.models)
         self._changed = threading.Event()
@@ -62,6 +66,8 @@ class Supervisor:
         self._ready: set[str] = set()
         self._answering: set[LoadedModel] = set()
         self._held: HeldEvidence | None = None
+        self._too_old_at = 0  # milliseconds: when the held evidence is
+        self._evidence_problem = ""
         self._instance = b""
         self._sent: Credentials | None = None
         self._credentials_problem = ""
@@ -120,13 +126,13 @@ class Supervisor:
             self._configure(health)
         if self._held is None or time.monotonic() >= self._due or self._changed.is_set():
             self._changed.clear()
-            self._check_evidence()
+            self._renew_evidence()
         self._send_credentials()
         if health.state == "draining":
             self._drain()
             return
         if self._load_models(health):
-            self._check_evidence()
+            self._renew_evidence()
         self._serve()
 
     def _configure(self, health: EnclaveHealth) -> None:
@@ -140,6 +146,24 @@ class Supervisor:
         self._sent = None
         self.models.retry()
 
+    def _renew_evidence(self) -> None:
+        """Have new evidence, or the held one if none can be made and it is not too old."""
+        try:
+            self._check_evidence()
+        except CasemateError as error:
+            old = self._held is None or time.time_ns() // 1_000_000 > self._too_old_at
+            if old or error.code not in _CANNOT_ATTEST:
+                raise
+            self._due = 0.0  # the next round tries again
+            self._evidence(f"{error.code}: {error.detail}")
+        else:
+            self._evidence("")
+
+    def _evidence(self, problem: str) -> None:
+        if problem and problem != self._evidence_problem:
+            log.warning("evidence_not_renewed", detail=problem)
+        self._evidence_problem = problem
+
     def _check_evidence(self) -> None:
         """Fetch evidence and hold it if it passes the host's policy; raises EvidenceError."""
         data = self._control.evidence()
@@ -152,6 +176,7 @@ class Supervisor:
             instance, form = verified.instance.instance_id.hex(), verified.instance.form
             log.info("evidence_passed", release=verified.release, instance=instance, form=form)
         self._held = HeldEvidence(data, verified.instance_digest, now)
+        self._too_old_at = verified.document.timestamp + self._maximum_age
         self._due = time.monotonic() + self._refresh_s
 
     def _send_credentials(self) -> None:

@@ -25,6 +25,12 @@ _posting = partial(
 _shared = partial(
     Mutant, file="shared.py", tests=("tests/unit/host/test_shared.py",), package=_HOST
 )
+_supervisor = partial(
+    Mutant,
+    file="supervisor.py",
+    tests=("tests/integration/host/test_enclave_life.py",),
+    package=_HOST,
+)
 _unread = partial(
     Mutant,
     file="unread.py",
@@ -115,4 +121,8 @@ MUTANTS = (
     _workers("workers: keep nothing", old="            task = None  # nor what it answered: the next call may be long in coming\n", new=""),
     _workers("workers: nor of the first", old="task, first.task = first.task, None", new="task = first.task"),
     _workers("workers: none after the end", old="            if self._over:\n                raise", new="            if False:\n                raise"),
+    _supervisor("evidence: for now the held one", old="old or error.code not in _CANNOT_ATTEST", new="True"),
+    _supervisor("evidence: until it is too old", old="old or error.code not in _CANNOT_ATTEST", new="error.code not in _CANNOT_ATTEST"),
+    _supervisor("evidence: one that fails ends service", old="old or error.code not in _CANNOT_ATTEST", new="old"),
+    _supervisor("evidence: asked for again", old="            self._due = 0.0  # the next round tries again\n", new=""),
 )

@@ -147,17 +147,54 @@ def test_changed_credentials_are_sent_and_free_waiting_models(
         assert [item["access_key_id"] for item in enclave.credentials] == ["one", "two"]
 
 
-def test_a_passing_failure_of_evidence_does_not_stop_serving(
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CLOCK_UNAVAILABLE, Code.OVERLOADED])
+def test_evidence_that_cannot_be_renewed_for_now_does_not_stop_serving(
+    short_path: Path, chain: Chain, enclave: FakeEnclave, code: Code
+) -> None:
+    """As when the security module does not answer: the enclave does, and what it proved holds."""
+    with serving(short_path, chain, enclave="evidence_seconds = 1") as bench:
+        enclave.evidence_failures += [code] * 1000
+        eventually(lambda: len(enclave.evidence_failures) < 995)  # that many rounds in a row
+        held = bench.evidence()
+        assert bench.health() == SERVING
+        assert bench.infer(b"x") == b"x"
+        enclave.evidence_failures.clear()
+        eventually(lambda: bench.evidence() != held)
+
+
+def test_evidence_of_a_loaded_model_is_asked_for_until_it_comes(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    seal(short_path / "wdbc.casemate")
+    enclave.load_failures.append(Code.KEY_RELEASE_UNAVAILABLE)
+    lines = 'models = ["wdbc.casemate"]\nevidence_seconds = 300'
+    with serving(short_path, chain, enclave=lines) as bench:
+        enclave.evidence_failures += [Code.UNAVAILABLE] * 1000
+        eventually(lambda: bench.health("model/wdbc") == SERVING)
+        assert bench.evidence().measurement_log == b"\x80"  # of before the load
+        enclave.evidence_failures.clear()
+        eventually(lambda: bench.evidence().measurement_log != b"\x80")
+
+
+def test_evidence_that_is_not_renewed_becomes_too_old(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    (short_path / "policy.toml").write_text(enclave.policy(maximum_age_seconds=2).to_toml())
+    with serving(short_path, chain, enclave="evidence_seconds = 1") as bench:
+        enclave.evidence_failures += [Code.UNAVAILABLE] * 1000
+        eventually(lambda: bench.health() == NOT_SERVING)
+        assert refused(lambda: bench.infer(b"x"))[1] == Code.UNAVAILABLE
+        enclave.evidence_failures.clear()
+        eventually(lambda: bench.health() == SERVING)
+
+
+def test_evidence_that_fails_the_policy_ends_service_at_once(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
     with serving(short_path, chain, enclave="evidence_seconds = 1") as bench:
-        enclave.evidence_failures.append(Code.OVERLOADED)
-        eventually(lambda: not enclave.evidence_failures)
-        assert bench.health() == SERVING
-        enclave.evidence_failures += [Code.CLOCK_UNAVAILABLE] * 1000
-        eventually(lambda: bench.health() == NOT_SERVING)
-        enclave.evidence_failures.clear()
-        eventually(lambda: bench.health() == SERVING)
+        enclave.pcr0 = b"\x66" * 48
+        eventually(lambda: bench.host.board.standing.code is Code.EVIDENCE_MEASUREMENTS)
+        assert bench.health() == NOT_SERVING
 
 
 def test_an_unreachable_enclave_is_awaited(short_path: Path, chain: Chain) -> None:
