@@ -181,8 +181,8 @@ class Supervisor:
 
     def _send_credentials(self) -> None:
         """Send the file's credentials if this instance lacks them; a bad file is only logged."""
-        if self._config.credentials is None:
-            return
+        if self._config.credentials is None or self._evidence_problem:
+            return  # what cannot prove now what it is gets nothing new
         try:
             current = Credentials.load(self._config.credentials)
         except CasemateError as error:

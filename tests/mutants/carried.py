@@ -124,5 +124,6 @@ MUTANTS = (
     _supervisor("evidence: for now the held one", old="old or error.code not in _CANNOT_ATTEST", new="True"),
     _supervisor("evidence: until it is too old", old="old or error.code not in _CANNOT_ATTEST", new="error.code not in _CANNOT_ATTEST"),
     _supervisor("evidence: one that fails ends service", old="old or error.code not in _CANNOT_ATTEST", new="old"),
+    _supervisor("evidence: no credentials without", old=" or self._evidence_problem", new=""),
     _supervisor("evidence: asked for again", old="            self._due = 0.0  # the next round tries again\n", new=""),
 )

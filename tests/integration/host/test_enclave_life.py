@@ -162,6 +162,24 @@ def test_evidence_that_cannot_be_renewed_for_now_does_not_stop_serving(
         eventually(lambda: bench.evidence() != held)
 
 
+def test_no_credentials_go_to_who_cannot_prove_now_what_it_is(
+    short_path: Path, chain: Chain, enclave: FakeEnclave
+) -> None:
+    path = short_path / "credentials.json"
+    write_credentials(path, "one")
+    lines = 'credentials = "credentials.json"\nevidence_seconds = 1'
+    with serving(short_path, chain, enclave=lines) as bench:
+        enclave.evidence_failures += [Code.UNAVAILABLE] * 1000
+        eventually(lambda: len(enclave.evidence_failures) < 1000)
+        write_credentials(path, "two")
+        left = len(enclave.evidence_failures)
+        eventually(lambda: len(enclave.evidence_failures) < left - 3)
+        assert bench.health() == SERVING
+        assert [item["access_key_id"] for item in enclave.credentials] == ["one"]
+        enclave.evidence_failures.clear()
+        eventually(lambda: len(enclave.credentials) == 2)
+
+
 def test_evidence_of_a_loaded_model_is_asked_for_until_it_comes(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:
