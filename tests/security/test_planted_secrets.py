@@ -141,10 +141,10 @@ class Told:
 
 
 def process_facts(pid: int) -> dict[str, bytes]:
-    """What the kernel tells root about a process, but for its memory itself."""
+    """What the kernel tells root about a process, but for its memory and its program's file."""
     found = {}
     for path in Path(f"/proc/{pid}").iterdir():
-        if path.is_file() and path.name not in {"mem", "pagemap", "kpagecgroup"}:
+        if path.is_file() and path.name not in {"exe", "mem", "pagemap", "kpagecgroup"}:
             with contextlib.suppress(OSError):  # some can only be written, some only by their owner
                 found[f"{pid}/{path.name}"] = path.read_bytes()
     assert {f"{pid}/{name}" for name in ("cmdline", "environ", "maps", "status")} <= found.keys()

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 TCB = (ROOT / "enclave" / "TCB.md").read_text(encoding="utf-8")
 MB = 1_000_000
 ABOUT = 0.1  # other packages and processors: a tenth more or less
-ABOUT_RUNTIME = ABOUT if sys.version_info[:2] == (3, 11) else 0.25  # other interpreters
+# Another version may have more. A distribution's Python has less: its library is stripped.
+MORE_RUNTIME = ABOUT if sys.version_info[:2] == (3, 11) else 0.25
+LESS_RUNTIME = 0.5
 ROUNDED = 0.06
 PT_INTERP = 3
 
@@ -75,11 +77,12 @@ def test_o3_each_package_has_the_size_that_is_stated(package: str, tree: Path) -
 
 
 def test_o3_each_part_has_the_size_that_is_stated(tree: Path) -> None:
-    parts = {"packages": [tree / "packages"], "application": [tree / "app"]}
-    parts["runtime"] = [path for path in tree.iterdir() if path.name not in {"packages", "app"}]
-    for part, roots in parts.items():
-        about = ABOUT_RUNTIME if part == "runtime" else ABOUT
-        assert megabytes(*roots) == pytest.approx(sizes()[part], rel=about, abs=ROUNDED), part
+    stated = sizes()
+    for part, folder in (("packages", "packages"), ("application", "app")):
+        found = megabytes(tree / folder)
+        assert found == pytest.approx(stated[part], rel=ABOUT, abs=ROUNDED), part
+    runtime = megabytes(*(path for path in tree.iterdir() if path.name not in {"packages", "app"}))
+    assert 1 - LESS_RUNTIME <= runtime / stated["runtime"] <= 1 + MORE_RUNTIME
 
 
 def test_o3_nothing_is_staged_that_no_listed_package_brings(tree: Path) -> None:
