@@ -82,14 +82,16 @@ def test_the_rate_that_is_hinted_is_the_time_stamp_counters(
 
 
 OWNER = """
-import subprocess, sys
+import os, subprocess, sys
 from casemate_devkit.vm import child
 child._PATH = sys.argv[1] + child._PATH
-print(child.start(["sleep", "600"], output=subprocess.DEVNULL).pid, flush=True)
+owner = {"OWNER": str(os.getpid())}
+started = child.start(["sleep", "600"], output=subprocess.DEVNULL, environment=owner)
+print(started.pid, flush=True)
 """
 # In the place of the program that has the kernel end what it becomes with its owner.
 LATE = """#!/bin/sh
-while [ "$(cut -d " " -f 4 /proc/$$/stat)" = "$PPID" ]; do sleep 0.02; done
+while [ "$(cut -d " " -f 4 /proc/$$/stat)" = "$OWNER" ]; do sleep 0.02; done
 exec /usr/bin/setpriv "$@"
 """
 
