@@ -73,6 +73,11 @@ class Desk:
         with self._sent:
             self._under_way += count
 
+    def has_hand(self, spare: int) -> bool:
+        """Whether a worker is free for what is left to it; ``spare`` more may be hired."""
+        with self._asked:
+            return self._idle + spare > len(self._questions) + len(self._left)
+
     def leave(self, answers: Generator[Back]) -> int:
         """Have a worker carry on with answers that were begun; return how many are lacking."""
         with self._asked:

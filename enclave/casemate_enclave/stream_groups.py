@@ -78,20 +78,27 @@ def _carried_on(
     answering: Answering, together: Together, waiting: Sequence[Asked]
 ) -> Generator[Back, None, list[Asked]]:
     again: list[Asked] = []
+    alone: list[tuple[Asked, Outcome]] = []
     patience_s = limits.LATE_S
     try:
         while not together.done:
+            back: list[tuple[Asked, Outcome]] = []
             outcomes = together.receive(patience_s)
-            if outcomes:
-                back = [(waiting[at], outcome) for at, outcome in outcomes]
+            for at, outcome in outcomes:
+                (alone if isinstance(outcome, Left) else back).append((waiting[at], outcome))
+            if back:
                 yield _answers(answering, back, again)
-            elif not together.done:
+            elif not outcomes and not together.done:
                 patience_s = together.hurry()
                 yield []
     finally:
         while not together.done:
             if not together.receive(patience_s) and not together.done:
                 patience_s = together.hurry()
+    if alone:
+        yield []
+    for left in alone:  # not before the place is given up: each waits for one
+        yield _answers(answering, [left], again)
     return again
 
 

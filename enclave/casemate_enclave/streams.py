@@ -192,7 +192,9 @@ class Stream:
         if self._answering is None:
             return
         while read:
-            at_once, quick = self._answering.together(), self._answering.quick
+            at_once = self._answering.together()
+            # Only if somebody can carry on: workers may wait for the places that its runs hold.
+            quick = self._answering.quick and self._desk.has_hand(self._unhired)
             questions = self._within_room(read[:at_once] if quick else read)
             del read[: len(questions)]
             if quick:
@@ -251,8 +253,12 @@ class Stream:
             self._desk.answer(*answered)
         self._free(back)
 
+    @property
+    def _unhired(self) -> int:
+        return limits.STREAM_WORKERS - len(self._workers)
+
     def _hire(self, lacking: int, answering: Answering) -> None:
-        for _ in range(min(lacking, limits.STREAM_WORKERS - len(self._workers))):
+        for _ in range(min(lacking, self._unhired)):
             worker = threading.Thread(
                 target=self._work, args=(answering,), name="questions", daemon=True
             )

@@ -166,6 +166,64 @@ def test_what_cannot_be_joined_after_all_runs_by_itself_and_what_was_lost_is_rep
     assert free(places)
 
 
+class OnePlace(Model):
+    """Begins all at once in its one place, which they hold until all are back, in order."""
+
+    def __init__(self) -> None:
+        Model.__init__(self, most=0)
+        self.place = threading.Lock()
+
+    def begin(self, runs: Sequence[Run]) -> Any:  # noqa: ANN401
+        assert self.place.acquire(blocking=False)
+        return UnderWay(self, [int(run.inputs["x"]) for run in runs])
+
+    def run(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        assert self.place.acquire(timeout=SOON), "who waits for a place holds it"
+        try:
+            return Model.run(self, *arguments, **options)
+        finally:
+            self.place.release()
+
+
+class UnderWay:
+    """What ``OnePlace`` has begun; a ``Together``."""
+
+    def __init__(self, model: OnePlace, values: Sequence[int]) -> None:
+        self.members = range(len(values))
+        self._model = model
+        self._left = list(enumerate(values))
+
+    @property
+    def done(self) -> bool:
+        return not self._left
+
+    def receive(self, _patience_s: float) -> list[tuple[int, Outcome]]:
+        at, value = self._left.pop(0)
+        if self.done:
+            self._model.place.release()
+        return [(at, self._model.outcomes.get(value, {"y": value}))]
+
+    def hurry(self) -> float:
+        raise AssertionError("nothing takes long")
+
+
+@pytest.mark.parametrize("left", [Left.ALONE, Left.LOST])
+def test_what_is_to_run_alone_waits_until_the_others_have_given_up_their_place(left: Left) -> None:
+    """Else whoever begins runs together in all places of a model waits for one for ever."""
+    model, places = OnePlace(), StreamPlaces(2)
+    model.outcomes = {0: left, 2: left}
+    assert answers(model, places, 4) == {unit: b"%d" % unit for unit in range(4)}
+    assert model.alone == [(0, left is Left.LOST), (2, left is Left.LOST)]
+    assert free(places)
+
+
+def test_it_says_so_before_what_is_to_run_alone() -> None:
+    model, places = OnePlace(), StreamPlaces(2)
+    model.outcomes = {0: Left.ALONE}
+    found = [len(back) for back in begin(model, places, 2)]
+    assert found == [1, 0, 1]
+
+
 def test_streams_leave_no_more_to_a_model_than_they_have_places() -> None:
     model, places = Model(), StreamPlaces(4)
     assert len(answers(model, places, 16)) == 16

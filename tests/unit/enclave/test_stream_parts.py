@@ -18,6 +18,7 @@ from casemate.frames import FrameType, send_frame
 from casemate.limits import MIB
 from casemate.sealed_model import LoopState, ModelLoop
 from casemate_enclave.cancellation import Cancellation
+from casemate_enclave.events import Journal
 from casemate_enclave.looping import last_piece, pieces
 from casemate_enclave.shares import Owner
 from casemate_enclave.stream_answers import Answered, StreamQuestion
@@ -25,6 +26,7 @@ from casemate_enclave.stream_desk import ClosedError, Desk
 from casemate_enclave.stream_link import HungUpError, StreamLink
 from casemate_enclave.stream_memory import StreamMemory
 from casemate_enclave.stream_places import StreamPlaces
+from casemate_enclave.streams import Stream
 from tests.support.attacker import eventually
 
 if TYPE_CHECKING:
@@ -200,6 +202,53 @@ def test_answers_that_take_long_are_carried_on_first_and_whatever_happens() -> N
     desk.leave(third)
     desk.end_what_is_left()
     assert ended == ["third"]
+
+
+def test_who_has_a_hand_for_what_is_left_is_counted_without_those_that_questions_wait_for() -> None:
+    def answers() -> Generator[Back]:
+        yield []
+
+    desk = Desk()
+    assert not desk.has_hand(0)
+    assert desk.has_hand(1)
+    desk.ask(question())
+    assert not desk.has_hand(1)
+    assert desk.has_hand(2)
+    desk.leave(answers())
+    assert not desk.has_hand(2)
+    desk.next_task()
+    desk.next_task()
+    waiting = threading.Thread(target=desk.next_task)
+    waiting.start()
+    while not desk.has_hand(0):
+        time.sleep(0.001)
+    desk.ask(question())
+    waiting.join()
+    assert not desk.has_hand(0)
+
+
+class QuickAnswering:
+    """Is quick, and begins nothing."""
+
+    quick = True
+
+    def together(self) -> int:
+        """As ``Answering``."""
+        return 8
+
+
+def test_the_reader_begins_no_run_that_no_worker_could_carry_on() -> None:
+    """All workers may be waiting for the place that such a run holds."""
+    near, far = socket.socketpair()
+    with near, far:
+        fake: Any = QuickAnswering()
+        stream = Stream(StreamLink(near, time.monotonic() + 60), StreamMemory(MIB), 60, Journal())
+        stream._answering = fake
+        stream._workers = [threading.current_thread()] * limits.STREAM_WORKERS
+        asked = question()
+        stream._read_ahead = [asked]
+        stream._hand_on()
+        assert stream._desk.next_task() == [asked]
 
 
 def test_what_the_reader_answers_itself_counts_likewise() -> None:
