@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from casemate_enclave.stream_groups import Back
 
 _FULL_MESSAGE: Final = 32  # answers for which nobody lingers any more
+_SHORT: Final = 2 * limits.WORKER_INLINE_MAX  # tensors that came with others', encoded
 
 
 class ClosedError(Exception):
@@ -130,10 +131,16 @@ class Desk:
             count = min(len(self._questions), most())
             return [self._questions.popleft() for _ in range(count)]
 
-    def answer(self, *answered: Answered) -> None:
-        """Hand answers to the writer; waits while too many are ready. Raises ClosedError."""
+    def answer(self, *answered: Answered, placed: bool = False) -> None:
+        """Hand answers to the writer; waits while too many are ready. Raises ClosedError.
+
+        If others that began with them may hold a place of the model still (``placed``) only long
+        ones wait, which do not: a client that takes no answers must not keep a place. There is one
+        such answer for each question under way.
+        """
         with self._sent:
-            self._sent.wait_for(self._has_room)
+            if not placed or any(one.size > _SHORT for one in answered):
+                self._sent.wait_for(self._has_room)
             if self._closed:
                 raise ClosedError
             self._ready.extend(answered)

@@ -228,7 +228,7 @@ class Stream:
                     until = time.monotonic() + limits.STREAM_LINGER_S
                 held += back
                 if not back or time.monotonic() > until:
-                    self._give(held)
+                    self._hand_over(held)
                     held = []
                 if not back:
                     self._hire(self._desk.leave(answers), answering)
@@ -237,6 +237,12 @@ class Stream:
         except BaseException:
             answers.close()
             raise
+
+    def _hand_over(self, back: Back) -> None:
+        """Leave answers to the writer: the others' runs hold a place, and sending may take long."""
+        if back:
+            self._desk.answer(*(answered for _, answered in back), placed=True)
+            self._free(back)
 
     def _give(self, back: Back) -> None:
         """Send answers, or leave that to the writer if it is at it."""
@@ -301,8 +307,7 @@ class Stream:
     def _carry_on(self, answers: Generator[Back]) -> None:
         with contextlib.closing(answers):
             for back in answers:
-                self._desk.answer(*(answered for _, answered in back))
-                self._free(back)
+                self._hand_over(back)
 
     def _free(self, back: Back) -> None:
         taken = sum([question.taken for question, _ in back])

@@ -299,6 +299,22 @@ def test_answers_wait_while_too_many_are_ready(count: int, size: int) -> None:
     assert [one.trailer.unit for one in desk.next_answers()] == [99]
 
 
+def test_short_answers_whose_group_may_hold_a_place_wait_for_no_client() -> None:
+    desk = Desk()
+    desk.answer(answered(0, size=limits.STREAM_READY_MAX))
+    desk.answer(answered(1), placed=True)
+    long = answered(2, size=2 * limits.WORKER_INLINE_MAX + 1)
+    late = threading.Thread(target=desk.answer, args=(long,), kwargs={"placed": True})
+    late.start()
+    late.join(0.2)
+    assert late.is_alive()
+    answers = desk.next_answers()
+    assert [one.trailer.unit for one in answers] == [0, 1]
+    desk.sent(answers)
+    late.join(SOON)
+    assert [one.trailer.unit for one in desk.next_answers()] == [2]
+
+
 def test_finishing_and_closing_wake_everybody() -> None:
     desk = Desk()
     timer = later(desk.finish)
