@@ -58,7 +58,7 @@ MUTANTS = (
     _groups("groups: alone without a place", old="for at, outcome in outcomes:\n                (alone if isinstance(outcome, Left) else back)", new="for at, outcome in outcomes:\n                back"),
     _groups("groups: says so before", old="    if alone:\n        yield []\n", new=""),
     Mutant("streams: hands", file="streams.py", old=" and self._desk.has_hand(self._unhired)", new="", tests=("tests/unit/enclave/test_stream_parts.py",), package="enclave/casemate_enclave"),
-    Mutant("streams: a slow reader's place", file="streams.py", old="                    self._hand_over(held)\n", new="                    self._give(held)\n", tests=("tests/security/test_slow_readers.py",), package="enclave/casemate_enclave"),
+    Mutant("streams: a slow reader's place", file="streams.py", old="                    self._hand_over(held)\n", new="                    self._give(held)\n", tests=("tests/unit/enclave/test_stream_parts.py",), package="enclave/casemate_enclave"),
     _desk("desk: short ones do not wait", old="if not placed or any(one.size > _SHORT for one in answered):", new="if True:"),
     _desk("desk: long ones wait", old="if not placed or any(one.size > _SHORT for one in answered):", new="if not placed:"),
     _desk("desk: hands for questions", old="self._idle + spare > len(self._questions) + len(self._left)", new="self._idle + spare > len(self._left)"),

@@ -17,6 +17,7 @@ from casemate.errors import Code, FrameError, RequestError
 from casemate.frames import FrameType, send_frame
 from casemate.limits import MIB
 from casemate.sealed_model import LoopState, ModelLoop
+from casemate_enclave import streams
 from casemate_enclave.cancellation import Cancellation
 from casemate_enclave.events import Journal
 from casemate_enclave.looping import last_piece, pieces
@@ -237,18 +238,48 @@ class QuickAnswering:
         return 8
 
 
-def test_the_reader_begins_no_run_that_no_worker_could_carry_on() -> None:
-    """All workers may be waiting for the place that such a run holds."""
+@pytest.fixture
+def stream() -> Iterator[Stream]:
     near, far = socket.socketpair()
     with near, far:
-        fake: Any = QuickAnswering()
-        stream = Stream(StreamLink(near, time.monotonic() + 60), StreamMemory(MIB), 60, Journal())
-        stream._answering = fake
-        stream._workers = [threading.current_thread()] * limits.STREAM_WORKERS
-        asked = question()
-        stream._read_ahead = [asked]
-        stream._hand_on()
-        assert stream._desk.next_task() == [asked]
+        link = StreamLink(near, time.monotonic() + 60)
+        yield Stream(link, StreamMemory(MIB), time.monotonic() + 60, Journal())
+
+
+def test_the_reader_sends_nothing_while_a_group_is_under_way(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client may not take it, and the group holds a place of the model."""
+    first, second = (question(0), answered(0)), (question(1), answered(1))
+
+    def under_way(*_arguments: object) -> Generator[Back]:
+        yield [first]
+        yield []
+        yield [second]
+
+    monkeypatch.setattr(streams, "answer_together", under_way)
+    fake: Any = QuickAnswering()
+    stream.take(first[0].taken + second[0].taken)
+    stream._answer_here([first[0], second[0]], fake)  # it has nothing to send with
+    answers = stream._desk.next_answers()
+    while len(answers) < 2:
+        answers += stream._desk.next_answers()
+    stream._stop()
+    for worker in stream._workers:
+        worker.join(SOON)
+    assert answers == [first[1], second[1]]
+    assert not stream._broken
+
+
+def test_the_reader_begins_no_run_that_no_worker_could_carry_on(stream: Stream) -> None:
+    """All workers may be waiting for the place that such a run holds."""
+    fake: Any = QuickAnswering()
+    stream._answering = fake
+    stream._workers = [threading.current_thread()] * limits.STREAM_WORKERS
+    asked = question()
+    stream._read_ahead = [asked]
+    stream._hand_on()
+    assert stream._desk.next_task() == [asked]
 
 
 def test_what_the_reader_answers_itself_counts_likewise() -> None:
