@@ -333,7 +333,12 @@ def test_answers_wait_while_too_many_are_ready(count: int, size: int) -> None:
 def test_short_answers_whose_group_may_hold_a_place_wait_for_no_client() -> None:
     desk = Desk()
     desk.answer(answered(0, size=limits.STREAM_READY_MAX))
-    desk.answer(answered(1), placed=True)
+    short = threading.Thread(
+        target=desk.answer, args=(answered(1),), kwargs={"placed": True}, daemon=True
+    )
+    short.start()
+    short.join(SOON)
+    assert not short.is_alive()
     long = answered(2, size=2 * limits.WORKER_INLINE_MAX + 1)
     late = threading.Thread(target=desk.answer, args=(long,), kwargs={"placed": True})
     late.start()
