@@ -15,13 +15,16 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from bench.peers import findings, processor
 from bench.peers.findings import Figures, Sample
 from bench.peers.models import MODELS, write_models
 from bench.peers.servers import ROOT, SERVERS, Running, not_installed, versions
 from casemate.client.plot import bar_plot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SHORT: Final = frozenset({"small", "mlp"})  # models whose questions share requests
 
@@ -49,7 +52,8 @@ def _measure(
         marks = [_clocks(driver, word, pids) for word in ("begin", "end")]
         found = json.loads(driver.communicate()[0])
     if driver.returncode != 0 or not found["latencies"] or found.get("refused"):
-        raise SystemExit(f"{mode}, {model}, {in_flight} in flight: {found.get('refused')}")
+        detail = found.get("refused") or "no answer"
+        raise ChildProcessError(f"{mode}, {model}, {in_flight} in flight: {detail}")
     server_s, client_s, joules = (after - before for before, after in zip(*marks, strict=True))
     return Figures.of(found["latencies"], found["seconds"], server_s, client_s, joules)
 
@@ -65,22 +69,34 @@ def _await_word(stream: IO[str], word: str) -> None:
     while line := stream.readline():
         if line.strip() == word:
             return
-    raise SystemExit("the load generator ended early")
+    raise ChildProcessError("the load generator ended early")
 
 
-def _run(folder: Path, options: argparse.Namespace) -> list[Sample]:
-    samples = []
+def _run(folder: Path, options: argparse.Namespace) -> tuple[list[Sample], list[str]]:
+    """Return all samples, and what could not be measured: an hour's work is not lost with it."""
+    samples: list[Sample] = []
+    failures = []
     for number in range(options.rounds):
         turn = number % len(options.servers)
         for name in options.servers[turn:] + options.servers[:turn]:
-            print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
-            with SERVERS[name](folder) as server:
-                for mode, model, load in product(server.modes, options.models, options.in_flight):
-                    if _is_idle(mode, model, load):
-                        continue
-                    figures = _measure(server, mode, model, load, options)
-                    samples.append(Sample(number, name, model, mode, load, figures))
-    return samples
+            here = f"round {number + 1}/{options.rounds}: {name}"
+            print(here, file=sys.stderr, flush=True)
+            try:
+                samples.extend(_measured(number, name, folder, options))
+            except (ChildProcessError, TimeoutError) as error:
+                failures.append(f"{here}: {error}")
+                print(failures[-1], file=sys.stderr, flush=True)
+    return samples, failures
+
+
+def _measured(
+    number: int, name: str, folder: Path, options: argparse.Namespace
+) -> Iterator[Sample]:
+    with SERVERS[name](folder) as server:
+        for mode, model, load in product(server.modes, options.models, options.in_flight):
+            if not _is_idle(mode, model, load):
+                figures = _measure(server, mode, model, load, options)
+                yield Sample(number, name, model, mode, load, figures)
 
 
 def _is_idle(mode: str, model: str, load: int) -> bool:
@@ -134,14 +150,14 @@ def _plot(folder: Path, samples: list[Sample]) -> None:
 
 
 def main() -> int:
-    """Measure, print, and return 1 if a target is missed."""
+    """Measure, print, and return 1 if a target is missed or something could not be measured."""
     options = _parse()
     if missing := not_installed(options.servers):
         targets = " ".join(f".bench/{name}/.installed" for name in missing)
         raise SystemExit(f"not installed yet: {', '.join(missing)}. Run `make {targets}`.")
     with tempfile.TemporaryDirectory(prefix="cm-models-") as base:
         write_models(Path(base))
-        samples = _run(Path(base), options)
+        samples, failures = _run(Path(base), options)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     found = {"machine": machine, "versions": versions(options.servers), **findings.as_json(samples)}
     if options.json is not None:
@@ -149,7 +165,9 @@ def main() -> int:
     if options.plots is not None:
         _plot(options.plots, samples)
     _print(found, samples)
-    return 0 if all(target.met for target in findings.targets(samples)) else 1
+    for failure in failures:
+        print(f"not measured: {failure}")
+    return 0 if not failures and all(target.met for target in findings.targets(samples)) else 1
 
 
 if __name__ == "__main__":
