@@ -302,10 +302,10 @@ def test_with_its_telemetry_there_would_be_a_thread(probe_tree: Path, outside: O
     [(False, 0), (True, -signal.SIGSYS)],
     ids=["as the enclave does it", "with its telemetry"],
 )
-def test_it_makes_no_thread_socket_or_file(
+def test_it_makes_no_socket_or_file(
     telemetry: bool, end: int, probe_tree: Path, outside: Outside
 ) -> None:
-    """A filter ends the process at the first attempt: nothing can come and go unseen."""
+    """A filter ends the process at the first attempt of any thread: none comes and goes unseen."""
     trial = Trial(probe_tree, outside, ALL, telemetry=telemetry, watch=True)
     with trial.enclave as process:
         assert process.wait(90) == end
