@@ -76,11 +76,11 @@ qemu: stage $(QEMU)/tools/toolbox.json ## Boot the enclave image in QEMU and run
 # Nothing is skipped: without the wheels, or for CUDA without a GPU and its driver, this fails and says what is missing.
 accelerator: venv ## Run models on ACCELERATOR (openvino, or cuda on a machine with a GPU), sealed, and measure
 	@$(BIN)/python -m casemate_devkit.stage --output .stage/tree-$(or $(ACCELERATOR),openvino) --accelerator $(or $(ACCELERATOR),openvino)
-	@ACCELERATOR=$(or $(ACCELERATOR),openvino) $(BIN)/python -m pytest -o timeout=300 tests/accelerators
+	@ACCELERATOR=$(or $(ACCELERATOR),openvino) $(BIN)/python -m pytest tests/accelerators
 	@$(BIN)/python -m bench.accelerator --accelerator $(or $(ACCELERATOR),openvino) --rounds 1
 
 units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy/systemd under a systemd of its own (needs root; FORM=vm: its enclaves in QEMU)
-	@$(BIN)/python -m pytest -o timeout=300 $(if $(FORM),--form $(FORM)) tests/systemd
+	@$(BIN)/python -m pytest -o timeout=600 $(if $(FORM),--form $(FORM)) tests/systemd
 
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -293,7 +293,7 @@ def freeze(pid: int) -> None:
     assert eventually(stopped)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 180) -> bool:
     """Whether ``holds`` becomes true within ``timeout_s`` seconds."""
     deadline = time.monotonic() + timeout_s
     while not holds():

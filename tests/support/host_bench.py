@@ -138,7 +138,7 @@ def reason(ask: Callable[[], object]) -> str | None:
     return None
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 60) -> None:
+def eventually(check: Callable[[], bool], timeout_s: float = 180) -> None:
     until = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < until, "did not happen"

@@ -42,7 +42,7 @@ _JOURNAL = (
 )
 # Isolating it stops everything else in one transaction, as a shutdown does.
 _REST = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
-_START_S = 150.0
+_START_S = 300.0
 _INSTALLED = re.compile(r"^sudo (useradd|install) .*$", re.MULTILINE)
 _ENABLED = re.compile(r"^sudo (systemctl enable .*)$", re.MULTILINE)
 
