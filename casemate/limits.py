@@ -128,6 +128,7 @@ RELEASE_BUCKETS_MAX: Final = 1024  # KMS keys that have released here, each with
 CLOCK_REFRESH: Final = 60_000
 CLOCK_SILENCE_MAX: Final = 300_000  # a host that freezes the device cannot stretch time further
 CLOCK_READING_MAX: Final = 5_000  # a reading that took longer says too little about the present
+CLOCK_READINGS: Final = 3  # in turn, while each takes longer
 
 # The Nitro Security Module (linux/nsm.h)
 NSM_REQUEST_MAX: Final = 0x1000
@@ -292,6 +293,11 @@ FRAMED_HELLO_S: Final = 10.0  # for a client's hello; a connection without one h
 PIPE_BYTES: Final = MIB
 FRAMED_IDLE_S: Final = 60.0  # without a request; clients come again
 FRAMED_READ_S: Final = 30.0  # a client may take this long to take an answer
+# Client, gRPC: of an attempt to connect, greetings included; two lost packets cost three seconds of
+# it. A target whose machine is gone answers nothing, and others are asked only after this time.
+CONNECT_MAX_MS: Final = 5_000
+RECONNECT_FIRST_MS: Final = 100  # after a failure, then longer: within the waits of a call
+RECONNECT_MAX_MS: Final = 2_000
 # Client: connections of one client for large requests, one each; more are unary calls of gRPC.
 FRAMED_POOL: Final = 32
 FRAMED_POOL_IDLE_S: Final = FRAMED_IDLE_S / 2  # one idle for longer may be ending at the host

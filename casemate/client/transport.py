@@ -44,8 +44,10 @@ _OPTIONS: Final = [
     ("grpc.max_send_message_length", limits.FRAME_MAX),
     # One connection for each client, so that a restarted host is found again at once.
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_FIRST_MS),
+    ("grpc.max_reconnect_backoff_ms", limits.RECONNECT_MAX_MS),
+    # Despite its name: how long one attempt may take, TLS and HTTP/2's greeting included.
+    ("grpc.min_reconnect_backoff_ms", limits.CONNECT_MAX_MS),
 ]
 
 

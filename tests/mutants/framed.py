@@ -1,4 +1,4 @@
-"""Framed connections (SPEC 9.6.3): each check of host and clients off."""
+"""How a client reaches a host, and framed connections (SPEC 9.6.3): each check off."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ _AIO = ("tests/unit/client/test_aio_framed.py",)
 _AIO_MANY = ("tests/unit/client/test_aio_framed_many.py",)
 _AIO_POOL = ("tests/unit/client/test_aio_framed_pool.py",)
 
+_reach = partial(
+    Mutant, file="transport.py", package=_CLIENT, tests=("tests/unit/client/test_connecting.py",)
+)
 _offer = partial(
     Mutant, file="framed.py", package="casemate", tests=("tests/unit/client/test_framed.py",)
 )
@@ -54,6 +57,9 @@ _loop_pool = partial(Mutant, file="aio_framed_pool.py", package=_CLIENT, tests=_
 
 # fmt: off
 MUTANTS = (
+    _reach("reach: one who greets late", old="limits.CONNECT_MAX_MS", new="limits.RECONNECT_FIRST_MS"),
+    _reach("reach: not for long", old="limits.CONNECT_MAX_MS", new="100_000"),
+    _reach("reach: soon again", old='("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_FIRST_MS)', new='("grpc.initial_reconnect_backoff_ms", 1000)'),
     _alone("alone: no small call is", old="            if alone and (", new="            if False and ("),
     _alone("alone: every small call is", old="            alone = not self._asking\n", new="            alone = True\n"),
     _alone("alone: again later", old="                self._asking -= 1\n", new="                pass\n"),

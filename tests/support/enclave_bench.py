@@ -6,6 +6,7 @@ security module (the devkit's, under a throw-away PKI) and KMS, which here is a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
@@ -116,8 +117,14 @@ class Bench:
     stderr: io.StringIO = field(default_factory=io.StringIO)
 
     def __enter__(self) -> Self:
-        self.directory = tempfile.TemporaryDirectory()
-        self.path = Path(self.directory.name) / "enclave.sock"
+        with contextlib.ExitStack() as resources:
+            folder = resources.enter_context(tempfile.TemporaryDirectory())
+            self._boot(Path(folder) / "enclave.sock")
+            self._resources = resources.pop_all()
+        return self
+
+    def _boot(self, path: Path) -> None:
+        self.path = path
         self.nsm = SimulatedNsm(
             self.pki, boot_registers(IMAGE, self.pki.instance_id), clock=self.clock
         )
@@ -131,13 +138,12 @@ class Bench:
         )
         self._thread = threading.Thread(target=self.server.serve)
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.server.stop()
         self._thread.join(60)
         assert not self._thread.is_alive()
-        self.directory.cleanup()
+        self._resources.close()
 
     # Frames
 

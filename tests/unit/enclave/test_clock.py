@@ -18,10 +18,12 @@ class Device:
         self.time = 1_000_000
         self.carried = 5_000
         self.delay = 0
+        self.slow = 10**9  # readings that have the delay
         self.dead = False
 
     def read(self) -> int:
-        self.carried += self.delay
+        self.slow -= 1
+        self.carried += self.delay if self.slow >= 0 else 0
         if self.dead:
             raise CasemateError(Code.UNAVAILABLE, "dead")
         return self.time
@@ -75,6 +77,17 @@ def test_a_reading_that_the_host_delayed_is_not_taken() -> None:
     with pytest.raises(CasemateError) as refusal:
         clock.refresh()
     assert refusal.value.code == Code.CLOCK_UNAVAILABLE
+
+
+def test_a_device_that_seemed_slow_is_asked_again() -> None:
+    device = Device()
+    clock = device.clock()
+    device.delay, device.slow = limits.CLOCK_READING_MAX + 1, limits.CLOCK_READINGS - 1
+    clock.refresh()
+    assert clock.now() == device.time
+    device.slow = limits.CLOCK_READINGS
+    with pytest.raises(CasemateError):
+        clock.refresh()
 
 
 def test_time_never_lags_behind_a_document() -> None:
