@@ -52,7 +52,7 @@ _MIB = 1 << 20
 LIMITS: Final = ServiceLimits(
     sessions=4096, models=8, model_bytes=64 * _MIB, request_bytes=8 * _MIB
 )
-_SERVING_TIMEOUT_S = 60.0
+_SERVING_TIMEOUT_S = 180.0
 
 
 class LocalDeployment:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = ROOT / "docker/observe/dashboard"
 PANELS: list[dict[str, Any]] = json.loads((FOLDER / "casemate.json").read_text())["panels"]
 _LOAD_S = 30
-_PATIENCE_S = 60
+_PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")

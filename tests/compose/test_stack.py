@@ -31,7 +31,7 @@ STALE = {Code.UNKNOWN_INSTANCE, Code.UNKNOWN_KEY, Code.STALE_SESSION, Code.OPEN_
 NOT_YET = {Code.UNKNOWN_MODEL, Code.NOT_CONFIGURED, Code.OVERLOADED}
 # Identical bytes were sent again and the first had arrived, with whoever was to answer (SPEC 11.5).
 PERHAPS_RUN = {Code.REPLAYED}
-_BACK_S = 60
+_BACK_S = 180
 
 
 @pytest.fixture(scope="module")

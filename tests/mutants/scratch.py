@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.mutants.mutant import Mutant
 
-TIMEOUT_S = 400  # above the time that a test has, in which it waits for what a mutant keeps away
+TIMEOUT_S = 500  # above the time that a test has, in which it waits for what a mutant keeps away
 DISTRIBUTIONS = ("devkit", "enclave", "host", "kms_client")
 COPIED = ("casemate", "tests", "docs", "examples", "pyproject.toml", *DISTRIBUTIONS)
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker/compose.yaml"
 CONFIGURATION = ROOT / "docker/host.toml"
 PROJECT = "casemate-trial"
-_HEALTHY_S = 180
+_HEALTHY_S = 300
 
 
 class Stack:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from casemate.attestation import TrustPolicy
     from casemate_devkit.local import LocalDeployment
 
-_SERVING_S = 60.0
+_SERVING_S = 180.0
 _number = itertools.count(1)
 
 
