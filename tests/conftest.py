@@ -24,7 +24,7 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-BOOT_TIMEOUT_S = 1800  # seconds for a test that boots machines, each in two tries of five minutes
+BOOT_TIMEOUT_S = 4000  # seconds for a test that boots machines, each in two tries of 15 minutes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
