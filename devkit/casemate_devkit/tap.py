@@ -51,10 +51,22 @@ class Tap:
             far.settimeout(None)
             with self._lock:
                 self._open |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(
-                    target=self._pump, args=(source, sink), name="tap-pump", daemon=True
-                ).start()
+            threading.Thread(
+                target=self._carry, args=(near, far), name="tap-carry", daemon=True
+            ).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket) -> None:
+        """Forward one connection, both ways, until each side has said that it is done."""
+        answers = threading.Thread(
+            target=self._pump, args=(far, near), name="tap-pump", daemon=True
+        )
+        answers.start()
+        self._pump(near, far)
+        answers.join()
+        with self._lock:
+            self._open -= {near, far}
+        near.close()
+        far.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -16,12 +16,8 @@ import os
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = json.loads((ROOT / "app/probe.json").read_text())
@@ -47,7 +43,6 @@ class Probe:
 
     def __init__(self, skip: set[str]) -> None:
         self.skip = skip
-        self.milliseconds: dict[str, float] = {}
         self.early = threading.Event()
         self.early_outcome = ""
 
@@ -65,13 +60,11 @@ class Probe:
         }
         run = Path(arguments.listen.removeprefix("unix:")).parent
         if "files" not in self.skip:
-            self.timed(
-                "files", lambda: sandbox.confine_files(sandbox.tree_paths(str(ROOT)), [str(run)])
-            )
+            sandbox.confine_files(sandbox.tree_paths(str(ROOT)), [str(run)])
         before = self.possessions()
         if "watch" in SETTINGS:
             watch()
-        self.timed("imports", self.load_runtime)
+        self.load_runtime()
         self.acquired = {name: self.possessions()[name] - had for name, had in before.items()}
         for place in self.places.values():
             os.close(place)
@@ -87,17 +80,12 @@ class Probe:
         if "tsync" in self.skip:
             vars(sandbox.seccomp)["_FLAG_TSYNC"] = 0
         if "calls" not in self.skip:
-            self.timed("calls", lambda: sandbox.confine_calls(arguments.form))
+            sandbox.confine_calls(arguments.form)
         return listener
 
     def possessions(self) -> dict[str, int]:
         """What onnxruntime's telemetry would add to: threads, descriptors."""
         return {name: len(os.listdir(place)) for name, place in self.places.items()}  # noqa: PTH208
-
-    def timed(self, name: str, function: Callable[[], object]) -> None:
-        before = time.perf_counter()
-        function()
-        self.milliseconds[name] = (time.perf_counter() - before) * 1000
 
     def load_runtime(self) -> None:
         self.onnxruntime = importlib.import_module("onnxruntime")
@@ -150,16 +138,9 @@ class Probe:
             worker.join()
         return {"runs": len(results), "identical": all(r == self.before for r in results)}
 
-    def throughput(self, given: dict[str, Any]) -> dict[str, float]:
-        count, before = given["count"], time.perf_counter()
-        for _ in range(count):
-            self.run(self.session)
-        return {"per_second": count / (time.perf_counter() - before)}
-
     def facts(self, _: dict[str, Any]) -> dict[str, Any]:
         return {
             "environment": dict(os.environ),
-            "milliseconds": self.milliseconds,
             "locked": self.lock(),
             "acquired": self.acquired,
         }
@@ -171,7 +152,7 @@ class Probe:
         return lock_memory(self.key)
 
     def serve(self, listener: socket.socket) -> None:
-        commands = (self.attempts, self.threads, self.inference, self.throughput, self.facts)
+        commands = (self.attempts, self.threads, self.inference, self.facts)
         table = {command.__name__: command for command in commands}
         while True:
             channel, _ = listener.accept()

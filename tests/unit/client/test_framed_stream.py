@@ -34,6 +34,7 @@ from casemate.v1.confidential_inference_pb2 import (
 from tests.support.attacker import eventually
 from tests.support.blocking_connection import SMALL, BlockingConnection
 from tests.support.framed_host import FramedDouble, Peer, echo, playing
+from tests.support.patience import patiently
 from tests.support.threads import Newcomers
 
 if TYPE_CHECKING:
@@ -254,9 +255,18 @@ def test_a_question_that_is_given_up_is_told_to_the_host() -> None:
     acting = Acting(lambda *_: None)
     with playing(acting) as host, BlockingConnection(host.target) as connection:
         connection.warm(SMALL)
-        assert connection.outcome(b"now", 0.3) is Code.DEADLINE_EXCEEDED
+
+        def asked() -> list[int]:
+            return [each.number for each in acting.asked if each.request == b"now"]
+
+        def given_up(within_s: float) -> bool:
+            """Whether it came as far as to be sent."""
+            assert connection.outcome(b"now", within_s) is Code.DEADLINE_EXCEEDED
+            return eventually(lambda: bool(asked()), 1)
+
+        assert patiently(given_up, bool)
         assert connection.call(SMALL) == b"framed:small"
-        (dropped,) = [each.number for each in acting.asked if each.request == b"now"]
+        (dropped,) = asked()
         assert [each.request for each in acting.asked if each.number == dropped] == [b"now", b""]
 
 
