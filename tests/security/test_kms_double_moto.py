@@ -192,7 +192,8 @@ def service(double: KmsDouble, name: str, principal: Principal = ADMIN) -> Any: 
         region_name=REGION,
         endpoint_url=double.endpoint(REGION),
         verify=str(double.ca_pem),
-        config=Config(retries={"total_max_attempts": 1}, proxies={}),
+        # The first call of a service has moto import it: seconds, and minutes on a busy machine.
+        config=Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=240),
         **keys,
     )
 

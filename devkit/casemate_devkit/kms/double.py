@@ -25,8 +25,8 @@ Client = Any  # boto3 carries no types
 
 _CONFIG = Config(
     retries={"total_max_attempts": 1},
-    connect_timeout=5,
-    read_timeout=30,
+    connect_timeout=60,
+    read_timeout=120,
     proxies={},  # whatever the environment says: the double is on loopback
 )
 _START_S = 180.0  # boto3 takes seconds to import on a busy machine
