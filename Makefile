@@ -80,7 +80,7 @@ accelerator: venv ## Run models on ACCELERATOR (openvino, or cuda on a machine w
 	@$(BIN)/python -m bench.accelerator --accelerator $(or $(ACCELERATOR),openvino) --rounds 1
 
 units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy/systemd under a systemd of its own (needs root; FORM=vm: its enclaves in QEMU)
-	@$(BIN)/python -m pytest -o timeout=600 $(if $(FORM),--form $(FORM)) tests/systemd
+	@$(BIN)/python -m pytest $(if $(FORM),--form $(FORM)) tests/systemd
 
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

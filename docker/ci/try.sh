@@ -20,5 +20,5 @@ echo "building the images (${SECONDS} s)"
 docker compose --file docker/compose.yaml --profile client build --quiet
 docker images --format '{{.Repository}} {{.Size}}' --filter 'label=org.opencontainers.image.licenses=Apache-2.0'
 echo "trying the stack (${SECONDS} s)"
-"${inside[@]}" .venv/bin/python -m pytest -p no:cacheprovider --timeout 900 tests/compose "$@"
+"${inside[@]}" .venv/bin/python -m pytest -p no:cacheprovider tests/compose "$@"
 echo "make compose took ${SECONDS} s"

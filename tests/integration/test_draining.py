@@ -315,7 +315,6 @@ class Watch:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # two starts, and two lives of 26 seconds, of any machine
 def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDeployment) -> None:
     """Two replicas whose lives are 26 seconds (of processes) by their measured configuration.
 
@@ -372,7 +371,6 @@ def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDepl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)  # two starts and a drain, of any machine
 def test_the_operator_drains_an_enclave_and_its_sessions_go_on(
     tree: Path, short_path: Path
 ) -> None:

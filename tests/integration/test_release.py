@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from casemate_devkit.local import LocalDeployment
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PACKAGES = ("", "kms_client", "enclave", "host", "devkit")
 FORMS = ("process", "container")

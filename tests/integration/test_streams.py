@@ -405,7 +405,6 @@ def test_the_deadline_reaches_the_enclave(
 @pytest.mark.process_form(
     "once both ways are full, vhost-device-vsock 0.3 never goes on (docs/decisions/0015)"
 )
-@pytest.mark.timeout(600)
 def test_what_a_slow_reader_leaves_is_bounded_and_not_lost(
     deployment: LocalDeployment, enclave: EnclaveSocket
 ) -> None:

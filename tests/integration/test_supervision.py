@@ -35,7 +35,6 @@ def replaced(world: LocalDeployment, launcher: Service, former: int) -> bool:
     return eventually(lambda: launcher.latest["pid"] != former, world.form.start_s)
 
 
-@pytest.mark.timeout(400)  # three starts, of any machine
 def test_a_killed_enclave_is_replaced_and_the_same_client_goes_on(
     tree: Path, short_path: Path
 ) -> None:

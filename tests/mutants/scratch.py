@@ -24,7 +24,7 @@ COPIED = ("casemate", "tests", "docs", "examples", "pyproject.toml", *DISTRIBUTI
 
 OPTIONS = (
     *("-x", "-q", "-rfE", "--tb=no", "--no-header"),
-    *("-p", "no:cacheprovider", "-p", "tests.mutants.profile"),
+    *("-p", "no:cacheprovider", "-p", "tests.mutants.profile", "-o", "timeout=300"),
 )
 # What it imports to start a deployment takes longer than most tests here.
 WITHOUT_FIXTURES = "--noconftest"

@@ -36,7 +36,6 @@ def home(tree: Path) -> Iterator[Path]:
         yield base
 
 
-@pytest.mark.timeout(300)
 def test_the_sandbox_holds_for_a_user_too(home: Path) -> None:
     pytest_options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
     ran = run_as_user(

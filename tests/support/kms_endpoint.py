@@ -234,7 +234,10 @@ class Egress:
 
     def serve(self, stream: socket.socket) -> None:
         with stream, contextlib.suppress(OSError):
-            (size,) = struct.unpack(">I", stream.recv(4, socket.MSG_WAITALL))
+            head = stream.recv(4, socket.MSG_WAITALL)
+            if len(head) < 4:
+                return  # whoever connected had no time left to ask
+            (size,) = struct.unpack(">I", head)
             name = stream.recv(size, socket.MSG_WAITALL).decode()
             self.names.append(name)
             verdict = self.verdict

@@ -34,7 +34,7 @@ def in_own_process(measure: Callable[..., Any], *arguments: object) -> Any:  # n
         text=True,
         cwd=_ROOT,
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-        timeout=280,  # a test has 300
+        timeout=600,  # a test has 900
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -111,7 +111,6 @@ def test_too_little_confinement_serves_nobody(
     assert not [step for step in done if step.startswith("serves")]
 
 
-@pytest.mark.timeout(100)
 def test_told_to_end_while_it_takes_a_connection_it_ends(
     done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
