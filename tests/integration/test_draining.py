@@ -32,6 +32,7 @@ from tests.support import onnx_bytes
 from tests.support.attacker import eventually
 from tests.support.deployment import DATA, chosen_form, prepared
 from tests.support.enclave_bench import ANSWER, HOUR, Bench, rows_of
+from tests.support.patience import slowness
 from tests.support.replicas import Replica
 from tests.support.streams import speak
 
@@ -246,7 +247,7 @@ def test_a_stream_that_outlives_the_end_is_told_so(
 
 # Real processes
 
-LIFE_S, DRAIN_S = 26, 6  # of processes; in each form at its pace
+LIFE_S, DRAIN_S = 26, 6  # of processes on a quick machine; see pace()
 
 
 @pytest.fixture
@@ -255,10 +256,15 @@ def world(tree: Path, short_path: Path) -> Iterator[LocalDeployment]:
         yield ready
 
 
+def pace() -> float:
+    """How many times longer lives and drains must be, in this form on this machine."""
+    return chosen_form().pace * slowness()
+
+
 @contextlib.contextmanager
 def living(tree: Path, folder: Path, life_s: int, drain_s: int) -> Iterator[LocalDeployment]:
-    pace = 1000 * chosen_form().pace
-    short = replace(LOCAL_LIMITS, lifetime=round(life_s * pace), drain=round(drain_s * pace))
+    life, drain = round(1000 * life_s * pace()), round(1000 * drain_s * pace())
+    short = replace(LOCAL_LIMITS, lifetime=life, drain=drain)
     with prepared(folder, tree, short) as ready:
         yield ready
 
@@ -316,7 +322,7 @@ class Watch:
 
 @pytest.mark.slow
 def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDeployment) -> None:
-    """Two replicas whose lives are 26 seconds (of processes) by their measured configuration.
+    """Two replicas whose lives are 26 seconds (times ``pace``) by their measured configuration.
 
     A busy machine may take longer to start one than the other has left to live: a failed call
     counts if one and the same life served before it and after.
@@ -326,7 +332,7 @@ def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDepl
     instances: set[bytes] = set()
     counts = [0, 0, 0]
     # Sessions of one client end before a drain does; those of another are cut at its bound.
-    ages = [round((DRAIN_S - 2) * world.form.pace), 300, 300]
+    ages = [round((DRAIN_S - 2) * pace()), 300, 300]
 
     def load(number: int, replicas: list[Replica], watch: Watch) -> None:
         targets = [replica.target for replica in replicas[:: -1 if number else 1]]
@@ -353,7 +359,7 @@ def test_no_repeatable_call_fails_while_lives_end_by_themselves(world: LocalDepl
         threads = [threading.Thread(target=load, args=(n, replicas, watch)) for n in range(3)]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 200 + world.form.start_s
+        until = time.monotonic() + 200 * slowness() + world.form.start_s
         try:
             while not all([first.lives() >= 2, second.lives() >= 2, min(counts) > 100]):
                 assert time.monotonic() < until, f"not replaced, or not asked: {counts}"
@@ -381,7 +387,7 @@ def test_the_operator_drains_an_enclave_and_its_sessions_go_on(
         world.client(target=replica.target) as late,
         HostConnection(replica.target) as host,
     ):
-        former, within = ask(live), round(15 * world.form.pace)
+        former, within = ask(live), round(15 * pace())
         admin = [sys.executable, "-m", "casemate_host.admin", "--socket", str(replica.admin_socket)]
         told = subprocess.run(
             [*admin, "drain", str(within)], capture_output=True, timeout=60, check=True

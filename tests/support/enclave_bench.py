@@ -148,7 +148,7 @@ class Bench:
     # Frames
 
     def connect(self) -> socket.socket:
-        return connect(UnixAddress(str(self.path)), 10)
+        return connect(UnixAddress(str(self.path)), 200)
 
     def ask(self, kind: int, payload: bytes = b"", budget: int = 0) -> bytes:
         """One exchange on a connection of its own; raises FrameError."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+import functools
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _T = TypeVar("_T")
+_START_S: Final = 2.0  # of an interpreter that loads onnxruntime, on a machine with other work
+_SLOWEST: Final = 6.0  # a life of 26 seconds becomes one of two and a half minutes
 
 
 def patiently(
@@ -24,3 +30,14 @@ def patiently(
         if enough(outcome):
             return outcome
     return attempt(seconds[-1])
+
+
+@functools.cache
+def slowness() -> float:
+    """How many times longer than usual a process takes to start here and now; 1 to 6.
+
+    For what must last longer than a start does and has to be said before, as an enclave's life.
+    """
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import onnxruntime"], check=True)
+    return min(max(1.0, (time.monotonic() - begun) / _START_S), _SLOWEST)
