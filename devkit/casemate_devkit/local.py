@@ -52,7 +52,6 @@ _MIB = 1 << 20
 LIMITS: Final = ServiceLimits(
     sessions=4096, models=8, model_bytes=64 * _MIB, request_bytes=8 * _MIB
 )
-_SERVING_TIMEOUT_S = 180.0
 
 
 class LocalDeployment:
@@ -277,8 +276,12 @@ address = "unix:{egress}"
         self.start_host(sealed_models, tapped=False)
         self.wait_until_serving()
 
-    def wait_until_serving(self, timeout_s: float = _SERVING_TIMEOUT_S) -> None:
-        """Wait until the host says SERVING and the clinic verifies a model in the log."""
+    def wait_until_serving(self, timeout_s: float | None = None) -> None:
+        """Wait until the host says SERVING and the clinic verifies a model in the log.
+
+        If not said otherwise, as long as a start may take.
+        """
+        timeout_s = self.form.start_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         with self.client() as client:
             while (failure := self._unready(client)) is not None:
@@ -288,7 +291,7 @@ address = "unix:{egress}"
 
     def _unready(self, client: Client) -> str | None:
         try:
-            if not client.verify(timeout_s=5).log:
+            if not client.verify(timeout_s=20).log:
                 return "no model is loaded"
         except CasemateError as error:
             return str(error)
@@ -301,7 +304,7 @@ address = "unix:{egress}"
                 "/grpc.health.v1.Health/Check"
             )
             try:
-                answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=5))
+                answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=20))
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

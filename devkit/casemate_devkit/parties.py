@@ -106,7 +106,7 @@ def run_tool(
     module: str,
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    timeout_s: float = 60,
+    timeout_s: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` as a party would, in its own process; its output is captured."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

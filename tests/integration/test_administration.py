@@ -52,7 +52,7 @@ def sealed(world: LocalDeployment, version: int) -> Path:
 def admin(world: LocalDeployment, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "casemate_host.admin", "--socket", str(socket(world))]
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=100, check=False
+        [*command, *arguments], capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -156,7 +156,7 @@ def test_the_service_is_its_owners_alone(world: LocalDeployment) -> None:
 def test_nobody_there_is_another_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "casemate_host.admin", "--socket", str(tmp_path / "none")]
     ended = subprocess.run(
-        [*command, "status"], capture_output=True, text=True, timeout=100, check=False
+        [*command, "status"], capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 3
     assert "does not answer" in ended.stderr

@@ -115,7 +115,7 @@ def locked_down() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run_there(*command: str) -> subprocess.CompletedProcess[str]:
         line = ["unshare", "--user", "--map-root-user", "sh", "-c", LOCKED_DOWN, "sh", *command]
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=100)
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
 
     return run_there
 

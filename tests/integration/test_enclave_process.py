@@ -61,7 +61,7 @@ def test_it_starts_answers_and_ends_when_told(nsm: NsmServer, tmp_path: Path) ->
             assert "NoNewPrivs:\t1" in facts
             assert "Seccomp:\t2" in facts
             process.send_signal(signal.SIGTERM)
-            stdout, stderr = process.communicate(timeout=100)
+            stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0
     assert stdout == ""
     assert [event["event"] for event in events(stderr)] == ["STOPPED"]
@@ -69,7 +69,7 @@ def test_it_starts_answers_and_ends_when_told(nsm: NsmServer, tmp_path: Path) ->
 
 def test_without_a_security_module_it_does_not_start(tmp_path: Path) -> None:
     with start(tmp_path, f"unix:{tmp_path}/nothing.sock") as process:
-        stdout, stderr = process.communicate(timeout=100)
+        stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert (stdout, events(stderr)) == ("", [{"event": "FAILED", "code": "UNAVAILABLE"}])
     assert list(tmp_path.iterdir()) == []
@@ -78,5 +78,5 @@ def test_without_a_security_module_it_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["", "debug", "PROCESS"])
 def test_an_unknown_form_is_refused(tmp_path: Path, wrong: str) -> None:
     with start(tmp_path, "/dev/nsm", wrong) as process:
-        process.communicate(timeout=100)
+        process.communicate(timeout=300)
     assert process.returncode == 2

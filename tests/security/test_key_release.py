@@ -70,7 +70,7 @@ def release(bench: Bench, path: list[str], environment: dict[str, str], watch: P
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

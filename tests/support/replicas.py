@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from casemate.attestation import TrustPolicy
     from casemate_devkit.local import LocalDeployment
 
-_SERVING_S = 180.0
 _number = itertools.count(1)
 
 
@@ -98,12 +97,12 @@ class Replica:
 
     def wait_until_serving(self) -> None:
         """Wait until a client can verify the enclave and sees every model in its log."""
-        deadline = time.monotonic() + _SERVING_S
+        deadline = time.monotonic() + self._world.form.start_s
         with Client(self.target, self._policy) as client:
             while True:
                 with contextlib.suppress(CasemateError), HostConnection(self.target) as host:
-                    host.get_evidence(None, 5)  # answered only once the host has checked it
-                    if len(client.verify(timeout_s=5).log) >= len(self._models):
+                    host.get_evidence(None, 20)  # answered only once the host has checked it
+                    if len(client.verify(timeout_s=20).log) >= len(self._models):
                         return
                 assert time.monotonic() < deadline, "the replica does not serve"
                 time.sleep(0.1)

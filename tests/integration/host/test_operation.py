@@ -222,7 +222,7 @@ def test_the_process_says_where_it_listens_and_ends_in_order(
 def test_a_bad_configuration_ends_the_process_with_areason(short_path: Path) -> None:
     (short_path / "host.toml").write_text("version = 1\n")
     command = [sys.executable, "-m", "casemate_host", "--config", str(short_path / "host.toml")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert ended.stdout == ""
     (event,) = [json.loads(line) for line in ended.stderr.splitlines()]

@@ -25,7 +25,7 @@ def test_a_forked_client_verifies_anew_and_has_a_data_key_of_its_own() -> None:
         (root,) = made.chain().roots
         command = [sys.executable, "-m", "tests.support.forking", service.target, root.hex()]
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
         headers = [

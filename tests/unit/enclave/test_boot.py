@@ -44,7 +44,7 @@ def boot(
         text=True,
         env=environ or {},
         cwd=cwd or tree,
-        timeout=100,
+        timeout=300,
     )
 
 

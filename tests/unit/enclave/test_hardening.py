@@ -45,7 +45,7 @@ def test_the_process_hides_itself_and_its_errors() -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.stdout.splitlines() == ["0 (0, 0) False", "['1']", "2"]
     assert done.stderr.splitlines() == ['{"event": "INTERNAL_ERROR"}'] * 3
@@ -85,7 +85,7 @@ def test_root_is_given_up_in_every_thread_and_does_not_come_back() -> None:
     root = Path(__file__).parents[3]
     script = f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'enclave')!r}]\n{DROP}"
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     tasks, again = json.loads(done.stdout)
     nobody, nothing = ["65534"] * 4, ["0" * 16]
     facts = {"Uid": nobody, "Gid": nobody, "Groups": [], "CapEff": nothing, "CapPrm": nothing}

@@ -96,7 +96,7 @@ def measured(*parts: str) -> list[Any]:
         [sys.executable, "-c", SHARED + "".join(parts)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     facts: list[Any] = json.loads(child.stdout)

@@ -48,7 +48,7 @@ def run(where: str, folder: Path) -> tuple[str, str]:
             stdin=given,
             cwd=Path(__file__).resolve().parents[3],
             env={**os.environ, **environment},
-            timeout=60,
+            timeout=300,
         )
     assert done.returncode == 0, done.stderr[-2000:]
     said = [line for line in done.stderr.splitlines() if "cpuinfo" in line]

@@ -258,7 +258,7 @@ def python(script: str, tmp_path: Path, **environ: str) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         env={"HOME": str(tmp_path), **environ},
-        timeout=60,
+        timeout=300,
     )
 
 
