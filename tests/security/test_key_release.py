@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import botocore
 import pytest
 
+from casemate import limits
 from casemate.errors import CasemateError, Code, KeyReleaseError
 from tests.support.kms_bench import AUTHORITY, SECRETS, Bench, bench_for
 from tests.support.kms_endpoint import (
@@ -49,6 +50,12 @@ BOTOCORE_DATA = [
 ]
 PACKAGES = ["botocore", "jmespath", "urllib3", "dateutil", "cryptography", "google"]
 MODULES = ["six.py", "_cffi_backend*.so"]
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt is given up because the machine is slow."""
+    monkeypatch.setattr(limits, "KMS_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture

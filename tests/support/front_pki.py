@@ -60,7 +60,7 @@ class FrontPki:
             .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(moment - dt.timedelta(hours=1))
-            .not_valid_after(moment + dt.timedelta(hours=1))
+            .not_valid_after(moment + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
         )
         if names is not None:
