@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from casemate_enclave.soft_limit import Place, SoftLimit
+from tests.support.patience import patiently
 
 FOREVER = 1000.0
 
@@ -64,13 +65,16 @@ def test_so_many_at_once_and_no_more(most: int) -> None:
 
 
 def test_who_stays_long_does_not_count() -> None:
-    limit = SoftLimit(2, 2.0)
-    for _ in range(2):
+    def enters_at_once(hold_s: float) -> bool:
+        limit = SoftLimit(2, hold_s)
+        for _ in range(2):
+            limit.enter()
+        time.sleep(hold_s * 1.05)
+        begun = time.monotonic()
         limit.enter()
-    time.sleep(2.1)
-    begun = time.monotonic()
-    limit.enter()
-    assert time.monotonic() - begun < 1.5
+        return time.monotonic() - begun < hold_s * 0.75
+
+    assert patiently(enters_at_once, bool, (2.0, 20.0))
 
 
 def test_who_waits_goes_on_in_time_though_others_came_in_between(
@@ -95,12 +99,15 @@ def test_who_waits_goes_on_in_time_though_others_came_in_between(
 
 
 def test_giving_back_what_counts_no_more_frees_no_second_place() -> None:
-    limit = SoftLimit(1, 0.5)
-    late = limit.enter()
-    time.sleep(0.6)
-    limit.enter()
-    limit.leave(late)
-    assert not enters(limit, 0.1)
+    def keeps_others_out(hold_s: float) -> bool:
+        limit = SoftLimit(1, hold_s)
+        late = limit.enter()
+        time.sleep(hold_s * 1.2)
+        limit.enter()
+        limit.leave(late)
+        return not enters(limit, 0.1)
+
+    assert patiently(keeps_others_out, bool, (0.5, 5.0, 20.0))
 
 
 def test_who_waits_goes_on_in_time_though_nobody_ever_leaves() -> None:
