@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Ask = Callable[[str, Callable[[], bool]], bytes | Code]
 
 LATE_S = 2.5
-SOON_S = 0.5
+SOON_S = 0.75
 
 
 def blocking(target: str, until: Callable[[], bool]) -> bytes | Code:
