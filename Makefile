@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 
+# Images of containers often set it; then each process would compile all that it imports anew: the tests take twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV   := .venv
 BIN    := $(VENV)/bin
 # With ACCELERATOR=openvino or cuda: the enclave's tree with another build of onnxruntime (docs/guides/accelerators.md).

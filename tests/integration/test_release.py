@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from casemate.errors import Code
+from tests.support import bills
 from tests.support.deployment import ROOT, running
 
 if TYPE_CHECKING:
@@ -181,8 +180,8 @@ def test_two_builders_write_the_same_valid_bills_of_materials(
     first, second = (builder.files("dist/sbom/*.json") for builder in builders)
     assert set(first) == {f"{name}.cdx.json" for name in ("enclave", "host", "client", "devkit")}
     assert first == second
-    for name, text in first.items():
-        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.decode()) is None, name
+    for text in first.values():
+        assert bills.valid(text)
 
 
 @pytest.mark.parametrize("form", FORMS)

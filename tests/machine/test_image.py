@@ -49,7 +49,7 @@ def test_h10_a_machine_whose_clock_is_decades_wrong_lives_by_the_devices_time(
     assert abs(evidence.instance.boot_time - time.time() * 1000) < DAY
     assert evidence.log[0].name == MODEL  # the first; other tests load more
     with deployment.client(kms=True) as client:
-        client.infer(MODEL, {"features": DATA.features[:4]})
+        client.infer(MODEL, {"features": DATA.features[:4]}, timeout_s=120, repeatable=True)
 
 
 def test_each_document_is_the_devices_own(deployment: LocalDeployment) -> None:

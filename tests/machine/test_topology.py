@@ -57,7 +57,7 @@ def test_keys_are_released_and_sealed_answers_are_plain_onnxruntimes(
     label, probabilities = plain.run(["label", "probabilities"], {"features": rows})
     assert label.nbytes + probabilities.nbytes > 10 * PACKET
     with nitro.client(kms=True) as client:
-        answer = client.infer(MODEL, {"features": rows}).outputs
+        answer = client.infer(MODEL, {"features": rows}, timeout_s=120, repeatable=True).outputs
     assert answer["label"].tobytes() == label.tobytes()
     assert answer["probabilities"].tobytes() == probabilities.tobytes()
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from casemate_devkit import sbom
 from casemate_devkit.errors import DevkitError
+from tests.support.bills import valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def valid(data: bytes) -> dict[str, Any]:
-    """What the official schema has no objection to."""
-    error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode())
-    assert error is None, error
-    document: dict[str, Any] = json.loads(data)
-    return document
 
 
 def packages(document: dict[str, Any]) -> dict[str, str]:
