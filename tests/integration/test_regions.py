@@ -93,6 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.double.stop()
 
 
+@pytest.mark.slow
 def test_keys_of_every_configured_region_are_released(world: World) -> None:
     for region in (FRANKFURT, IRELAND):
         arn = world.key(region)

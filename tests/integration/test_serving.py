@@ -181,6 +181,7 @@ class Load:
         assert answered, (self.versions[-5:], self.failures[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serving", [Serving(), Serving(0, batch_rows=32)], ids=["", "joined"])
 def test_a_model_is_replaced_under_load_without_one_failed_request(
     deployment: LocalDeployment, tmp_path: Path, serving: Serving

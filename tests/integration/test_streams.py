@@ -646,6 +646,7 @@ def test_a_message_above_the_measured_bound_ends_the_stream_after_those_before_i
         stream.close()
 
 
+@pytest.mark.slow
 def test_two_large_messages_share_the_measured_memory(client: Client) -> None:
     """Each takes most of it: one waits for the other, and both are answered."""
     x = np.ones(40 * MIB, np.float32)  # 160 MiB of 256

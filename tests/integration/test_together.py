@@ -323,6 +323,7 @@ def test_c5_a_worker_killed_during_a_joined_run_loses_no_question(models: Models
 KINDS = ["quick", "divided", "joined", "wide", "bad", "long", "large"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     questions=st.lists(

@@ -362,6 +362,7 @@ def test_a_run_that_needs_too_much_memory_fails_and_its_worker_stays(
     assert not events(journal)
 
 
+@pytest.mark.slow
 def test_c5_a_hundred_crashes_leave_memory_descriptors_and_processes_as_they_were() -> None:
     grown, before, after = in_own_process(hundred_crashes)
     assert grown < 4 * limits.MIB

@@ -331,6 +331,7 @@ def test_h11_garbage_at_the_hosts_port_is_shed(
         still_serves()
 
 
+@pytest.mark.slow
 def test_h11_ten_thousand_connections_at_the_hosts_port_harm_nobody(
     deployment: LocalDeployment, still_serves: Callable[[], None]
 ) -> None:

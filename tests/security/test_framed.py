@@ -118,6 +118,7 @@ HEAD_BITS = [(position, bit) for position in range(HEAD_BYTES) for bit in (0, 7)
 BODY_BITS = [(position, 1) for position in (9, 10, 11, 12, 13, 14, 17, 21, 30, 60, 150, -1, -17)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["to host", "to client"])
 @pytest.mark.parametrize("way", KINDS)
 def test_h2_a_flipped_bit_on_a_framed_connection_gives_no_wrong_answer(
@@ -384,6 +385,7 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["to host", "to client"])
 def test_h13_a_connection_that_is_cut_anywhere_ends_each_call_once(
     deployment: LocalDeployment,

@@ -146,6 +146,7 @@ def flipped(position: int, bit: int, whole: bytes) -> tuple[bytes]:
     return (flip(whole, position, bit),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["to host", "to client"])
 def test_h2_a_flipped_bit_in_a_framed_stream_gives_no_wrong_answer(
     deployment: LocalDeployment,
@@ -251,6 +252,7 @@ CUTS = [0, 1, 8, 9, 17, 25, 26, 27, 30, 34, 35, 36, 44, 45, 100, 1000]
 HELLOS = {"to host": len(framed.hello()), "to client": framed.GREETING_BYTES + COUNTED + 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", HELLOS)
 def test_h13_a_stream_that_is_cut_anywhere_ends_once(
     deployment: LocalDeployment,

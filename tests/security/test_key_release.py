@@ -263,6 +263,7 @@ def test_secrets_are_in_no_log_no_error_and_no_output(
     assert [secret for secret in planted if secret in captured] == []
 
 
+@pytest.mark.slow
 def test_streams_are_closed_whatever_happens(bench: Bench) -> None:
     """A host that makes releases fail cannot exhaust the enclave's descriptors."""
 

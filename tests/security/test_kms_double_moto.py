@@ -223,6 +223,7 @@ def test_objects_come_back(double: KmsDouble, size: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_services_know_the_account(double: KmsDouble) -> None:
     assert service(double, "sts").get_caller_identity()["Account"] == CLINIC
     role = service(double, "iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]

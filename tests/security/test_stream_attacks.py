@@ -307,6 +307,7 @@ def mortal(tree: Path) -> Iterator[LocalDeployment]:
         yield made
 
 
+@pytest.mark.slow
 def test_h13_an_enclave_killed_within_a_stream_gives_no_wrong_and_no_second_answer(
     mortal: LocalDeployment, expected: dict[str, bytes]
 ) -> None:

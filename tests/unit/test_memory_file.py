@@ -70,6 +70,7 @@ def test_a_single_content_can_be_opened_by_a_path() -> None:
     assert ModelContents.of(FILES).location is None
 
 
+@pytest.mark.slow
 def test_what_is_dropped_or_closed_leaves_no_descriptor() -> None:
     files = MemoryFiles()
     contents = ModelContents.of(FILES)

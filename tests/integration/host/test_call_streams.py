@@ -256,6 +256,7 @@ def test_c3_a_caller_has_its_share_of_streams_and_the_unknown_have_none(
         eventually(lambda: b"casemate_call_streams 0.0" in page(bench))
 
 
+@pytest.mark.slow
 def test_c3_a_client_that_takes_no_answers_is_read_no_further_and_cut_off(
     short_path: Path, chain: Chain, enclave: FakeEnclave
 ) -> None:

@@ -278,6 +278,7 @@ def test_a_flight_gives_nothing_away() -> None:
 # Memory
 
 
+@pytest.mark.slow
 def test_ten_thousand_live_data_keys_take_less_than_50_mb() -> None:
     """Each with its key, its replay window, the window full of gaps, and known by sight."""
     others: dict[str, Any] = dict.fromkeys(("identity", "keys", "unwraps", "replay", "lifetime"))

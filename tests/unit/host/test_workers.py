@@ -90,6 +90,7 @@ def test_a_thread_that_is_needed_stays_while_others_end(workers: Workers) -> Non
     eventually(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_no_call_is_lost_between_a_threads_last_look_and_its_end(workers: Workers) -> None:
     for number in range(100):
