@@ -39,7 +39,7 @@ MACHINE_TESTS := tests/machine tests/integration$(if $(filter 1,$(ALL)),,/test_d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv stage demo eif qemu accelerator units test check coverage mutants fuzz bench bench-peers peers large soak compose wheels sbom rehearsal docs protos lock clean
+.PHONY: help venv stage demo eif qemu accelerator units test check lint types drift coverage mutants fuzz bench bench-peers peers large soak compose wheels sbom rehearsal docs protos lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,11 +88,17 @@ units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-check: venv ## Lint, format, types, import contracts, drift of generated files
+check: lint types drift ## Lint, format, import contracts, types, drift of generated files
+
+lint: venv
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
-	@$(BIN)/mypy --no-error-summary
 	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
+
+types: venv
+	@$(BIN)/mypy --no-error-summary
+
+drift: venv
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python docs/reference/generate.py --check
 	@$(BIN)/python tests/vectors/generate.py --check

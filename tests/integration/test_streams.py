@@ -329,15 +329,20 @@ def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
     pid, early = pid_of(deployment), ended_early(enclave)
     policy, key = deployment.trust_policy(), deployment.clinic.signing_key
 
+    asked = asyncio.Event()
+
     async def ask() -> None:
         async with (
             AsyncClient(deployment.target, policy, caller_key=key) as client,
             client.stream(MODEL, version=ENDLESS, timeout_s=60) as stream,
         ):
-            await (await stream.submit(scalar()))
+            answer = await stream.submit(scalar())
+            asked.set()
+            await answer
 
     async def work() -> None:
         task = asyncio.create_task(ask())
+        await asked.wait()  # what computes before is the proof that the client asks for
         assert await asyncio.to_thread(begins, pid)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
