@@ -342,7 +342,8 @@ def test_a_cancelled_task_frees_its_workers_and_stops_the_model(
 
     async def work() -> None:
         task = asyncio.create_task(ask())
-        await asked.wait()  # what computes before is the proof that the client asks for
+        async with asyncio.timeout(TIMEOUT_S):
+            await asked.wait()  # what computes before is the proof that the client asks for
         assert await asyncio.to_thread(begins, pid)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
