@@ -51,7 +51,7 @@ def use_sessions(
     They are strangers', to whom no model answers: no listed caller may hold so many.
     """
     for _ in range(count):
-        session = start_session(world, evidence=evidence, lifetime_ms=290_000, caller=None)
+        session = start_session(world, evidence=evidence, lifetime_ms=3_600_000, caller=None)
         call = session.seal()
         answer = call.open(*connection.infer(call.header, call.ciphertext, 20))
         assert answer.trailer.status is Code.CALLER_REFUSED
