@@ -1,12 +1,15 @@
 """Casemate beside the servers that people use: `make bench-peers`, or `python -m bench.peers`.
 
 Each round starts each server in turn, in another order each time, and puts every load on every
-model of it. Ratios are within a round; what is reported are medians over the rounds.
+model of it. With ``--keep`` all start once and each load goes to one after the other: the others
+are idle meanwhile, and what is compared lies seconds apart, as a machine whose pace changes needs.
+Ratios are within a round; what is reported are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -37,6 +40,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before each")
+    parser.add_argument(
+        "--keep", action="store_true", help="start each server once, for all rounds"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--plots", type=Path, help="write SVG images to this folder")
     return parser.parse_args()
@@ -50,8 +56,9 @@ def _measure(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as driver:
         pids = processor.family(*server.roots)
         marks = [_clocks(driver, word, pids) for word in ("begin", "end")]
-        found = json.loads(driver.communicate()[0])
-    if driver.returncode != 0 or not found["latencies"] or found.get("refused"):
+        printed = driver.communicate()[0]
+    found = json.loads(printed) if driver.returncode == 0 else {}
+    if not found.get("latencies") or found.get("refused"):
         detail = found.get("refused") or "no answer"
         raise ChildProcessError(f"{mode}, {model}, {in_flight} in flight: {detail}")
     server_s, client_s, joules = (after - before for before, after in zip(*marks, strict=True))
@@ -75,28 +82,67 @@ def _await_word(stream: IO[str], word: str) -> None:
 def _run(folder: Path, options: argparse.Namespace) -> tuple[list[Sample], list[str]]:
     """Return all samples, and what could not be measured: an hour's work is not lost with it."""
     samples: list[Sample] = []
-    failures = []
-    for number in range(options.rounds):
-        turn = number % len(options.servers)
-        for name in options.servers[turn:] + options.servers[:turn]:
-            here = f"round {number + 1}/{options.rounds}: {name}"
-            print(here, file=sys.stderr, flush=True)
-            try:
-                samples.extend(_measured(number, name, folder, options))
-            except (ChildProcessError, TimeoutError) as error:
-                failures.append(f"{here}: {error}")
-                print(failures[-1], file=sys.stderr, flush=True)
+    failures: list[str] = []
+    (_kept if options.keep else _in_turn)(folder, options, samples, failures)
     return samples, failures
 
 
+def _in_turn(
+    folder: Path, options: argparse.Namespace, samples: list[Sample], failures: list[str]
+) -> None:
+    for number in range(options.rounds):
+        for name in _turned(options.servers, number):
+            here = f"round {number + 1}/{options.rounds}: {name}"
+            with _noted(here, failures), SERVERS[name](folder) as server:
+                for model, load in product(options.models, options.in_flight):
+                    samples.extend(_measured(number, name, server, model, load, options))
+
+
+def _kept(
+    folder: Path, options: argparse.Namespace, samples: list[Sample], failures: list[str]
+) -> None:
+    running: dict[str, Running] = {}
+    with contextlib.ExitStack() as stack:
+        for name in options.servers:
+            with _noted(f"start: {name}", failures):
+                running[name] = stack.enter_context(SERVERS[name](folder))
+        for number in range(options.rounds):
+            for model, load in product(options.models, options.in_flight):
+                for name in _turned(list(running), number):
+                    here = f"round {number + 1}/{options.rounds}: {model}, {load}: {name}"
+                    with _noted(here, failures):
+                        samples.extend(_measured(number, name, running[name], model, load, options))
+
+
+def _turned(names: list[str], number: int) -> list[str]:
+    """Return ``names`` in another order for each round."""
+    turn = number % max(1, len(names))
+    return names[turn:] + names[:turn]
+
+
+@contextlib.contextmanager
+def _noted(here: str, failures: list[str]) -> Iterator[None]:
+    """Say where the bench is, and note what cannot be measured there."""
+    print(here, file=sys.stderr, flush=True)
+    try:
+        yield
+    except (ChildProcessError, TimeoutError) as error:
+        failures.append(f"{here}: {error}")
+        print(failures[-1], file=sys.stderr, flush=True)
+
+
 def _measured(
-    number: int, name: str, folder: Path, options: argparse.Namespace
+    number: int,
+    name: str,
+    server: Running,
+    model: str,
+    load: int,
+    options: argparse.Namespace,
 ) -> Iterator[Sample]:
-    with SERVERS[name](folder) as server:
-        for mode, model, load in product(server.modes, options.models, options.in_flight):
-            if not _is_idle(mode, model, load):
-                figures = _measure(server, mode, model, load, options)
-                yield Sample(number, name, model, mode, load, figures)
+    for mode in server.modes:
+        if not _is_idle(mode, model, load):
+            figures = _measure(server, mode, model, load, options)
+            yield Sample(number, name, model, mode, load, figures)
 
 
 def _is_idle(mode: str, model: str, load: int) -> bool:

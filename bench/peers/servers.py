@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -32,8 +34,8 @@ TREE: Final = ROOT / ".stage/tree"
 VENVS: Final = ROOT / ".bench"
 _START_S: Final = 120.0
 _STOP_S: Final = 30.0
-_PORT_MAX: Final = 65_533
-_TRITON_STARTS: Final = 3  # its models now and then miss the handshake with its front
+_PORT_MAX: Final = 65_534
+_TRITON_STARTS: Final = 3  # now and then one of its models and its front miss each other
 
 
 UNARY: Final = {"unary": ""}
@@ -187,8 +189,9 @@ def triton(folder: Path) -> Iterator[Running]:
         port = _free_port()
         with _process(_foreign("triton", folder, port), stdout=subprocess.PIPE) as process:
             try:
-                while not _line(process).startswith(b'{"pid"'):
-                    pass
+                with _ended_after(_START_S, process):
+                    while not _line(process).startswith(b'{"pid"'):
+                        pass
             except ChildProcessError:
                 if left:
                     continue
@@ -216,7 +219,7 @@ def mlserver(folder: Path) -> Iterator[Running]:
             "host": "127.0.0.1",
             "grpc_port": port,
             "http_port": port + 1,
-            "metrics_port": port + 2,
+            "metrics_endpoint": None,
             "debug": False,
             "parallel_workers": 0,
             "grpc_max_message_length": -1,
@@ -320,8 +323,19 @@ def _process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Pope
                 process.wait()
 
 
+@contextlib.contextmanager
+def _ended_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End ``process`` and its children if what is done meanwhile takes longer."""
+    timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _free_port() -> int:
-    """A port that is free now, with two more above it."""
+    """A port that is free now, with another above it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port if port < _PORT_MAX else _free_port()

@@ -5,6 +5,7 @@ Runs in its own virtual environment: ``serve_kserve.py FOLDER PORT``.
 
 import asyncio
 import json
+import logging
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,9 @@ def main():
         enable_grpc=True,
         enable_docs_url=False,
         access_log_format=None,
+        enable_latency_logging=False,
     )
+    logging.getLogger("kserve").setLevel(logging.WARNING)  # it writes a line for each request
     server.start(models)
 
 

@@ -12,10 +12,34 @@ import numpy as np
 import onnxruntime
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.models.model import Model
 from pytriton.triton import Triton, TritonConfig
 
 TYPES = {"FP32": np.float32, "INT64": np.int64}
 INSTANCES = 2
+GENUINE = Model.get_proxy_model_files
+PATIENCE = {  # on a busy machine a second is short, and a socket is there before it listens
+    b"timeout_s: float = 1.0": b"timeout_s: float = 60.0",
+    b"timeout=1.0": b"timeout=60.0",
+    b"_STARTUP_TIMEOUT_S = 1.0": b"_STARTUP_TIMEOUT_S = 60.0",
+    b"        sock.connect(socket_path.as_posix())\n": (
+        b"        while sock.connect_ex(socket_path.as_posix()):\n            time.sleep(0.01)\n"
+    ),
+}
+
+
+def patient_files(model):
+    """Return what PyTriton has Triton run, which waits longer for its start."""
+    files = GENUINE(model)
+    name = next(name for name in files if name.endswith("/communication.py"))
+    for theirs, ours in PATIENCE.items():
+        if theirs not in files[name]:
+            raise SystemExit(f"another PyTriton: {theirs!r} is not in {name}")
+        files[name] = files[name].replace(theirs, ours)
+    return files
+
+
+Model.get_proxy_model_files = patient_files
 
 
 def instance(path, outputs):
