@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -83,8 +84,16 @@ class Watcher:
         return patiently(self._outcome, Code.OVERLOADED.__eq__, SECONDS) is Code.OVERLOADED
 
     def free(self) -> bool:
-        """Whether the place becomes free long before the question's deadline."""
-        return eventually(lambda: self._outcome(0.3) is Code.DEADLINE_EXCEEDED, 20 * self.pace)
+        """Whether the place becomes free long before the question's deadline, and nothing runs."""
+        limit = 20 * self.pace
+        freed = eventually(lambda: self._outcome(0.3) is Code.DEADLINE_EXCEEDED, limit)
+        return freed and eventually(self._is_idle, limit)
+
+    def _is_idle(self) -> bool:
+        """Whether the enclave computes next to nothing for a second."""
+        before = ticks_of_family(self.pid)
+        time.sleep(1)
+        return ticks_of_family(self.pid) <= before + 3
 
     def _outcome(self, seconds: float) -> Code:
         """OVERLOADED if the model's place is held, DEADLINE_EXCEEDED if it was free.
