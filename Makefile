@@ -138,11 +138,11 @@ soak: stage ## Mixed load for SOAK_MINUTES (30): nothing may rise
 	@SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m bench.soak $(if $(filter 1,$(JSON)),--json)
 
 # All on PEERS_PYTHON: one that was built without profile-guided optimisation, as pyenv builds them, is half as slow again.
-bench-peers: $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; SERVERS="sealed triton"; writes .bench/peers.json and plots)
+bench-peers: $(foreach peer,$(PEERS),.bench/$(peer)/.installed) ## Measure beside other servers (ROUNDS=5; SERVERS="sealed triton"; OPTIONS=--keep; writes .bench/peers.json and plots)
 	@$(MAKE) --no-print-directory VENV=.bench/casemate PYTHON=$(PEERS_PYTHON) peers
 
 peers: stage
-	@$(BIN)/python -m bench.peers --servers $(SERVERS) --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots
+	@$(BIN)/python -m bench.peers --servers $(SERVERS) --rounds $(ROUNDS) --json .bench/peers.json --plots .bench/plots $(OPTIONS)
 
 # Each server in an environment of its own, from its lock; Triton's stub is linked to Debian's Python 3.11.2.
 .bench/%/.installed: bench/peers/requirements/%.txt
