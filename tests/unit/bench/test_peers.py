@@ -60,11 +60,11 @@ def measure(
     return run
 
 
-NEVER_SERVES = [
+NEVER_SERVES: list[tuple[object, str]] = [
     (lambda _: fails(ChildProcessError("ended before it served")), "ended before"),
     (lambda _: fails(TimeoutError("does not serve")), "does not serve"),
 ]
-SERVES_BADLY = [
+SERVES_BADLY: list[tuple[object, str]] = [
     (lambda _: driven_by(REFUSED), "1 in flight: OVERLOADED"),
     (lambda _: driven_by(ENDS), "load generator ended early"),
     (lambda _: driven_by(ENDS_LATE), "1 in flight: no answer"),
