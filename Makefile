@@ -86,7 +86,7 @@ units: stage $(if $(filter vm,$(FORM)),$(QEMU)/tools/toolbox.json) ## Run deploy
 	@$(BIN)/python -m pytest $(if $(FORM),--form $(FORM)) tests/systemd
 
 test: stage ## Run every test, WORKERS files at a time (3: most of them wait for processes)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(OPTIONS)
 
 check: lint types drift ## Lint, format, import contracts, types, drift of generated files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,16 @@ settings.register_profile("thorough", deadline=None, max_examples=2000, print_bl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 BOOT_TIMEOUT_S = 4000  # seconds for a test that boots machines, each in two tries of 15 minutes
+BEGUN = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--form vm` runs every deployment's enclave as a machine: `make qemu`."""
+    """`--form vm` runs every deployment's enclave as a machine, `--within S` what there is time for.
+
+    The first is for `make qemu`, the second for `.ci/run` on a machine that others are using.
+    """
     parser.addoption("--form", choices=sorted(FORMS), default="process")
+    parser.addoption("--within", type=float, metavar="S", help="from then on skip what starts processes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,7 +49,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The others have no form: this run would repeat them. One whose subject is the process says so
     with the mark ``process_form``, and is reported as skipped, with its reason. That no test is in
     the wrong place is unit/test_forms.py's.
+
+    What starts processes goes last where time may run out for it.
     """
+    if config.getoption("--within") is not None:
+        items.sort(key=_starts_processes)
     if config.getoption("--form") == "process":
         return
     formed = [item for item in items if _has_form(item)]
@@ -53,6 +63,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.timeout(BOOT_TIMEOUT_S), append=False)
         if mark := item.get_closest_marker("process_form"):
             item.add_marker(pytest.mark.skip(reason=f"process form only: {mark.args[0]}"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before its fixtures start anything
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out, by name of its file, what starts processes and comes too late (`--within`)."""
+    within = item.config.getoption("--within")
+    if within is not None and _starts_processes(item) and time.monotonic() - BEGUN > within:
+        pytest.skip(f"out of time: {item.path.name}")
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    return item.get_closest_marker("integration") is not None
 
 
 def _has_form(item: pytest.Item) -> bool:
