@@ -30,12 +30,14 @@ BEGUN = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--form vm` runs every deployment's enclave as a machine, `--within S` what there is time for.
+    """`--form vm` runs every deployment's enclave as a machine, `--within S` what it can in time.
 
     The first is for `make qemu`, the second for `.ci/run` on a machine that others are using.
     """
     parser.addoption("--form", choices=sorted(FORMS), default="process")
-    parser.addoption("--within", type=float, metavar="S", help="from then on skip what starts processes")
+    parser.addoption(
+        "--within", type=float, metavar="S", help="from then on skip what starts processes"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Where time runs out (`--within`), what starts processes is left out by name and the rest is run."""
+"""Where time runs out (`--within`), what starts processes is left out by name; the rest is run."""
 
 from __future__ import annotations
 
