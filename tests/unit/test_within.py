@@ -28,8 +28,14 @@ def test_what_comes_too_late_is_skipped_by_name_if_it_starts_processes(
         "def test_process(enclave): assert order == ['alone', 'started']\n"
         "def test_alone(): order.append('alone')\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--within={within}"]
-    command += ["-c", ROOT / "pyproject.toml", "--confcutdir", ROOT, "-p", "tests.conftest", tried]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p"]
+    command += [
+        "tests.conftest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        f"--within={within}",
+        str(tried),
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.search(summary, run.stdout), run.stdout + run.stderr
     assert ("out of time: test_tried.py" in run.stdout) == (within == "0")
