@@ -102,6 +102,8 @@ def missing() -> list[str]:
         found.append("only root may make the namespaces")
     if _cgroup2() is None:
         found.append("no cgroup2 file system is mounted")
+    if ROOT.is_relative_to("/tmp"):
+        found.append("the checkout lies below /tmp, which is a new one in there")
     return found
 
 
