@@ -4,9 +4,10 @@ import hashlib
 import io
 import struct
 import threading
+import time
 import tracemalloc
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,7 +26,7 @@ from casemate.sealed_model import (
     seal_model,
 )
 from casemate.sealed_model.contents import open_failed
-from casemate.sealed_model.parts import digest_of, part_digest
+from casemate.sealed_model.parts import content_digest, digest_of, part_digest
 from casemate.tensors import TensorSpec
 from tests.support.envelope import KEY_ARN
 from tests.support.model_contents import MemoryFiles, read_all
@@ -404,6 +405,19 @@ def test_a_wrong_digest_is_refused_though_all_chunks_open(small: bytes) -> None:
     assert refused(sealed_under(cbor.encode(fields), [first, second])) == Code.MODEL_OPEN_FAILED
 
 
+def test_a_publisher_cannot_vouch_for_parts_that_are_not_there(small: bytes) -> None:
+    """Else zeros would stand in their place: the length is of the content, the digest of none."""
+    fields = cbor.decode(small[12 : head_length(small) - 68])
+    first, second = parts_of(SMALL)
+    for entry in fields["entries"]:
+        entry["digest"] = content_digest(entry["length"], [])
+    assert refused(sealed_under(cbor.encode(fields), [])) == Code.MODEL_OPEN_FAILED
+    fields["entries"][0]["digest"] = digest_of(first)
+    assert refused(sealed_under(cbor.encode(fields), [first])) == Code.MODEL_OPEN_FAILED
+    fields["entries"][2]["digest"] = digest_of(second)
+    assert open_model(sealed_under(cbor.encode(fields), [first, second])) == SMALL
+
+
 def test_every_part_counts_where_it_stands(tmp_path: Path) -> None:
     """The key's owner seals whatever they like: the signed digests alone hold them to it."""
     contents = {"a": b"1" * CHUNK + b"2" * CHUNK + b"3", "b": b"1" * CHUNK}
@@ -541,6 +555,30 @@ def test_a_part_is_opened_while_the_next_one_arrives(
     monkeypatch.setattr("casemate.sealed_model.contents.part_digest", hashed)
     reader = unlocked(file)
     reader.feed_all(arriving())
+    assert read_all(reader.finish()) == {"model.onnx": content}
+
+
+def test_pieces_are_taken_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"".join(bytes([number]) * CHUNK for number in range(8))
+    file = make(tmp_path, {"model.onnx": content})
+    taking = threading.Lock()
+
+    class Arriving:
+        def __init__(self) -> None:
+            self._chunks = iter(chunks_of(file))
+
+        def __iter__(self) -> Self:
+            return self
+
+        def __next__(self) -> bytearray:
+            assert taking.acquire(blocking=False), "two at a time"
+            time.sleep(0.05)  # for whoever would not wait
+            taking.release()
+            return next(self._chunks)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    reader = unlocked(file)
+    reader.feed_all(Arriving())
     assert read_all(reader.finish()) == {"model.onnx": content}
 
 

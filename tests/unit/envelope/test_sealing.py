@@ -426,3 +426,14 @@ def test_an_answer_of_three_parts_is_none() -> None:
     unit = parts + bytes(padded_answer(len(parts)) - len(parts))
     with pytest.raises(BrokenSealError):
         split_response(memoryview(unit))
+
+
+@pytest.mark.parametrize("size", [1, 64 * limits.KIB, 200 * limits.KIB])
+def test_no_byte_of_padding_may_be_anything_but_zero(size: int) -> None:
+    padding = bytearray(size)
+    units.require_zeros(memoryview(padding))
+    for at in {0, size // 2, 64 * limits.KIB % size, size - 1}:
+        padding[at] = 1
+        with pytest.raises(BrokenSealError):
+            units.require_zeros(memoryview(padding))
+        padding[at] = 0
