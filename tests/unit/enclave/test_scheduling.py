@@ -196,15 +196,18 @@ def test_c2_an_output_of_other_rows_is_split_among_nobody(
 def test_c2_an_endless_row_costs_the_others_half_of_their_time_at_most(
     pool: ThreadPoolExecutor,
 ) -> None:
-    def ends(within: float) -> list[float | Code]:
+    def ends(within: float) -> list[object]:
         gate = Gate()
-        asker = Asker(scheduled(gate, concurrency=2), pool, gate)
-        firsts = [asker.running(rows(0)) for _ in range(2)]
-        futures = [asker.waiting(rows(value), within=within) for value in (1, ENDLESS, 3)]
+        asker = Asker(scheduled(gate), pool, gate)
+        first = asker.running(rows(0))
+        begun = time.monotonic()
+        futures = [asker.waiting(rows(value), within=within) for value in (1, 3, ENDLESS)]
         gate.open.set()
-        return [end_of(future) for future in (*firsts, *futures)]
+        answers = [end_of(future) for future in (first, *futures[:2])]
+        in_time = time.monotonic() - begun < 0.9 * within
+        return [*answers, end_of(futures[2]), in_time, gate.runs]
 
-    expected = [0, 0, 2, Code.DEADLINE_EXCEEDED, 6]
+    expected = [0, 2, 6, Code.DEADLINE_EXCEEDED, True, [1, 3, 1, 1, 1]]
     assert patiently(ends, expected.__eq__, (1.0, 10.0, 40.0)) == expected
 
 
