@@ -28,14 +28,8 @@ def test_what_comes_too_late_is_skipped_by_name_if_it_starts_processes(
         "def test_process(enclave): assert order == ['alone', 'started']\n"
         "def test_alone(): order.append('alone')\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p"]
-    command += [
-        "tests.conftest",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        f"--within={within}",
-        str(tried),
-    ]
+    settings = ("-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "-c", "pyproject.toml")
+    command = (sys.executable, "-m", "pytest", *settings, f"--within={within}", tried)
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert re.search(summary, run.stdout), run.stdout + run.stderr
     assert ("out of time: test_tried.py" in run.stdout) == (within == "0")
